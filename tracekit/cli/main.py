@@ -1,0 +1,68 @@
+"""The ``tracekit`` group: commands are imported only when they run, and every error ends here as one sentence."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from tracekit import __version__
+from tracekit.errors import EXIT_FAILED, TracekitError
+
+# name -> one line for the list; the module is tracekit.cli.<name>
+COMMANDS = {
+    "cat": "Print rows of one table of a trace.",
+    "daemon": "Run tracekitd, the sidecar that writes traces.",
+    "demo": "The whole story on a real engine: record twice, replay, compare.",
+    "engine": "Install and list engine environments.",
+    "export": "Write the tables of a trace as Parquet.",
+    "info": "Say what a trace holds.",
+    "record": "Record a prompts file, or any command that uses vLLM.",
+    "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports ``tracekit.cli.<name>`` when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"tracekit.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tracekit")
+def cli() -> None:
+    """Record what an inference engine really did, replay it, name the first diverging token.
+
+    Exit codes: 0 clean, 1 failed, 2 usage, 3 finished but data was lost, 4 divergence found.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit; a TracekitError becomes one line on stderr and its own exit code."""
+    try:
+        code = cli.main(args=argv, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TracekitError as error:
+        click.echo(f"tracekit: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("tracekit: interrupted", err=True)
+        sys.exit(EXIT_FAILED)
+    except BrokenPipeError:
+        # the reader of our pipe went away (`| head`): silence the flush at exit as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

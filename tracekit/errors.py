@@ -1,0 +1,76 @@
+"""The errors that people see, and the exit codes they end with.
+
+TracekitError                       exit 1: something failed, one sentence says what
+├── UsageError                      exit 2: the caller asked for something impossible
+├── EngineEnvError                  an engine environment is missing, broken or could not be built
+├── ModelError                      a model folder is missing, not loadable, or of another vocabulary
+├── TraceError                      a trace cannot be read
+│   ├── NotATraceError              not Arrow, or Arrow that is not ours
+│   ├── TraceTruncatedError         ends before its own end
+│   ├── TraceCorruptError           a checksum or a sequence number does not match
+│   └── SchemaTooNewError           written by a newer tracekit
+├── OutputError                     an output path exists already or cannot be written
+├── DaemonError                     the daemon cannot be reached
+│   └── ProtocolMismatchError       it speaks another protocol version
+└── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
+"""
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_DATA_LOST = 3
+EXIT_DIVERGED = 4
+
+
+class TracekitError(Exception):
+    """Base of every error tracekit raises on purpose; its text is one sentence for the user."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(TracekitError):
+    exit_code = EXIT_USAGE
+
+
+class EngineEnvError(TracekitError):
+    pass
+
+
+class ModelError(TracekitError):
+    pass
+
+
+class TraceError(TracekitError):
+    pass
+
+
+class NotATraceError(TraceError):
+    pass
+
+
+class TraceTruncatedError(TraceError):
+    pass
+
+
+class TraceCorruptError(TraceError):
+    pass
+
+
+class SchemaTooNewError(TraceError):
+    pass
+
+
+class OutputError(TracekitError):
+    pass
+
+
+class DaemonError(TracekitError):
+    pass
+
+
+class ProtocolMismatchError(DaemonError):
+    pass
+
+
+class ReplayRefused(TracekitError):
+    pass
