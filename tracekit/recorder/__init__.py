@@ -1,0 +1,1 @@
+"""The recorder: lives inside somebody's vLLM process, so it imports nothing but the standard library, numpy and rpc."""

@@ -1,0 +1,1 @@
+"""One adapter a generation of vLLM; every version difference stands in one of them."""

@@ -1,0 +1,267 @@
+"""vLLM V1 (0.18 to 0.32): class-level wraps of the scheduler and of EngineCore, in the EngineCore process.
+
+`Scheduler.schedule` and `Scheduler.update_from_output` are the one place where request, step, accepted token and
+logprob are on the host together; the same SchedulerOutput object goes through both, in sync and async scheduling
+(vllm/v1/core/sched/scheduler.py, vllm/v1/engine/core.py `step` and `step_with_batch_queue`).
+"""
+
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tracekit
+from tracekit.recorder.engines.base import vllm_version
+from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
+from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
+from tracekit.recorder.guard import never_raise
+from tracekit.recorder.session import Session, new_engine_id
+from tracekit.recorder.settings import daemon_address
+
+CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
+
+# Worker RPCs that leave the weights alone; any other name may change them and starts a new weight version.
+READ_ONLY_RPC = ("get_", "list_", "check_", "save_", "is_", "init_", "profile", "report_", "execute_dummy")
+
+CONTROL = ("pause_scheduler", "resume_scheduler", "reset_prefix_cache", "sleep", "wake_up", "abort_requests")
+CONTROL_LORA = ("add_lora", "remove_lora")
+
+
+def missing_features() -> str:
+    """Name what this vLLM lacks of what the adapter relies on; empty when nothing is missing."""
+    try:
+        from vllm.v1.core.sched import output, scheduler
+        from vllm.v1.engine import core
+    except Exception as error:
+        return f"vllm.v1: {error}"
+    needs = {
+        "Scheduler.schedule": hasattr(scheduler.Scheduler, "schedule"),
+        "Scheduler.update_from_output": hasattr(scheduler.Scheduler, "update_from_output"),
+        "EngineCore.preprocess_add_request": hasattr(core.EngineCore, "preprocess_add_request"),
+        "CachedRequestData.resumed_req_ids": "resumed_req_ids"
+        in getattr(getattr(output, "CachedRequestData", None), "__dataclass_fields__", {}),
+        "SchedulerOutput.preempted_req_ids": "preempted_req_ids" in output.SchedulerOutput.__dataclass_fields__,
+    }
+    return ", ".join(name for name, there in needs.items() if not there)
+
+
+class V1Adapter:
+    """Wraps the classes once per process; every engine made afterwards gets a recording of its own."""
+
+    kind = "v1"
+
+    def attach(self) -> None:
+        """Wrap Scheduler and EngineCore; idempotent, opens nothing until a scheduler is built."""
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.engine import core
+
+        _after(Scheduler, "__init__", _on_scheduler_built)
+        _after(Scheduler, "add_request", _on_request)
+        _after(Scheduler, "schedule", _on_schedule)
+        _after(Scheduler, "finish_requests", _on_finish_requests)
+        _wrap(Scheduler, "update_from_output", _update_from_output)
+        _after(core.EngineCore, "preprocess_add_request", _on_preprocess)
+        _wrap(core.EngineCore, "collective_rpc", _collective_rpc)
+        _wrap(core.EngineCore, "shutdown", _shutdown)
+        classes = [c for c in vars(core).values() if isinstance(c, type) and issubclass(c, core.EngineCore)]
+        for engine_class in classes:
+            for name in CONTROL + CONTROL_LORA:
+                if name in vars(engine_class):
+                    _wrap(engine_class, name, _control)
+
+
+class Recording:
+    """One engine's counters and its session; hangs on the scheduler it belongs to."""
+
+    def __init__(self, scheduler: Any, session: Session) -> None:
+        self.session = session
+        self.engine_step = 0
+        self.weight_version = 0
+        self.dispatched: dict[int, Dispatch] = {}
+        # a speculative step trims the sampled lists in place, so they must be copied before
+        self.copies_sampled = bool(getattr(scheduler, "num_spec_tokens", 0))
+        self.kv_usage: Callable[[], float] = lambda: float(scheduler.kv_cache_manager.usage)
+
+
+def _of(owner: Any) -> Recording | None:
+    scheduler = getattr(owner, "scheduler", owner)
+    return getattr(scheduler, "_tracekit_recording", None)
+
+
+def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+    original = vars(owner)[name]
+    if getattr(original, "_tracekit", False):
+        return
+
+    @functools.wraps(original)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return around(original, self, *args, **kwargs)
+
+    wrapper._tracekit = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapper)
+
+
+def _after(owner: type, name: str, hook: Callable[..., None]) -> None:
+    """Call ``hook(self, result, *args)`` after ``owner.name``; whatever the hook raises stays with us."""
+    guarded = never_raise(hook)
+
+    def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        guarded(self, result, *args)
+        return result
+
+    _wrap(owner, name, around)
+
+
+def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any) -> None:
+    from tracekit.recorder.stream import Stream
+
+    address = daemon_address()
+    if address is None or _of(scheduler) is not None:
+        return
+    config = scheduler.vllm_config
+    engine_id = new_engine_id()
+    session = Session(V1Rows(), Stream(address, engine_id))
+    scheduler._tracekit_recording = Recording(scheduler, session)
+    session.append(("engines", _describe(engine_id, config, scheduler)))
+
+
+def _describe(engine_id: str, config: Any, scheduler: Any) -> dict[str, Any]:
+    model = config.model_config
+    resolved = {
+        "vllm": jsonable(config),
+        "hf_config": jsonable(model.hf_config),
+        "scheduler_class": type(scheduler).__qualname__,
+        "num_gpu_blocks": getattr(scheduler.kv_cache_config, "num_blocks", None),
+        "environment": vllm_environment(),
+    }
+    return {
+        "engine_id": engine_id,
+        "kind": V1Adapter.kind,
+        "engine_version": vllm_version(),
+        "recorder_version": tracekit.__version__,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "rank": getattr(config.parallel_config, "data_parallel_rank", 0) or 0,
+        "wall_ns": time.time_ns(),
+        "mono_ns": time.monotonic_ns(),
+        "model": str(model.model),
+        "logprobs_mode": str(getattr(model, "logprobs_mode", "raw_logprobs")),
+        "config": dumps(resolved),
+    }
+
+
+def _on_preprocess(core: Any, _result: Any, request: Any, *_args: Any) -> None:
+    # runs in the input thread, before the scheduler sees the request; Request itself drops the caller's id
+    recording = _of(core)
+    if recording is not None:
+        recording.session.append(("external", request.request_id, request.external_req_id or request.request_id))
+
+
+def _on_request(scheduler: Any, _result: None, request: Any, *_args: Any) -> None:
+    recording = _of(scheduler)
+    if recording is not None and scheduler.requests.get(request.request_id) is request:
+        recording.session.append(("requests", time.monotonic_ns(), request))
+
+
+def _on_schedule(scheduler: Any, output: Any, *_args: Any) -> None:
+    recording = _of(scheduler)
+    if recording is None or not output.total_num_scheduled_tokens:
+        return
+    recording.dispatched[id(output)] = Dispatch(
+        recording.engine_step,
+        time.monotonic_ns(),
+        recording.weight_version,
+        len(scheduler.waiting),
+        recording.kv_usage(),
+    )
+    recording.engine_step += 1
+
+
+def _update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, sampled: Any, *a: Any, **k: Any) -> Any:
+    recording = _of(self)
+    if recording is None:
+        return original(self, scheduled, sampled, *a, **k)
+    ids = sampled.sampled_token_ids
+    if recording.copies_sampled and ids:
+        ids = [list(row) for row in ids]
+    outputs = original(self, scheduled, sampled, *a, **k)
+    _on_output(recording, scheduled, (ids, sampled.req_id_to_index, sampled.logprobs), outputs)
+    return outputs
+
+
+@never_raise
+def _on_output(recording: Recording, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
+    at = recording.dispatched.pop(id(scheduled), None)
+    if at is not None:
+        recording.session.append(("output", at, scheduled, raw, outputs, time.monotonic_ns()))
+
+
+def _on_finish_requests(scheduler: Any, result: Any, _ids: Any, status: Any = None, *_args: Any) -> None:
+    recording = _of(scheduler)
+    if recording is None or not result:
+        return
+    # 0.18 returns (request id, client) pairs, 0.32 the requests themselves
+    request_ids = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
+    reason = "abort" if "ABORT" in str(status) else "error"
+    recording.session.append(("finished", request_ids, reason, recording.engine_step, time.monotonic_ns()))
+
+
+def _collective_rpc(original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self)
+    begin_ns = time.monotonic_ns()
+    try:
+        return original(self, method, *args, **kwargs)
+    finally:
+        if recording is not None:
+            # also where it raised: some of the weights may have changed
+            _on_rpc(recording, method, begin_ns)
+
+
+@never_raise
+def _on_rpc(recording: Recording, method: Any, begin_ns: int) -> None:
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    if name.startswith(READ_ONLY_RPC):
+        return
+    recording.weight_version += 1
+    row = {
+        "weight_version": recording.weight_version,
+        "method": name,
+        "engine_step": recording.engine_step,
+        "begin_ns": begin_ns,
+        "end_ns": time.monotonic_ns(),
+        "label": None,
+    }
+    recording.session.append(("weights", row))
+
+
+def _control(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    time_ns = time.monotonic_ns()
+    answer = original(self, *args, **kwargs)
+    recording = _of(self)
+    if recording is not None:
+        _on_control(recording, time_ns, original.__name__, args, kwargs, answer)
+    return answer
+
+
+@never_raise
+def _on_control(recording: Recording, time_ns: int, name: str, args: Any, kwargs: Any, answer: Any) -> None:
+    row = {
+        "engine_step": recording.engine_step,
+        "time_ns": time_ns,
+        "name": name,
+        "arguments": dumps({"args": args, "kwargs": kwargs}),
+        "answer": dumps(answer),
+    }
+    recording.session.append(("control", row))
+
+
+def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self)
+    if recording is not None:
+        # deliver before the executor goes down: the parent may kill us while it does
+        never_raise(recording.session.close)(CLOSE_SECS)
+    return original(self, *args, **kwargs)

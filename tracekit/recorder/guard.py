@@ -1,0 +1,45 @@
+"""Nothing of ours may raise into the engine: one decorator, one line on stderr the first time, strict in tests."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+_told: set[str] = set()
+
+
+def say(text: str) -> None:
+    """Print one line on stderr; an engine whose stderr is closed is left in peace."""
+    try:
+        print(f"tracekit: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
+def say_once(text: str) -> None:
+    """Print a line the first time this process asks for it."""
+    if text not in _told:
+        _told.add(text)
+        say(text)
+
+
+def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
+    """Turn any exception of a hook into one line on stderr; ``TRACEKIT_STRICT=1`` lets it through.
+
+    Args:
+        hook: a function called on the engine's thread; its result is not used.
+    """
+
+    @functools.wraps(hook)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception as error:
+            if os.environ.get("TRACEKIT_STRICT") == "1":
+                raise
+            say_once(f"{hook.__name__} failed and this part is not recorded: {type(error).__name__}: {error}")
+
+    return guarded

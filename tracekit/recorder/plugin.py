@@ -1,0 +1,22 @@
+"""The target of the ``vllm.general_plugins`` entry point: vLLM calls it once in each of its processes."""
+
+from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.settings import daemon_address
+
+
+@never_raise
+def register() -> None:
+    """Attach the recorder to this process's vLLM, or do nothing where no daemon is named.
+
+    Must open nothing: vLLM also calls it in short-lived helper processes (model inspection), and before it forks.
+    """
+    if daemon_address() is None:
+        return
+    from tracekit.recorder.engines.base import UnsupportedEngine, select_adapter
+
+    try:
+        adapter = select_adapter()
+    except UnsupportedEngine as reason:
+        say_once(f"{reason}; recording is off, the engine is untouched")
+        return
+    adapter.attach()

@@ -1,0 +1,137 @@
+"""One engine's recording: the engine's thread appends references, a background thread encodes and sends them."""
+
+import atexit
+import os
+import threading
+import time
+import uuid
+from collections import deque
+from typing import Any, Protocol
+
+from tracekit.recorder.guard import say, say_once
+
+Tables = dict[str, dict[str, Any]]
+
+DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
+SEND_SECS = 0.25  # a batch goes out this often, or when it is full
+SEND_TOKENS = 8192
+MAX_EVENTS = 20_000  # steps that may wait for the encoder; beyond, the newest are dropped and counted
+
+
+class Encoder(Protocol):
+    """Turns an adapter's events into table rows; used by the background thread only."""
+
+    def add(self, event: tuple[Any, ...]) -> None: ...
+
+    def count(self, event: tuple[Any, ...]) -> dict[str, int]: ...
+
+    def num_tokens(self) -> int: ...
+
+    def take(self) -> Tables: ...
+
+    def take_orphans(self) -> dict[str, int]: ...
+
+
+class Sink(Protocol):
+    """Where batches go: `tracekit.recorder.stream.Stream`, or a list in a test."""
+
+    def put(self, tables: Tables) -> None: ...
+
+    def lose(self, rows: dict[str, int], reason: str) -> None: ...
+
+    def close(self, timeout_secs: float) -> Any: ...
+
+
+def new_engine_id() -> str:
+    """32 random hex digits, one per engine process."""
+    return uuid.uuid4().hex
+
+
+class Session:
+    """Hands events from the engine's thread to a sink without ever blocking or raising.
+
+    Args:
+        encoder: turns events into tables.
+        sink: takes encoded tables.
+    """
+
+    def __init__(self, encoder: Encoder, sink: Sink) -> None:
+        self._encoder = encoder
+        self._sink = sink
+        self._events: deque[tuple[Any, ...]] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._closed = threading.Lock()
+        self._overflow: dict[str, int] = {}
+        self._last_send = time.monotonic()
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+        # a forked child has our memory but not our thread: it must neither append nor close
+        os.register_at_fork(after_in_child=self._forget)
+
+    def append(self, event: tuple[Any, ...]) -> None:
+        """Queue one event: an append of references, about a microsecond, on the engine's thread.
+
+        Where the queue is full the event is dropped and its rows are counted as lost.
+        """
+        if self._closing:
+            return
+        if len(self._events) >= MAX_EVENTS:
+            for table, count in self._encoder.count(event).items():
+                self._overflow[table] = self._overflow.get(table, 0) + count
+            return
+        self._events.append(event)
+
+    def close(self, timeout_secs: float = 5.0) -> None:
+        """Encode and deliver what is queued, within ``timeout_secs``; safe to call twice."""
+        if not self._closed.acquire(blocking=False) or os.getpid() != self._pid:
+            return
+        atexit.unregister(self.close)
+        deadline = time.monotonic() + timeout_secs
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout_secs)
+        self._sink.close(max(0.1, deadline - time.monotonic()))
+
+    def _forget(self) -> None:
+        self._closing = True
+        self._events.clear()
+        atexit.unregister(self.close)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(DRAIN_SECS)
+            self._drain()
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            try:
+                self._encoder.add(event)
+            except Exception as error:
+                say_once(f"an event could not be encoded: {type(error).__name__}: {error}")
+                self._sink.lose(self._encoder.count(event), f"not encodable: {type(error).__name__}")
+            # let the engine have the interpreter between two steps
+            time.sleep(0)
+            if self._encoder.num_tokens() >= SEND_TOKENS:
+                self._send()
+        if self._overflow:
+            rows, self._overflow = self._overflow, {}
+            self._sink.lose(rows, "recorder queue full")
+        if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
+            self._send()
+
+    def _send(self) -> None:
+        self._last_send = time.monotonic()
+        orphans = self._encoder.take_orphans()
+        if orphans:
+            self._sink.lose(orphans, "admission of the request was lost")
+        tables = self._encoder.take()
+        if tables:
+            try:
+                self._sink.put(tables)
+            except Exception as error:
+                say(f"a batch could not be queued: {type(error).__name__}: {error}")
