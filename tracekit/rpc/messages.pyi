@@ -1,0 +1,184 @@
+# Written by scripts/gen_proto.py from proto/; do not edit.
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Self
+
+PROTOCOL: int
+RECORDER_SERVICE: str
+CONTROL_SERVICE: str
+RECORD: str
+DESCRIBE: str
+LIST_ENGINES: str
+FLUSH: str
+MAX_MESSAGE_BYTES: int
+
+_T = TypeVar("_T")
+
+class _Repeated(Generic[_T]):
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[_T]: ...
+    def __getitem__(self, index: int) -> _T: ...
+    def add(self, **fields: Any) -> _T: ...
+    def append(self, value: _T) -> None: ...
+    def extend(self, values: Iterable[_T]) -> None: ...
+
+class _Message:
+    @classmethod
+    def FromString(cls, data: bytes) -> Self: ...
+    def SerializeToString(self) -> bytes: ...
+    def ByteSize(self) -> int: ...
+    def HasField(self, name: str) -> bool: ...
+    def CopyFrom(self, other: Self) -> None: ...
+
+class Hello(_Message):
+    protocol: int
+    schema: int
+    recorder_version: str
+    def __init__(
+        self,
+        *,
+        protocol: int = ...,
+        schema: int = ...,
+        recorder_version: str = ...,
+    ) -> None: ...
+
+class Counters(_Message):
+    produced: MutableMapping[str, int]
+    lost: MutableMapping[str, int]
+    def __init__(
+        self,
+        *,
+        produced: Mapping[str, int] = ...,
+        lost: Mapping[str, int] = ...,
+    ) -> None: ...
+
+class Loss(_Message):
+    from_seq: int
+    to_seq: int
+    reason: str
+    rows: MutableMapping[str, int]
+    def __init__(
+        self,
+        *,
+        from_seq: int = ...,
+        to_seq: int = ...,
+        reason: str = ...,
+        rows: Mapping[str, int] = ...,
+    ) -> None: ...
+
+class Batch(_Message):
+    engine_id: str
+    seq: int
+    crc: int
+    payload: bytes
+    totals: Counters
+    losses: _Repeated[Loss]
+    hello: Hello
+    last: bool
+    def __init__(
+        self,
+        *,
+        engine_id: str = ...,
+        seq: int = ...,
+        crc: int = ...,
+        payload: bytes = ...,
+        totals: Counters | None = ...,
+        losses: Iterable[Loss] = ...,
+        hello: Hello | None = ...,
+        last: bool = ...,
+    ) -> None: ...
+
+class Tables(_Message):
+    tables: _Repeated[Table]
+    def __init__(
+        self,
+        *,
+        tables: Iterable[Table] = ...,
+    ) -> None: ...
+
+class Table(_Message):
+    name: str
+    rows: int
+    columns: _Repeated[Column]
+    def __init__(
+        self,
+        *,
+        name: str = ...,
+        rows: int = ...,
+        columns: Iterable[Column] = ...,
+    ) -> None: ...
+
+class Column(_Message):
+    name: str
+    data: bytes
+    lengths: bytes
+    valid: bytes
+    def __init__(
+        self,
+        *,
+        name: str = ...,
+        data: bytes = ...,
+        lengths: bytes = ...,
+        valid: bytes = ...,
+    ) -> None: ...
+
+class Ack(_Message):
+    durable_seq: int
+    def __init__(
+        self,
+        *,
+        durable_seq: int = ...,
+    ) -> None: ...
+
+class DescribeRequest(_Message):
+    def __init__(self) -> None: ...
+
+class DescribeReply(_Message):
+    protocol: int
+    schema: int
+    version: str
+    spool: str
+    def __init__(
+        self,
+        *,
+        protocol: int = ...,
+        schema: int = ...,
+        version: str = ...,
+        spool: str = ...,
+    ) -> None: ...
+
+class ListEnginesRequest(_Message):
+    def __init__(self) -> None: ...
+
+class EngineInfo(_Message):
+    engine_id: str
+    engine: int
+    durable_seq: int
+    totals: Counters
+    open: bool
+    ended: bool
+    def __init__(
+        self,
+        *,
+        engine_id: str = ...,
+        engine: int = ...,
+        durable_seq: int = ...,
+        totals: Counters | None = ...,
+        open: bool = ...,
+        ended: bool = ...,
+    ) -> None: ...
+
+class ListEnginesReply(_Message):
+    engines: _Repeated[EngineInfo]
+    def __init__(
+        self,
+        *,
+        engines: Iterable[EngineInfo] = ...,
+    ) -> None: ...
+
+class FlushRequest(_Message):
+    def __init__(self) -> None: ...
+
+class FlushReply(_Message):
+    def __init__(self) -> None: ...
