@@ -1,0 +1,68 @@
+"""The Arrow schema of a trace: one row is one batch, every table is one ``list<struct>`` column of it."""
+
+import functools
+
+import pyarrow as pa
+
+from tracekit import __version__
+from tracekit.errors import NotATraceError, SchemaTooNewError
+from tracekit.tables import SCHEMA_VERSION, TABLES
+
+VERSION_KEY = b"tracekit.schema_version"
+WRITER_KEY = b"tracekit.version"
+
+_TYPES = {
+    "u1": pa.uint8(),
+    "u4": pa.uint32(),
+    "u8": pa.uint64(),
+    "i8": pa.int64(),
+    "f4": pa.float32(),
+    "str": pa.string(),
+    "list<u4>": pa.list_(pa.field("item", pa.uint32(), nullable=False)),
+}
+
+
+def arrow_field(name: str, kind: str) -> pa.Field:
+    """Return the Arrow field of a column written as in ``tracekit.tables``, such as ``"f4?"``."""
+    return pa.field(name, _TYPES[kind.removesuffix("?")], nullable=kind.endswith("?"))
+
+
+@functools.cache
+def row_type(table: str) -> pa.StructType:
+    """Return the struct type of one row of ``table``."""
+    return pa.struct([arrow_field(name, kind) for name, kind in TABLES[table].items()])
+
+
+@functools.cache
+def row_schema(table: str) -> pa.Schema:
+    """Return the schema of ``table`` as a flat table of its own."""
+    return pa.schema(list(row_type(table)))
+
+
+@functools.cache
+def arrow_schema() -> pa.Schema:
+    """Return the schema of every hot segment and sealed trace that this version writes."""
+    fields = [
+        pa.field(table, pa.list_(pa.field("item", row_type(table), nullable=False)), nullable=False) for table in TABLES
+    ]
+    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION), WRITER_KEY: __version__})
+
+
+def check_schema(schema: pa.Schema, where: str) -> int:
+    """Return the schema version of a trace, after making sure that this tracekit can read it.
+
+    Raises:
+        NotATraceError: the schema is not that of a trace.
+        SchemaTooNewError: a newer tracekit wrote it.
+    """
+    try:
+        version = int((schema.metadata or {})[VERSION_KEY])
+    except (KeyError, ValueError):
+        raise NotATraceError(f"this is Arrow, but not a trace of tracekit: {where}") from None
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNewError(
+            f"the trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, install a newer one: {where}"
+        )
+    if not schema.equals(arrow_schema(), check_metadata=False):
+        raise NotATraceError(f"the columns are not those of trace schema {version}: {where}")
+    return version

@@ -1,0 +1,171 @@
+"""Read hot segments: every whole and verified batch of an Arrow IPC stream, whatever happened to the rest of it."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from tracekit.errors import NotATraceError, TraceCorruptError, TraceError
+from tracekit.trace.batch import BatchMeta, from_metadata, verify
+from tracekit.trace.schema import arrow_schema, check_schema
+
+SUFFIX = ".arrows"
+LOCK_NAME = "lock"
+_MARKER = b"\xff\xff\xff\xff"
+_END = _MARKER + b"\0\0\0\0"
+_MAX_HEADER = 64 << 20
+# what pyarrow raises on damaged bytes; MemoryError because lengths are among the bytes
+DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError)
+
+
+@dataclass(frozen=True)
+class HotBatch:
+    """A good batch and where it lies."""
+
+    path: Path
+    offset: int
+    length: int
+    meta: BatchMeta
+
+    @property
+    def where(self) -> str:
+        return f"batch {self.meta.seq} of engine {self.meta.engine} in {self.path}"
+
+    def load(self) -> pa.RecordBatch:
+        """Read the batch again from the disk and verify it."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                message = file.read(self.length)
+            return _decode(message, self.where)[0]
+        except DAMAGE as error:
+            raise TraceError(f"{self.where} could be read a moment ago and cannot any more: {error}") from None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Bytes that hold no good batch."""
+
+    path: Path
+    offset: int
+    length: int
+    at_end: bool  # nothing good follows: a torn write, which a crash leaves
+
+    def __str__(self) -> str:
+        kind = "torn tail" if self.at_end else "damaged"
+        return f"{kind}: {self.length} bytes at offset {self.offset} of {self.path.name}"
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """Return the hot segments of a spool folder in the order they were written."""
+    return sorted(folder.glob(f"hot-*{SUFFIX}"))
+
+
+def is_live(folder: Path) -> bool:
+    """Say whether a writer holds the spool right now."""
+    try:
+        with open(folder / LOCK_NAME, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def scan(path: Path) -> Iterator[HotBatch | Damage]:
+    """Walk a segment as it is now: its good batches in order, and each run of damaged bytes.
+
+    The segment is held in memory (they roll over at 64 MiB). Every batch is decoded and checked.
+
+    Raises:
+        NotATraceError: it does not start as a trace does.
+        SchemaTooNewError: a newer tracekit wrote it.
+        TraceError: it cannot be read at all.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+    if data[:4] != _MARKER[: len(data)]:
+        raise NotATraceError(f"this is not an Arrow stream: {path}")
+    position = _after_schema(data, path)
+    while position < len(data):
+        found = None if data.startswith(_END, position) else _batch_at(data, position, path)
+        if found is None:
+            if data.startswith(_END, position) and position + len(_END) == len(data):
+                return
+            found = _next_batch(data, position + 1, path)
+            until = found.offset if found else len(data)
+            yield Damage(path, position, until - position, at_end=found is None)
+            if found is None:
+                return
+        yield found
+        position = found.offset + found.length
+
+
+def _after_schema(data: bytes, path: Path) -> int:
+    reader = pa.BufferReader(data)
+    try:
+        schema = pa.ipc.read_schema(reader)
+    except DAMAGE:
+        return 0  # torn or damaged: what follows, if anything, proves itself
+    check_schema(schema, str(path))
+    return int(reader.tell())
+
+
+def _batch_at(data: bytes, position: int, path: Path) -> HotBatch | None:
+    """Return the good batch that starts at ``position``, if one does."""
+    end = _message_end(data, position)
+    if end is None:
+        return None
+    try:
+        _, meta = _decode(data[position:end], f"the batch at {position}")
+    except (*DAMAGE, TraceCorruptError):
+        return None
+    return HotBatch(path, position, end - position, meta)
+
+
+def _next_batch(data: bytes, position: int, path: Path) -> HotBatch | None:
+    while (position := data.find(_MARKER, position)) >= 0:
+        if found := _batch_at(data, position, path):
+            return found
+        position += 1
+    return None
+
+
+def _message_end(data: bytes, position: int) -> int | None:
+    header = int.from_bytes(data[position + 4 : position + 8], "little")
+    if data[position : position + 4] != _MARKER or not 0 < header <= min(_MAX_HEADER, len(data) - position):
+        return None
+    reader = pa.BufferReader(pa.py_buffer(data).slice(position))
+    try:
+        message = pa.ipc.read_message(reader)
+        return position + int(reader.tell()) if message.type == "record batch" else None
+    except DAMAGE:
+        return None
+
+
+def _decode(message: bytes, where: str) -> tuple[pa.RecordBatch, BatchMeta]:
+    # our own schema in front: a flipped bit in the file's schema must not change what the bytes mean
+    stream = pa.BufferReader(arrow_schema().serialize().to_pybytes() + message)
+    batch, metadata = pa.ipc.open_stream(stream).read_next_batch_with_custom_metadata()
+    meta = from_metadata(dict(metadata or {}), where)
+    verify(batch, meta, where)
+    return batch, meta
+
+
+def truncate_torn_tail(path: Path, damage: Damage) -> None:
+    """Cut what a crash left behind the last good batch, durably.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, damage.offset)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
