@@ -1,0 +1,78 @@
+"""Load a causal LM from a local folder, or say in one sentence why not."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from tracekit.errors import ModelError, UsageError
+
+__all__ = ["DTYPES", "load_model", "pick_device"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_model(folder: Path, *, dtype: str, device: torch.device) -> PreTrainedModel:
+    """Load the model in a folder, in evaluation mode.
+
+    Raises:
+        UsageError: the dtype is unknown.
+        ModelError: the folder is missing, holds no model, or its weights are incomplete.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if not folder.is_dir():
+        raise ModelError(f"no model folder at {folder}")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"no config.json, so no model that can be loaded, in {folder}")
+    # transformers renamed the argument; the config's attribute tells which name this one takes.
+    keyword = "dtype" if hasattr(transformers.PretrainedConfig(), "dtype") else "torch_dtype"
+    try:
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **{keyword: DTYPES[dtype]}
+            )
+    except Exception as error:  # whatever a stranger's folder makes transformers raise
+        raise ModelError(f"the model cannot be loaded ({_first_line(error)}): {folder}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"the model lacks {len(missing)} weights, {missing[0]} the first of them: {folder}")
+    loaded: PreTrainedModel = model.eval().to(device)
+    return loaded
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, else CUDA where torch finds it, else the CPU.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {device!r} here: {_first_line(error)}") from error
+    return chosen
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and warnings off the user's terminal while loading."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

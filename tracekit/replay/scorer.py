@@ -1,0 +1,188 @@
+"""Score recorded tokens by teacher forcing: body in a chosen dtype, output embedding and log-softmax in float32."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracekit.errors import ModelError, ReplayRefused
+from tracekit.replay.batching import plan_batches
+from tracekit.replay.head import SplitModel
+from tracekit.replay.loading import load_model, pick_device
+from tracekit.replay.params import Params, parse_params
+from tracekit.replay.rows import RowScores, score_rows
+from tracekit.replay.sampling import Segment
+from tracekit.replay.types import Sequence, TokenScores
+
+__all__ = ["Scorer"]
+
+_CHUNK_BYTES = {"cpu": 64 << 20}  # bound on rows x vocabulary x 4 bytes
+_CHUNK_BYTES_GPU = 512 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """A model that scores sequences; make one with ``Scorer.load``."""
+
+    name: str
+    """Name of the model's folder."""
+    dtype: str
+    """Dtype of the body: bfloat16, float16 or float32."""
+    path: Path
+    model: SplitModel
+    chunk_rows: int
+    """Tokens whose logits exist at a time."""
+
+    @classmethod
+    def load(cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None) -> "Scorer":
+        """Load any causal LM that transformers reads from a local folder.
+
+        The head's float32 weights are those of the loaded dtype: an engine's head holds the same.
+
+        Args:
+            path: folder with config.json and weights.
+            dtype: of the body.
+            device: a torch device; the default is CUDA where torch finds it, else the CPU.
+
+        Raises:
+            ModelError: the folder holds no loadable model, or one that cannot be scored in two halves.
+            UsageError: unknown dtype or device.
+        """
+        folder = Path(path)
+        with _exact_float32():
+            model = SplitModel(load_model(folder, dtype=dtype, device=pick_device(device)))
+        bound = _CHUNK_BYTES.get(model.device.type, _CHUNK_BYTES_GPU)
+        return cls(folder.resolve().name, dtype, folder, model, max(bound // (4 * model.vocab_size), 1))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device)
+
+    def with_dtype(self, dtype: str) -> "Scorer":
+        """Load the same weights with another body precision (beside this one: both stay in memory)."""
+        return Scorer.load(self.path, dtype=dtype, device=self.device)
+
+    def score(
+        self,
+        sequences: list[Sequence],
+        *,
+        max_batch_tokens: int,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[TokenScores]:
+        """Score the completion tokens of each sequence given everything before them.
+
+        Args:
+            sequences: recorded requests.
+            max_batch_tokens: bound on the tokens, padding included, that go through the body together.
+            on_tokens: called with the number of completion tokens scored since the last call.
+
+        Returns:
+            Scores in the order of the sequences.
+
+        Raises:
+            ModelError: a token is beyond the model's vocabulary.
+            ReplayRefused: a prompt is empty, or sampling parameters cannot be recomputed.
+            ValueError: max_batch_tokens is below 1.
+        """
+        params = [parse_params(sequence.sampling) for sequence in sequences]
+        for sequence, its_params in zip(sequences, params, strict=True):
+            self._check(sequence, its_params)
+        scores = [_EMPTY] * len(sequences)
+        todo = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids)]
+        lengths = [len(sequences[i].prompt_token_ids) + len(sequences[i].token_ids) - 1 for i in todo]
+        with torch.inference_mode(), _exact_float32():
+            for batch in plan_batches(lengths, max_batch_tokens):
+                chosen = [todo[i] for i in batch]
+                rows = self._score_batch([sequences[i] for i in chosen], [params[i] for i in chosen], on_tokens)
+                ends = np.cumsum([len(sequences[i].token_ids) for i in chosen])
+                for i, end in zip(chosen, ends, strict=True):
+                    scores[i] = _to_token_scores(rows, end - len(sequences[i].token_ids), end)
+        return scores
+
+    def _check(self, sequence: Sequence, params: Params) -> None:
+        if not len(sequence.prompt_token_ids):
+            raise ReplayRefused(f"request {sequence.request} has an empty prompt, so its first token has no context")
+        named = [*params.allowed_token_ids, *params.stop_token_ids, *(token for token, _ in params.logit_bias)]
+        named += [token for word in params.bad_words for token in word]
+        for ids in (sequence.prompt_token_ids, sequence.token_ids, np.asarray(named, np.int64)):
+            if len(ids) and int(ids.max()) >= self.vocab_size:
+                raise ModelError(
+                    f"the trace has token id {int(ids.max())} but the model's vocabulary is {self.vocab_size}: "
+                    "this is another model"
+                )
+
+    def _score_batch(
+        self, sequences: list[Sequence], params: list[Params], on_tokens: Callable[[int], None] | None
+    ) -> RowScores:
+        """Score one batch; the rows are the completion tokens of its sequences, one after the other."""
+        inputs = [np.concatenate([s.prompt_token_ids, s.token_ids[:-1]]).astype(np.int64) for s in sequences]
+        ids = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
+        for row, tokens in zip(ids, inputs, strict=True):
+            row[: len(tokens)] = torch.from_numpy(tokens)
+        hidden = self.model.hidden_states(ids.to(self.model.device))
+        hidden = torch.cat(
+            [
+                row[len(s.prompt_token_ids) - 1 : len(s.prompt_token_ids) - 1 + len(s.token_ids)]
+                for row, s in zip(hidden, sequences, strict=True)
+            ]
+        )
+        targets = torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)).to(hidden.device)
+        parts = []
+        for first in range(0, len(hidden), self.chunk_rows):
+            chunk = slice(first, first + self.chunk_rows)
+            segments = list(_segments(sequences, params, first, min(chunk.stop, len(hidden))))
+            parts.append(score_rows(self.model.logits(hidden[chunk]), targets[chunk], segments))
+            if on_tokens:
+                on_tokens(len(targets[chunk]))
+        return RowScores.concatenate(parts)
+
+
+def _segments(sequences: list[Sequence], params: list[Params], first: int, end: int) -> Iterator[Segment]:
+    """What the rows first..end of a batch are."""
+    offset = 0
+    for sequence, its_params in zip(sequences, params, strict=True):
+        start, stop = max(first - offset, 0), min(end - offset, len(sequence.token_ids))
+        if start < stop:
+            yield Segment(its_params, sequence.prompt_token_ids, sequence.token_ids, start, stop)
+        offset += len(sequence.token_ids)
+
+
+def _to_token_scores(rows: RowScores, start: int, stop: int) -> TokenScores:
+    def values(column: Tensor, dtype: type[np.generic]) -> np.ndarray:
+        return column[start:stop].cpu().numpy().astype(dtype)
+
+    return TokenScores(
+        raw_logprob=values(rows.raw_logprob, np.float64),
+        processed_logprob=values(rows.processed_logprob, np.float64),
+        forced_logprob=values(rows.forced_logprob, np.float64),
+        kept_count=values(rows.kept_count, np.int32),
+        argmax_token_id=values(rows.argmax_token_id, np.uint32),
+        raw_noise_gain=values(rows.raw_noise_gain, np.float64),
+        processed_noise_gain=values(rows.processed_noise_gain, np.float64),
+        edge_logprobs=values(rows.edge_logprobs, np.float64),
+    )
+
+
+_NONE = np.empty(0)
+_EMPTY = TokenScores(
+    _NONE, _NONE, _NONE, _NONE.astype(np.int32), _NONE.astype(np.uint32), _NONE, _NONE, np.empty((0, 2))
+)
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Keep float32 products in float32: a caller may have let torch use TF32 or bfloat16 for them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
