@@ -25,7 +25,7 @@ PYTHON_TYPES = {
     FieldDescriptorProto.TYPE_UINT64: "int",
 }
 
-HEAD = '''\
+HEAD = """\
 # Written by scripts/gen_proto.py from proto/; do not edit.
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Generic, TypeVar
@@ -58,7 +58,7 @@ class _Message:
     def ByteSize(self) -> int: ...
     def HasField(self, name: str) -> bool: ...
     def CopyFrom(self, other: Self) -> None: ...
-'''
+"""
 
 
 def compile_descriptors() -> bytes:
