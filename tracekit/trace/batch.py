@@ -20,7 +20,12 @@ META_KEY = b"tracekit.batch"
 CRC_KEY = b"tracekit.crc"
 
 # Neighbours in a request resemble each other, so this order is what makes the columns small.
-REQUEST_MAJOR = {"tokens": ("request", "position"), "scheduled": ("request", "engine_step")}
+REQUEST_MAJOR = {
+    "tokens": ("request", "position"),
+    "scheduled": ("request", "engine_step"),
+    "requests": ("request",),
+    "finishes": ("request",),
+}
 
 
 @dataclass(frozen=True)
@@ -151,19 +156,19 @@ def checksum(rows: pa.StructArray) -> int:
 
 def _crc_of(array: pa.Array, crc: int) -> int:
     if array.null_count:
-        crc = zlib.crc32(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)), crc)
+        crc = zlib.crc32(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).data, crc)
         array = array.fill_null("" if pa.types.is_string(array.type) else 0)
     if pa.types.is_list(array.type):
-        crc = zlib.crc32(array.value_lengths().to_numpy(), crc)
-        return zlib.crc32(array.flatten().to_numpy(), crc)
+        crc = zlib.crc32(array.value_lengths().to_numpy().data, crc)
+        return zlib.crc32(array.flatten().to_numpy().data, crc)
     if pa.types.is_string(array.type):
         _, offsets, data = array.buffers()
         bounds = (
             np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4) if offsets else np.zeros(1, np.int32)
         )
-        crc = zlib.crc32(np.diff(bounds), crc)
+        crc = zlib.crc32(np.diff(bounds).data, crc)
         return zlib.crc32(data[bounds[0] : bounds[-1]], crc) if data else crc
-    return zlib.crc32(array.to_numpy(), crc)
+    return zlib.crc32(array.to_numpy().data, crc)
 
 
 def _struct_array(table: str, columns: Mapping[str, Column], engine: int) -> pa.StructArray:

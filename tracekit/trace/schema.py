@@ -61,7 +61,7 @@ def check_schema(schema: pa.Schema, where: str) -> int:
         raise NotATraceError(f"this is Arrow, but not a trace of tracekit: {where}") from None
     if version > SCHEMA_VERSION:
         raise SchemaTooNewError(
-            f"the trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, install a newer one: {where}"
+            f"this trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, get a newer one: {where}"
         )
     if not schema.equals(arrow_schema(), check_metadata=False):
         raise NotATraceError(f"the columns are not those of trace schema {version}: {where}")

@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +31,20 @@ class HotBatch:
     length: int
     meta: BatchMeta
 
-    @property
-    def where(self) -> str:
-        return f"batch {self.meta.seq} of engine {self.meta.engine} in {self.path}"
+    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Read the named tables of the batch again from the disk (all of them by default) and verify them.
 
-    def load(self) -> pa.RecordBatch:
-        """Read the batch again from the disk and verify it."""
+        Raises:
+            TraceCorruptError: the bytes are not those of a moment ago.
+        """
+        where = f"batch {self.meta.seq} of engine {self.meta.engine} in {self.path}"
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 message = file.read(self.length)
-            return _decode(message, self.where)[0]
-        except DAMAGE as error:
-            raise TraceError(f"{self.where} could be read a moment ago and cannot any more: {error}") from None
+            return _decode(message, where, tables)[0]
+        except DAMAGE:
+            raise TraceCorruptError(f"{where} changed or vanished while it was being read") from None
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,12 @@ def _message_end(data: bytes, position: int) -> int | None:
         return None
 
 
-def _decode(message: bytes, where: str) -> tuple[pa.RecordBatch, BatchMeta]:
+def _decode(message: bytes, where: str, tables: Sequence[str] | None = None) -> tuple[pa.RecordBatch, BatchMeta]:
     # our own schema in front: a flipped bit in the file's schema must not change what the bytes mean
     stream = pa.BufferReader(arrow_schema().serialize().to_pybytes() + message)
-    batch, metadata = pa.ipc.open_stream(stream).read_next_batch_with_custom_metadata()
+    fields = [arrow_schema().names.index(name) for name in tables] if tables else None
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    batch, metadata = pa.ipc.open_stream(stream, options=options).read_next_batch_with_custom_metadata()
     meta = from_metadata(dict(metadata or {}), where)
     verify(batch, meta, where)
     return batch, meta

@@ -1,0 +1,141 @@
+"""What did not arrive: the arithmetic of sequence numbers and counters. Numbers in, losses out."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracekit.trace.batch import BatchMeta, Tables
+
+GAP = "gap: batches that never reached the disk"
+COUNTED = "counted as produced, in no batch"
+OPEN_END = "open end: the engine never said goodbye, rows after its last batch are unknown"
+CORRUPT = "corrupt: damaged bytes in the spool"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A run of sequence numbers whose rows are not in the trace.
+
+    Example:
+        Loss(engine=0, from_seq=7, to_seq=9, reason="buffer full", rows={"tokens": 300})
+    """
+
+    engine: int | None  # None: damaged bytes that tell no engine
+    from_seq: int  # 0 where the rows had no number yet
+    to_seq: int  # 0 where the end is unknown
+    reason: str
+    rows: dict[str, int]  # exact rows by table; empty where nobody knows
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Loss":
+        """Read a row of the ``losses`` table."""
+        return cls(row["engine"], row["from_seq"], row["to_seq"], row["reason"], json.loads(row["rows"]))
+
+
+@dataclass
+class Tally:
+    """One engine as the stored batches tell it."""
+
+    engine: int
+    engine_id: str
+    runs: list[tuple[int, int]] = field(default_factory=list)  # stored sequence numbers, ascending, not touching
+    holes: list[tuple[int, int, Counter[str]]] = field(default_factory=list)  # missing numbers and their rows
+    produced: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    stored: Counter[str] = field(default_factory=Counter)
+    last: bool = False
+
+    @classmethod
+    def of_hot(cls, metas: Iterable[BatchMeta]) -> "Tally":
+        """Sum up the batches of one engine; they may come in any order, but each number once."""
+        ordered = sorted(metas, key=lambda meta: meta.seq)
+        tally = cls(ordered[0].engine, ordered[0].engine_id)
+        for meta in ordered:
+            expected = tally.runs[-1][1] + 1 if tally.runs else 1
+            if meta.seq == expected and tally.runs:
+                tally.runs[-1] = (tally.runs[-1][0], meta.seq)
+            else:
+                tally.runs.append((meta.seq, meta.seq))
+            if meta.seq > expected:
+                rows = Counter(meta.produced)
+                rows.subtract(meta.rows)
+                rows.subtract(tally.produced)
+                tally.holes.append((expected, meta.seq - 1, +rows))
+            tally.produced |= Counter(meta.produced)
+            tally.lost |= Counter(meta.lost)
+            tally.stored.update(meta.rows)
+            tally.last |= meta.last
+        return tally
+
+    @classmethod
+    def of_sealed(cls, metas: Iterable[BatchMeta]) -> "Tally":
+        """Sum up the sealed batches of one engine, each of which carries the counters of the whole."""
+        listed = list(metas)
+        first = listed[0]
+        tally = cls(first.engine, first.engine_id, list(first.seqs), last=first.last)
+        tally.produced, tally.lost = Counter(first.produced), Counter(first.lost)
+        for meta in listed:
+            tally.stored.update(meta.rows)
+        return tally
+
+
+def clip(loss: Loss, stored: Iterable[BatchMeta]) -> Loss | None:
+    """Take out of a reported loss what is stored after all: an Ack that did not arrive makes a recorder report it."""
+    rows, inside = Counter(loss.rows), []
+    for meta in stored:
+        if loss.from_seq <= meta.seq <= loss.to_seq:
+            inside.append(meta.seq)
+            rows.subtract(meta.rows)
+    first = loss.from_seq
+    while first in inside:
+        first += 1
+    if first > loss.to_seq and inside:
+        return None
+    return Loss(loss.engine, first, loss.to_seq, loss.reason, dict(+rows))
+
+
+def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
+    """Return the losses of an engine that counters and numbers prove and nobody reported.
+
+    It relies on ``produced`` counting every row of the batches up to and including the one that carries it, and every
+    row dropped before it.
+    """
+    known = [loss for loss in reported if loss.engine == tally.engine]
+    found = []
+    for first, last, rows in tally.holes:
+        inside = [loss for loss in known if first <= loss.from_seq and loss.to_seq <= last]
+        missing = [seq for seq in (first, last) if not any(loss.from_seq <= seq <= loss.to_seq for loss in inside)]
+        covered = sum(loss.to_seq - loss.from_seq + 1 for loss in inside)
+        if covered < last - first + 1:
+            left = Counter(rows)
+            for loss in inside:
+                left.subtract(loss.rows)
+            start = first if first in missing else max(loss.to_seq for loss in inside if loss.from_seq <= first) + 1
+            end = last if last in missing else min(loss.from_seq for loss in inside if loss.to_seq >= last) - 1
+            found.append(Loss(tally.engine, start, end, GAP, dict(+left)))
+    end_seq = tally.runs[-1][1] if tally.runs else 0
+    left = Counter({table: count for table, count in tally.produced.items() if table != "losses"})
+    left.subtract({table: count for table, count in tally.stored.items() if table != "losses"})
+    for loss in (*known, *found):
+        if loss.from_seq <= end_seq:  # later ones were produced after the last counter
+            left.subtract(loss.rows)
+    if left := +left:
+        found.append(Loss(tally.engine, 0, 0, COUNTED, dict(left)))
+    if not tally.last and not any(loss.from_seq > end_seq for loss in known):
+        found.append(Loss(tally.engine, end_seq + 1, 0, OPEN_END, {}))
+    return found
+
+
+def to_tables(losses: Iterable[Loss]) -> Tables:
+    """Return the ``losses`` table of one engine in its numpy form."""
+    listed = list(losses)
+    return {
+        "losses": {
+            "from_seq": [loss.from_seq for loss in listed],
+            "to_seq": [loss.to_seq for loss in listed],
+            "reason": [loss.reason for loss in listed],
+            "rows": [json.dumps(loss.rows, sort_keys=True) for loss in listed],
+        }
+    }

@@ -1,0 +1,60 @@
+"""Create a file that appears whole or not at all, and never in place of another."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tracekit.errors import OutputError
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Make sure, before hours of work, that ``path`` can be created.
+
+    Raises:
+        OutputError: it exists already, or its folder is missing or not writable.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise OutputError(f"the output exists already, and nothing is overwritten: {path}")
+    probe = _beside(path)
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write into {path.absolute().parent}: {error.strerror}") from None
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write a file beside ``path`` that takes its place, synced, when the block ends well, and vanishes when not.
+
+    Raises:
+        OutputError: as `check_output`, or the disk refused a write.
+    """
+    path = Path(path)
+    check_output(path)
+    temporary = _beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # a rename would overwrite what appeared meanwhile
+        folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise OutputError(f"the output exists already, and nothing is overwritten: {path}") from None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

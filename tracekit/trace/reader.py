@@ -1,0 +1,216 @@
+"""Read a trace in any of its forms: a sealed file, a spool folder, a glob, one still being written."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit.errors import NotATraceError, TraceError
+from tracekit.tables import SCHEMA_VERSION, TABLES
+from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
+from tracekit.trace.loss import CORRUPT, Loss, Tally, unreported
+from tracekit.trace.schema import row_schema
+from tracekit.trace.sealed import MAGIC, SealedFile
+from tracekit.trace.segments import LOCK_NAME, Damage, is_live, scan, segment_paths
+
+ORDER = {
+    "engines": ("engine",),
+    "requests": ("engine", "request"),
+    "tokens": ("engine", "request", "position"),
+    "steps": ("engine", "engine_step"),
+    "scheduled": ("engine", "engine_step", "request"),
+    "finishes": ("engine", "request"),
+    "weights": ("engine", "weight_version"),
+    "control": ("engine", "engine_step"),
+    "losses": ("engine", "from_seq"),
+}
+
+
+class Stored(Protocol):
+    """A batch that lies on the disk, verified when it is loaded."""
+
+    @property
+    def meta(self) -> BatchMeta: ...
+
+    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch: ...
+
+
+class Trace:
+    """A recorded run; made by `open_trace`. It is a snapshot: what a writer appends later is not in it."""
+
+    def __init__(self, path: str, sources: Sequence["Source"]) -> None:
+        self.path = path
+        self.schema_version = max((source.schema_version for source in sources), default=SCHEMA_VERSION)
+        self.live = any(source.live for source in sources)  # somebody is still writing it
+        self.stored: list[tuple[Stored, int]] = []  # each batch and the number its engine has in this trace
+        self.tallies: dict[int, Tally] = {}
+        self.extra: list[Loss] = []  # reported from elsewhere, not in the trace itself
+        self._damage = [damage for source in sources for damage in source.damage]
+        numbers: dict[str, int] = {}
+        for source in sources:
+            for tally in source.tallies:
+                if tally.engine_id in numbers:
+                    raise TraceError(f"engine {tally.engine_id} is in two of the files: {path}")
+                number = tally.engine if tally.engine not in self.tallies else max(self.tallies) + 1
+                numbers[tally.engine_id], tally.engine = number, number
+                self.tallies[number] = tally
+            self.stored += [(stored, numbers[stored.meta.engine_id]) for stored in source.batches]
+        self.stored.sort(key=lambda pair: (pair[1], pair[0].meta.seq))
+
+    def rows(self, name: str) -> int:
+        """Return how many rows of a table the trace holds, without reading them."""
+        return sum(stored.meta.rows.get(name, 0) for stored, _ in self.stored)
+
+    def table(self, name: str) -> pa.Table:
+        """Return one table with its flat columns as in ``tracekit.tables``, in the order of `ORDER`.
+
+        Raises:
+            TraceCorruptError: a batch is not what was written; no row is returned.
+            KeyError: there is no such table.
+        """
+        schema = row_schema(name)
+        chunks = [
+            rows_of(load(stored, number, [name]), name) for stored, number in self.stored if name in stored.meta.rows
+        ]
+        table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows) for rows in chunks], schema=schema)
+        order = sort_order([table.column(key).to_numpy() for key in ORDER[name]])
+        return table if order is None else table.combine_chunks().take(pa.array(order))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield every batch, verified, one row each (see ``schema.arrow_schema``)."""
+        for stored, number in self.stored:
+            yield load(stored, number)
+
+    def engines(self) -> list[dict[str, Any]]:
+        """Return the rows of the ``engines`` table as dicts; an engine whose row did not arrive has its id alone."""
+        rows = {row["engine"]: row for row in self.table("engines").to_pylist()}
+        return [
+            rows.get(number, {"engine": number, "engine_id": tally.engine_id})
+            for number, tally in sorted(self.tallies.items())
+        ]
+
+    def losses(self) -> list[dict[str, Any]]:
+        """Return everything that is known not to be in the trace: the fields of `Loss` as dicts, ``rows`` decoded.
+
+        In a trace that is still being written, an engine that is still running is not a loss.
+        """
+        return [dict(vars(loss)) for loss in self.all_losses()]
+
+    def all_losses(self) -> list[Loss]:
+        """Return the same as `losses`, as `Loss` objects: those reported, then those found."""
+        reported = [Loss.from_row(row) for row in self.table("losses").to_pylist()] + self.extra
+        found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
+        if self.live:
+            found = [loss for loss in found if loss.to_seq]
+        for damage in self._damage:
+            if not (self.live and damage.at_end):
+                found.append(Loss(None, 0, 0, f"{CORRUPT}: {damage}", {}))
+        return reported + found
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the engines produced so far is here."""
+        return not self.all_losses()
+
+
+class Source:
+    """A sealed file, or the hot segments of one spool."""
+
+    schema_version: int = SCHEMA_VERSION
+    live: bool = False
+
+    def __init__(self) -> None:
+        self.batches: list[Stored] = []
+        self.tallies: list[Tally] = []
+        self.damage: list[Damage] = []
+
+    @classmethod
+    def sealed(cls, path: Path) -> "Source":
+        """Open a sealed file."""
+        source, file = cls(), SealedFile(path)
+        source.schema_version = file.schema_version
+        source.batches = list(file.batches)
+        source.tallies = [Tally.of_sealed(metas) for metas in _by_engine(batch.meta for batch in file.batches)]
+        return source
+
+    @classmethod
+    def spool(cls, folder: Path, segments: Iterable[Path]) -> "Source":
+        """Read hot segments, which are scanned and verified here and now."""
+        source = cls()
+        source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
+        seen: set[tuple[str, int]] = set()
+        for path in segments:
+            for found in scan(path):
+                if isinstance(found, Damage):
+                    source.damage.append(found)
+                elif (key := (found.meta.engine_id, found.meta.seq)) not in seen:
+                    seen.add(key)
+                    source.batches.append(found)
+        source.tallies = [Tally.of_hot(metas) for metas in _by_engine(batch.meta for batch in source.batches)]
+        return source
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Open a sealed file, a spool folder, a hot segment, or a glob over files.
+
+    Raises:
+        TraceError: there is nothing there, or it cannot be read.
+        NotATraceError, TraceTruncatedError, TraceCorruptError, SchemaTooNewError
+    """
+    text = os.fspath(path)
+    paths = [Path(text)] if os.path.lexists(text) else [Path(match) for match in sorted(glob.glob(text))]
+    if not paths:
+        raise TraceError(f"there is no such trace: {text}")
+    sources: list[Source] = []
+    segments: dict[Path, list[Path]] = {}
+    for item in paths:
+        if item.is_dir():
+            if not (found := segment_paths(item)) and not (item / LOCK_NAME).exists():
+                raise NotATraceError(f"this folder is not the spool of a trace: {item}")
+            segments[item] = found
+        elif _is_file_format(item):
+            sources.append(Source.sealed(item))
+        else:
+            segments.setdefault(item.parent, []).append(item)
+    sources += [Source.spool(folder, files) for folder, files in segments.items()]
+    return Trace(text, sources)
+
+
+def load(stored: Stored, number: int, tables: Sequence[str] | None = None) -> pa.RecordBatch:
+    """Load a batch of `Trace.stored`, with its engine numbered as in the trace."""
+    batch = stored.load(tables)
+    if number == stored.meta.engine:
+        return batch
+    return batch_of_structs({name: _renumbered(rows_of(batch, name), number) for name in batch.schema.names})
+
+
+def _renumbered(rows: pa.StructArray, number: int) -> pa.StructArray:
+    arrays = [pa.array(np.full(len(rows), number, np.uint32)), *rows.flatten()[1:]]
+    return pa.StructArray.from_arrays(arrays, fields=list(rows.type))
+
+
+def _is_file_format(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+    if head and (MAGIC.startswith(head) or head.startswith(MAGIC)):
+        return True
+    if head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
+        return False
+    raise NotATraceError(f"this is not an Arrow file: {path}")
+
+
+def _by_engine(metas: Iterable[BatchMeta]) -> Iterable[list[BatchMeta]]:
+    groups: dict[str, list[BatchMeta]] = {}
+    for meta in metas:
+        groups.setdefault(meta.engine_id, []).append(meta)
+    return groups.values()
+
+
+assert ORDER.keys() == TABLES.keys()

@@ -1,0 +1,192 @@
+"""Turn a spool into one sealed, request-major, well compressed trace."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracekit.tables import TABLES
+from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata, to_record_batch
+from tracekit.trace.loss import CORRUPT, Loss, Tally, clip, to_tables
+from tracekit.trace.output import check_output, new_file
+from tracekit.trace.reader import Stored, Trace, load, open_trace
+from tracekit.trace.schema import arrow_schema
+
+__all__ = ["SealReport", "check_output", "seal"]
+
+SEALED_LEVEL = 9
+BATCH_ROWS = 1 << 20
+UNKNOWN_ENGINE = (1 << 32) - 1
+
+_BY_REQUEST = [name for name, columns in TABLES.items() if "request" in columns]
+_OTHER = [name for name in TABLES if name not in _BY_REQUEST]
+
+
+@dataclass(frozen=True)
+class SealReport:
+    """What was written."""
+
+    path: Path
+    bytes: int
+    batches: int
+    engines: int
+    rows: dict[str, int]  # by table
+    losses: list[Loss]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the engines produced is in the file."""
+        return not self.losses
+
+
+def seal(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    extra_losses: Iterable[Mapping[str, Any]] = (),
+    *,
+    batch_rows: int = BATCH_ROWS,
+) -> SealReport:
+    """Write the trace at ``source`` (a spool, as a rule) into the new file ``out``.
+
+    It holds about ``batch_rows`` tokens in memory at a time, besides the steps of one engine.
+
+    Args:
+        source: Anything that `open_trace` takes; it stays as it is.
+        out: Appears whole and synced, or not at all.
+        extra_losses: What recorders know they could not deliver: dicts with engine_id, from_seq, to_seq, reason, rows.
+        batch_rows: Tokens in a batch; one request is never split.
+
+    Raises:
+        OutputError: ``out`` exists, or cannot be written.
+        TraceError: ``source`` cannot be read.
+    """
+    check_output(out)
+    trace = open_trace(source)
+    trace.live = False  # who seals it says that it is over
+    losses = _all_losses(trace, list(extra_losses))
+    plans = [_plan(trace, tally, batch_rows) for tally in trace.tallies.values()]
+    total = sum(len(plan.slots) for plan in plans)
+    rows: dict[str, int] = {}
+    with new_file(out) as file:
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", SEALED_LEVEL))
+        with pa.ipc.new_file(file, arrow_schema(), options=options) as writer:
+            number = 0
+            for plan in plans:
+                for batch in plan.batches([loss for loss in losses if loss.engine == plan.tally.engine]):
+                    number += 1
+                    meta = replace(plan.meta, seq=number, of=total)
+                    writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
+                    for name in TABLES:
+                        rows[name] = rows.get(name, 0) + len(rows_of(batch, name))
+        file.flush()
+        size = file.tell()
+    return SealReport(Path(out), size, total, len(trace.tallies), rows, losses)
+
+
+def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
+    """Return every loss with the number of a (perhaps new) engine, each once; the extra ones come before the found."""
+    numbers = {tally.engine_id: tally.engine for tally in trace.tallies.values()}
+    for item in extra:
+        number = numbers.setdefault(item["engine_id"], max(trace.tallies, default=-1) + 1)
+        if number not in trace.tallies:
+            trace.tallies[number] = Tally(number, item["engine_id"])
+        loss = Loss(number, item["from_seq"], item["to_seq"], item["reason"], dict(item["rows"]))
+        stored = [stored.meta for stored, engine in trace.stored if engine == number and not stored.meta.of]
+        if kept := clip(loss, stored):
+            trace.extra.append(kept)
+    losses = trace.all_losses()
+    placed = [loss for loss in losses if loss.engine is not None]
+    if len(placed) == len(losses) or placed:  # what damage took shows as a gap or an open end of its engine
+        return placed
+    trace.tallies[UNKNOWN_ENGINE] = Tally(UNKNOWN_ENGINE, "")
+    return [Loss(UNKNOWN_ENGINE, 0, 0, CORRUPT, {})]
+
+
+@dataclass
+class _Plan:
+    """How the rows of one engine fall into sealed batches."""
+
+    tally: Tally
+    stored: list[tuple[Stored, int]]
+    spans: list[tuple[int, int]]  # first and last request by stored batch; (1, 0) where it has none
+    slots: list[tuple[int, int]]  # first and last request by sealed batch
+
+    @property
+    def meta(self) -> BatchMeta:
+        tally = self.tally
+        return BatchMeta(
+            tally.engine, tally.engine_id, 0, dict(tally.produced), dict(tally.lost), tally.last, seqs=tuple(tally.runs)
+        )
+
+    def batches(self, losses: list[Loss]) -> Iterator[pa.RecordBatch]:
+        """Yield the sealed batches; the first has the tables that know no request."""
+        side = self._side(losses)
+        for first, last in self.slots:
+            structs, side = dict(side), {}
+            parts: dict[str, list[pa.StructArray]] = {name: [] for name in _BY_REQUEST}
+            for (stored, number), (low, high) in zip(self.stored, self.spans, strict=True):
+                if low > last or high < first or low > high:
+                    continue
+                batch = load(stored, number, _BY_REQUEST)
+                for name in _BY_REQUEST:
+                    parts[name].append(_within(rows_of(batch, name), first, last))
+            for name, chunks in parts.items():
+                if chunks:
+                    structs[name] = request_major(name, pa.concat_arrays(chunks))
+            yield batch_of_structs(structs)
+
+    def _side(self, losses: list[Loss]) -> dict[str, pa.StructArray]:
+        parts: dict[str, list[pa.StructArray]] = {name: [] for name in _OTHER if name != "losses"}
+        for stored, number in self.stored:
+            if any(name in stored.meta.rows for name in parts):
+                batch = load(stored, number, list(parts))
+                for name in parts:
+                    parts[name].append(rows_of(batch, name))
+        side = {name: pa.concat_arrays(chunks) for name, chunks in parts.items() if chunks}
+        if losses:
+            side["losses"] = rows_of(to_record_batch(to_tables(losses), self.tally.engine), "losses")
+        return side
+
+
+def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
+    stored = [pair for pair in trace.stored if pair[1] == tally.engine]
+    spans, counts = [], np.zeros(0, np.int64)
+    for item, number in stored:
+        batch = load(item, number, _BY_REQUEST)
+        low, high = 1, 0
+        for name in _BY_REQUEST:
+            requests = rows_of(batch, name).field("request").to_numpy()
+            if len(requests):
+                first, last = int(requests.min()), int(requests.max())
+                low, high = (first, last) if low > high else (min(low, first), max(high, last))
+                if name == "tokens":
+                    found = np.bincount(requests - first).astype(np.int64)
+                    counts = np.pad(counts, (0, max(0, last + 1 - len(counts))))
+                    counts[first : last + 1] += found
+        spans.append((low, high))
+    return _Plan(tally, stored, spans, _slots(counts, batch_rows))
+
+
+def _slots(counts: "np.ndarray[Any, np.dtype[np.int64]]", batch_rows: int) -> list[tuple[int, int]]:
+    """Cut the requests into runs of about ``batch_rows`` tokens, at least one run; the last is open."""
+    slots: list[tuple[int, int]] = []
+    first = 0
+    ends = np.cumsum(counts)
+    while True:
+        done = int(ends[first - 1]) if first else 0
+        cut = int(np.searchsorted(ends, done + batch_rows))
+        if cut + 1 >= len(ends):
+            return [*slots, (first, UNKNOWN_ENGINE)]
+        slots.append((first, cut))
+        first = cut + 1
+
+
+def _within(rows: pa.StructArray, first: int, last: int) -> pa.StructArray:
+    requests = rows.field("request")
+    inside = pc.and_(pc.greater_equal(requests, first), pc.less_equal(requests, last))
+    return rows if pc.all(inside).as_py() else rows.filter(inside)

@@ -1,0 +1,101 @@
+"""Read a sealed trace: an Arrow IPC file in which every batch proves itself."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from tracekit.errors import NotATraceError, TraceCorruptError, TraceError, TraceTruncatedError
+from tracekit.trace.batch import BatchMeta, from_metadata, verify
+from tracekit.trace.schema import arrow_schema, check_schema
+from tracekit.trace.segments import DAMAGE
+
+MAGIC = b"ARROW1"
+
+
+@dataclass(frozen=True)
+class SealedBatch:
+    """A batch of a sealed trace; what it says about itself is verified, its rows are when they are loaded."""
+
+    file: "SealedFile"
+    meta: BatchMeta
+
+    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Read and verify the named tables of the batch (all of them by default).
+
+        Raises:
+            TraceCorruptError: anything in them differs from what was written.
+        """
+        return self.file.read(self.meta.seq - 1, tables)[0]
+
+
+class SealedFile:
+    """A sealed trace on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and verify its frame: magic at both ends, schema, number and order of the batches.
+
+        Raises:
+            NotATraceError, SchemaTooNewError, TraceTruncatedError, TraceCorruptError, TraceError
+        """
+        self.path = path
+        _check_ends(path)
+        reader = self._open(None)
+        self.schema_version = check_schema(reader.schema, str(path))
+        try:
+            count = reader.num_record_batches
+            if count == 0:
+                _check_empty(path)
+        except DAMAGE:
+            raise TraceCorruptError(f"the footer of the trace is damaged: {path}") from None
+        self.batches = [SealedBatch(self, self.read(index, ["engines"])[1]) for index in range(count)]
+        if any(batch.meta.of != count for batch in self.batches):
+            raise TraceCorruptError(f"the footer tells of {count} batches, the batches of another number: {path}")
+
+    def read(self, index: int, tables: Sequence[str] | None) -> tuple[pa.RecordBatch, BatchMeta]:
+        """Read and verify the named tables of one batch, counted from 0, and what it says about itself."""
+        where = f"batch {index + 1} of {self.path}"
+        try:
+            read = self._open(tables).get_batch_with_custom_metadata(index)
+            batch, metadata = read.batch, dict(read.custom_metadata or {})
+        except DAMAGE:
+            raise TraceCorruptError(f"{where} is damaged") from None
+        meta = from_metadata(metadata, where)
+        if meta.seq != index + 1:
+            raise TraceCorruptError(f"{where} says that it is batch {meta.seq}")
+        verify(batch, meta, where)
+        return batch, meta
+
+    def _open(self, tables: Sequence[str] | None) -> pa.RecordBatchFileReader:
+        fields = [arrow_schema().names.index(name) for name in tables] if tables else None
+        try:
+            # not a memory map: a file that shrinks under one kills the process
+            source = pa.OSFile(str(self.path), "rb")
+            return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
+        except DAMAGE:
+            raise TraceCorruptError(f"the footer of the trace is damaged: {self.path}") from None
+
+
+def _check_ends(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(MAGIC) + 2)
+            file.seek(-min(len(MAGIC), len(head)), os.SEEK_END)
+            tail = file.read()
+            size = file.tell()
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+    if not head or not head.startswith(MAGIC[: len(head)]):
+        raise NotATraceError(f"this is not an Arrow file: {path}")
+    if tail != MAGIC or size <= len(head) + len(MAGIC):
+        raise TraceTruncatedError(f"the trace ends before its own end, after {size} bytes: {path}")
+
+
+def _check_empty(path: Path) -> None:
+    """Make sure that no batch follows the schema, whatever the footer says."""
+    with pa.OSFile(str(path), "rb") as source:
+        source.seek(len(MAGIC) + 2)
+        if sum(1 for _ in pa.ipc.open_stream(source)):
+            raise pa.ArrowInvalid("the footer hides batches")
