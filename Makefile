@@ -1,0 +1,39 @@
+# Every target installs what it needs by itself: the development environment in .venv, engines and the demo model in
+# tracekit's cache folder ($TRACEKIT_CACHE, else ~/.cache/tracekit).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint proto bench clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tracekit needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[replay,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Record a real vLLM engine twice, replay both, tell the story.
+	$(BIN)/tracekit demo
+
+test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip where there is none).
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proto: $(VENV)/.installed  ## Regenerate the wire messages from proto/.
+	$(BIN)/python scripts/gen_proto.py
+
+bench: $(VENV)/.installed  ## Print the benchmark ratios (recorder, trace, scorer).
+	$(BIN)/python bench/trace.py
+	$(BIN)/python bench/scorer.py
+	$(BIN)/python bench/recorder.py
+
+clean:  ## Remove the development environment and caches of tools, not the engines.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,155 @@
+"""``tracekit record``: a prompts file through an engine, or any command that uses vLLM, into a trace."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EngineEnvError, UsageError
+
+
+@click.command("record", context_settings={"ignore_unknown_options": False})
+@click.option("--engine", metavar="v1|latest", help="The engine environment to run in (built on first use).")
+@click.option("--python", "python", type=click.Path(path_type=Path), help="Run in your own environment instead.")
+@click.option("--model", metavar="DIR|demo", help="Model folder for --prompts; 'demo' is SmolLM2-135M-Instruct.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="JSONL: prompt, messages or prompt_token_ids a line.")
+@click.option("--sampling", multiple=True, metavar="KEY=VALUE", help="Default sampling field of all prompts.")
+@click.option("--engine-arg", multiple=True, metavar="KEY=VALUE", help="Passed to vllm.LLM; VALUE is JSON or text.")
+@click.option("--completions", type=click.Path(path_type=Path), help="Also write what the client received (JSONL).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write.")
+@click.option("--daemon", metavar="ADDR", help="Send to a daemon that runs already; the trace is its own.")
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+def command(
+    engine: str | None,
+    python: Path | None,
+    model: str | None,
+    prompts: Path | None,
+    sampling: tuple[str, ...],
+    engine_arg: tuple[str, ...],
+    completions: Path | None,
+    output: Path | None,
+    daemon: str | None,
+    cmd: tuple[str, ...],
+) -> int:
+    """Record what a vLLM engine really does.
+
+    \b
+    tracekit record --engine v1 --model demo --prompts prompts.jsonl -o trace.arrow
+    tracekit record -o trace.arrow -- python my_job.py
+    """
+    from tracekit.cli.sidecar import Sidecar, run_job
+    from tracekit.trace.seal import check_output
+
+    if bool(cmd) == bool(prompts):
+        raise UsageError("give either --prompts FILE or a command after --")
+    if bool(output) == bool(daemon):
+        raise UsageError("give either -o TRACE or --daemon ADDR")
+    if prompts and not model:
+        raise UsageError("--prompts needs --model")
+    if cmd and (model or sampling or engine_arg or completions):
+        raise UsageError("--model, --sampling, --engine-arg and --completions go with --prompts, not with a command")
+    if output is not None:
+        check_output(output)
+    if daemon is not None:
+        from tracekit.rpc.client import ControlClient
+
+        ControlClient(daemon).describe()
+    if completions is not None:
+        check_output(completions)
+    job: dict[str, Any] = {}
+    if prompts is not None:
+        from tracekit.engines.prompts import parse_prompts
+
+        job = {"prompts": parse_prompts(prompts), "sampling": pairs(sampling), "engine_args": pairs(engine_arg)}
+    environ = dict(os.environ)
+    if engine or python or prompts:
+        argv_python, environ = _environment(engine or "v1", python)
+    with tempfile.TemporaryDirectory(prefix="tracekit-job-") as folder:
+        argv = list(cmd)
+        if prompts is not None:
+            job["model"] = str(_model(str(model)))
+            job["output"] = str(completions or Path(folder) / "completions.jsonl")
+            path = Path(folder) / "job.json"
+            path.write_text(json.dumps(job))
+            argv = [str(argv_python), "-m", "tracekit.engines.rollout", str(path)]
+        elif shutil.which(argv[0], path=environ.get("PATH")) is None:
+            raise UsageError(f"there is no such command: {argv[0]}")
+        if daemon is not None:
+            return _job_ended(run_job(argv, {**environ, "TRACEKIT_DAEMON": daemon}))
+        assert output is not None
+        with Sidecar(output) as sidecar:
+            code = run_job(argv, sidecar.environ(environ))
+            sealed = sidecar.stop()
+    told = _tell(output)
+    return _job_ended(code) or sealed or told
+
+
+def pairs(options: tuple[str, ...]) -> dict[str, Any]:
+    """Parse ``key=value`` options; a value that is JSON is taken as such, anything else is text.
+
+    Raises:
+        UsageError: an option without ``=``.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise UsageError(f"this should be KEY=VALUE: {option!r}")
+        try:
+            parsed[key.replace("-", "_")] = json.loads({"True": "true", "False": "false"}.get(value, value))
+        except ValueError:
+            parsed[key.replace("-", "_")] = value
+    return parsed
+
+
+def _environment(engine: str, python: Path | None) -> tuple[Path, dict[str, str]]:
+    from tracekit.engines import env
+    from tracekit.engines.talk import Talk
+
+    with Talk() as talk:
+        found = env.from_python(python) if python else env.ensure(engine, talk)
+    path = f"{found.python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return found.python, {**os.environ, **found.environ, "PATH": path}
+
+
+def _model(model: str) -> Path:
+    from tracekit.engines.model import ensure_demo_model
+    from tracekit.engines.talk import Talk
+
+    if model == "demo":
+        with Talk() as talk:
+            return ensure_demo_model(talk)
+    if not Path(model).is_dir():
+        raise UsageError(f"there is no model folder: {model}")
+    return Path(model).absolute()
+
+
+def _job_ended(code: int) -> int:
+    if code:
+        click.echo(f"tracekit: the job ended with exit status {code}", err=True)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _tell(output: Path) -> int:
+    from tracekit.trace.reader import open_trace
+
+    trace = open_trace(output)
+    engines = trace.engines()
+    if not engines:
+        raise EngineEnvError(
+            "the job ended and no engine reported: is tracekit installed in its environment, and does it use vLLM? "
+            f"(the trace is empty: {output})"
+        )
+    num_tokens, num_requests = trace.table("tokens").num_rows, trace.table("requests").num_rows
+    click.echo(f"{output}: {num_tokens} tokens, {num_requests} requests, {len(engines)} engine(s)")
+    losses = trace.losses()
+    for loss in losses:
+        click.echo(f"tracekit: lost: {loss['rows']} ({loss['reason']})", err=True)
+    sys.stdout.flush()
+    return EXIT_OK if trace.complete else EXIT_DATA_LOST
