@@ -126,13 +126,13 @@ class Window:
         rows: Counter[str] = Counter()
         for item in self._items:
             rows.update(item.rows)
-        return +rows
+        return dict(+rows)
 
     def unknown_to_daemon(self) -> dict[str, int]:
         """Return the rows by table that the daemon has neither confirmed nor been told the loss of."""
         rows = Counter(self.produced)
         rows.subtract(self._acked_produced)
-        return +rows
+        return dict(+rows)
 
     def _append(self, batch: messages.Batch, rows: dict[str, int]) -> None:
         self.seq += 1

@@ -1,0 +1,74 @@
+"""The daemon's unix socket: a private folder, a lock that outlives nothing, no second daemon on a live path."""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tracekit.errors import DaemonError, UsageError
+
+MAX_PATH_BYTES = 107  # what sockaddr_un holds
+
+
+def socket_path(listen: str) -> Path:
+    """Return the absolute path of a `unix:` address.
+
+    Raises:
+        UsageError: any other kind of address, or a path that is too long for a socket.
+    """
+    path = listen.removeprefix("unix:").removeprefix("//")
+    if not listen.startswith("unix:") or not path:
+        raise UsageError(f"tracekitd listens on unix:PATH only, TCP would need TLS: {listen}")
+    absolute = Path(path).absolute()
+    if len(os.fsencode(absolute)) > MAX_PATH_BYTES:
+        raise UsageError(f"the socket's path is longer than {MAX_PATH_BYTES} bytes: {absolute}")
+    return absolute
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Own the socket's path while inside: its folder is private, its lock is ours, a stale socket is gone.
+
+    The lock is what protects a live daemon: gRPC itself binds over a socket in use without a word.
+
+    Raises:
+        DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is no socket.
+    """
+    _private_folder(path.parent)
+    lock = Path(f"{path}.lock")
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise DaemonError(f"cannot take the lock of the socket ({error.strerror}): {lock}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DaemonError(f"another tracekitd is listening there: unix:{path}") from None
+        _remove_socket(path)
+        yield
+        _remove_socket(path)
+    finally:
+        os.close(fd)
+
+
+def _private_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise DaemonError(f"cannot use the socket's folder ({error.strerror}): {folder}") from None
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise DaemonError(f"the socket's folder must be yours alone (chmod 700): {folder}")
+
+
+def _remove_socket(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise DaemonError(f"there is something that is not a socket: {path}")
+    path.unlink(missing_ok=True)

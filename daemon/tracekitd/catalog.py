@@ -1,0 +1,70 @@
+"""The engines that this daemon has heard of, and how far each of them has got."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tracekit.trace.spool import ResumePoint
+
+
+@dataclass
+class Engine:
+    """One engine process. Used on the event loop only."""
+
+    number: int
+    engine_id: str
+    received_seq: int = 0  # handed to the writer
+    durable_seq: int = 0  # on the disk
+    produced: dict[str, int] = field(default_factory=dict)  # the producer's counters as of received_seq
+    lost: dict[str, int] = field(default_factory=dict)
+    last: bool = False  # it said goodbye, as of received_seq
+    streams: int = 0  # open connections; two for a moment when it reconnects
+    progress: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when durable_seq moves
+
+    @property
+    def ended(self) -> bool:
+        """Its last batch is on the disk."""
+        return self.last and self.durable_seq == self.received_seq
+
+    def durable(self, seq: int) -> None:
+        """Note that everything up to `seq` is on the disk, and wake who waits for it."""
+        self.durable_seq = max(self.durable_seq, seq)
+        self.progress.set()
+        self.progress = asyncio.Event()
+
+
+class Catalog:
+    """Engines by id, numbered from 0 in the order of their first hello; a restart goes on from the spool."""
+
+    def __init__(self, resume: Mapping[str, ResumePoint]) -> None:
+        self._engines = {
+            engine_id: Engine(
+                number=point.engine,
+                engine_id=engine_id,
+                received_seq=point.seq,
+                durable_seq=point.seq,
+                produced=dict(point.produced),
+                lost=dict(point.lost),
+                last=point.last,
+            )
+            for engine_id, point in resume.items()
+        }
+
+    def __contains__(self, engine_id: str) -> bool:
+        return engine_id in self._engines
+
+    def find(self, engine_id: str) -> Engine | None:
+        """Return a known engine."""
+        return self._engines.get(engine_id)
+
+    def greet(self, engine_id: str) -> Engine:
+        """Return the engine of this id, numbering a new one."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            number = max((known.number for known in self._engines.values()), default=-1) + 1
+            engine = self._engines[engine_id] = Engine(number, engine_id)
+        return engine
+
+    def engines(self) -> list[Engine]:
+        """Return every engine in the order of their numbers."""
+        return sorted(self._engines.values(), key=lambda engine: engine.number)

@@ -1,0 +1,71 @@
+"""The end of a recording: what recorders could not deliver, and the spool made into one trace."""
+
+import contextlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
+from tracekit.trace.seal import SealReport, seal
+from tracekit.trace.segments import LOCK_NAME, segment_paths
+from tracekitd.catalog import Catalog
+
+
+def undelivered(folder: Path, catalog: Catalog) -> list[dict[str, Any]]:
+    """Return the losses that recorders left as `undelivered-*.json` beside the socket.
+
+    A recorder writes down what was not confirmed to it; what arrived after all is taken out by its own counters.
+    """
+    losses = []
+    for path in sorted(folder.glob("undelivered-*.json")):
+        try:
+            note = json.loads(path.read_bytes())
+            engine_id, produced = str(note["engine_id"]), Counter(_counts(note["produced"]))
+            to_seq, reason = int(note["to_seq"]), str(note["reason"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            print(f"tracekitd: this is no note of a recorder: {path}", file=sys.stderr, flush=True)
+            continue
+        engine = catalog.find(engine_id)
+        from_seq = engine.durable_seq + 1 if engine else 1
+        produced.subtract(engine.produced if engine else {})
+        if rows := dict(+produced):
+            losses.append(
+                {
+                    "engine_id": engine_id,
+                    "from_seq": from_seq,
+                    "to_seq": max(from_seq, to_seq),
+                    "reason": reason,
+                    "rows": rows,
+                }
+            )
+    return losses
+
+
+def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
+    """Make `out` of the spool, remove the spool and the notes, and return the exit code: 3 where data was lost.
+
+    Raises:
+        TracekitError: the trace could not be written; the spool stays.
+    """
+    report = seal(spool, out, undelivered(notes, catalog))
+    for path in (*segment_paths(spool), spool / LOCK_NAME, *notes.glob("undelivered-*.json")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody keeps other things in it
+        spool.rmdir()
+    _tell(report)
+    return EXIT_OK if report.complete else EXIT_DATA_LOST
+
+
+def _tell(report: SealReport) -> None:
+    rows = ", ".join(f"{count} {table}" for table, count in report.rows.items() if count and table != "losses")
+    print(f"tracekitd: {rows or 'no rows'} from {report.engines} engines: {report.path}", file=sys.stderr)
+    for loss in report.losses:
+        lost = ", ".join(f"{count} {table}" for table, count in sorted(loss.rows.items())) or "unknown rows"
+        print(f"tracekitd: lost {lost} of engine {loss.engine}: {loss.reason}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _counts(value: dict[str, Any]) -> dict[str, int]:
+    return {str(table): int(count) for table, count in value.items()}

@@ -1,0 +1,138 @@
+"""The daemon as a whole: server, signals, and an orderly end."""
+
+import asyncio
+import os
+import signal
+import sys
+import traceback
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tracekit.errors import EXIT_OK, DaemonError
+from tracekit.rpc import messages
+from tracekit.trace.seal import check_output
+from tracekit.trace.spool import SpoolWriter
+from tracekitd.address import claim, socket_path
+from tracekitd.catalog import Catalog
+from tracekitd.config import Config
+from tracekitd.sealing import seal_spool
+from tracekitd.service import ControlService, RecorderService, handlers
+from tracekitd.writer import Writer
+
+CANCEL_SECS = 1.0  # for calls that are still open when the grace is over
+FLUSH_SECS = 10.0  # for a disk that refuses when the daemon ends
+POLL_SECS = 0.05
+
+
+class Daemon:
+    """A server that is not started yet. Make it with `create_server`, on the event loop that runs it."""
+
+    def __init__(self, config: Config, spool: SpoolWriter) -> None:
+        self.config = config
+        self.path = socket_path(config.listen)
+        self.catalog = Catalog(spool.resume())
+        self.stopping = asyncio.Event()
+        self.failed = False
+        self._hurry = False
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(spool, self._writer_failed)
+        self._recorder = RecorderService(self.catalog, self._writer)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        control = ControlService(self.catalog, self._writer, str(config.spool.absolute()))
+        self._server.add_generic_rpc_handlers(handlers(self._recorder, control))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        services = (messages.RECORDER_SERVICE, messages.CONTROL_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server)
+
+    async def start(self) -> None:
+        """Listen on the socket, readable by its owner only.
+
+        Raises:
+            DaemonError: the socket cannot be made.
+        """
+        try:
+            self._server.add_insecure_port(f"unix:{self.path}")
+            await self._server.start()
+            os.chmod(self.path, 0o600)
+        except (RuntimeError, OSError) as error:
+            raise DaemonError(f"cannot listen on unix:{self.path}: {error}") from None
+        for service in ("", messages.RECORDER_SERVICE, messages.CONTROL_SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def shut_down(self) -> None:
+        """Ask for the end; asked again, it comes without the grace."""
+        self._hurry = self.stopping.is_set()
+        self.stopping.set()
+
+    async def stop(self) -> None:
+        """Let the connected engines finish, within the grace, then end every call and put everything on the disk.
+
+        Raises:
+            OutputError: the disk refuses to the end.
+        """
+        await self._health.enter_graceful_shutdown()
+        self._recorder.closing = True
+        deadline = self._loop.time() + self.config.grace_secs
+        while any(engine.streams and not engine.ended for engine in self.catalog.engines()):
+            if self._hurry or self._loop.time() >= deadline:
+                break
+            await asyncio.sleep(POLL_SECS)
+        await self._server.stop(CANCEL_SECS)
+        await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
+        await asyncio.sleep(0)  # the writer's last confirmations reach the catalog
+
+    def _writer_failed(self, error: BaseException) -> None:
+        traceback.print_exception(error)
+        self.failed = True
+        self._loop.call_soon_threadsafe(self.stopping.set)
+
+
+def create_server(config: Config) -> Daemon:
+    """Return a daemon over the spool of `config`; call it where an event loop runs.
+
+    Raises:
+        OutputError: another daemon writes the spool, or it cannot be written.
+        TraceError: what is in the spool folder cannot be read.
+    """
+    return Daemon(config, SpoolWriter(config.spool))
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT, seal if asked to, and return the exit code.
+
+    Raises:
+        TracekitError: the address, the spool or the output cannot be used.
+    """
+    path = socket_path(config.listen)
+    if config.seal is not None:
+        check_output(config.seal)
+    with claim(path):
+        catalog = asyncio.run(_serve(config))
+        if config.seal is not None:
+            return seal_spool(config.spool, config.seal, path.parent, catalog)
+    return EXIT_OK
+
+
+async def _serve(config: Config) -> Catalog:
+    daemon = create_server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.shut_down)
+    try:
+        await daemon.start()
+        print(f"tracekitd: listening on unix:{daemon.path}", file=sys.stderr, flush=True)
+        await daemon.stopping.wait()
+    finally:
+        await daemon.stop()
+    if daemon.failed:
+        raise DaemonError(f"the writer failed, see above; what it confirmed is in the spool {config.spool}")
+    return daemon.catalog

@@ -1,0 +1,172 @@
+"""The two services: they translate between the wire, the catalog and the writer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from tracekit import __version__
+from tracekit.rpc import messages
+from tracekit.tables import SCHEMA_VERSION
+from tracekitd.catalog import Catalog, Engine
+from tracekitd.intake import Refused, check_hello, decode, encode, find_gap
+from tracekitd.writer import Writer
+
+MAX_STREAMS = 64
+MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is read off the wire
+
+
+class RecorderService:
+    """`tracekit.v1.Recorder`: engines stream batches, and get cumulative acks of what is on the disk."""
+
+    def __init__(self, catalog: Catalog, writer: Writer) -> None:
+        self._catalog = catalog
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._queued_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self.closing = False  # engines that are known may finish, new ones are turned away
+
+    async def record(self, requests: AsyncIterator[messages.Batch], context: Any) -> AsyncIterator[messages.Ack]:
+        """Serve one stream: the hello, then batches until it ends or is refused."""
+        try:
+            engine = await self._greet(requests)
+        except Refused as refused:
+            await context.abort(refused.code, str(refused))
+            return
+        engine.streams += 1
+        receiver = asyncio.create_task(self._receive(engine, requests))
+        try:
+            acked = engine.durable_seq
+            yield messages.Ack(durable_seq=acked)
+            while not receiver.done() or engine.durable_seq < engine.received_seq or acked < engine.durable_seq:
+                if acked == engine.durable_seq:
+                    await _first_of(engine.progress, receiver)
+                    continue
+                acked = engine.durable_seq
+                yield messages.Ack(durable_seq=acked)
+            # the batches before a bad one are confirmed by now, so the recorder can tell which it was
+            try:
+                await receiver
+            except Refused as refused:
+                await context.abort(refused.code, str(refused))
+        finally:
+            receiver.cancel()
+            engine.streams -= 1
+
+    async def _greet(self, requests: AsyncIterator[messages.Batch]) -> Engine:
+        hello = await anext(requests, None)
+        if hello is None:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream must be a hello")
+        check_hello(hello)
+        if self.closing and hello.engine_id not in self._catalog:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down")
+        if sum(engine.streams for engine in self._catalog.engines()) >= MAX_STREAMS:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} engines are connected already")
+        return self._catalog.greet(hello.engine_id)
+
+    async def _receive(self, engine: Engine, requests: AsyncIterator[messages.Batch]) -> None:
+        async for batch in requests:
+            if 0 < batch.seq <= engine.received_seq:
+                continue  # sent again after a reconnect
+            await self._room.wait()
+            received = await asyncio.to_thread(decode, batch, engine.engine_id)
+            # from here to the append nothing may wait: a second stream of this engine could overtake
+            if received.seq <= engine.received_seq:
+                continue
+            gap = find_gap(received, engine.received_seq, engine.produced)
+            record_batch, meta = encode(received, engine.number, engine.engine_id, gap)
+            engine.received_seq = received.seq
+            engine.produced, engine.lost, engine.last = received.produced, received.lost, received.last
+            self._queue_bytes(len(batch.payload))
+            self._writer.append(record_batch, meta, self._confirmer(engine, received.seq, len(batch.payload)))
+
+    def _confirmer(self, engine: Engine, seq: int, size: int) -> Any:
+        def confirm() -> None:
+            engine.durable(seq)
+            self._queue_bytes(-size)
+
+        return lambda: self._loop.call_soon_threadsafe(confirm)
+
+    def _queue_bytes(self, size: int) -> None:
+        self._queued_bytes += size
+        if self._queued_bytes < MAX_QUEUED_BYTES:
+            self._room.set()
+        else:
+            self._room.clear()
+
+
+class ControlService:
+    """`tracekit.v1.Control`: what people and tools ask."""
+
+    def __init__(self, catalog: Catalog, writer: Writer, spool: str) -> None:
+        self._catalog = catalog
+        self._writer = writer
+        self._spool = spool
+
+    async def describe(self, _request: messages.DescribeRequest, _context: Any) -> messages.DescribeReply:
+        """Say who we are."""
+        return messages.DescribeReply(
+            protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, version=__version__, spool=self._spool
+        )
+
+    async def list_engines(self, _request: messages.ListEnginesRequest, _context: Any) -> messages.ListEnginesReply:
+        """List the engines that were ever seen, in the order of their numbers."""
+        return messages.ListEnginesReply(
+            engines=[
+                messages.EngineInfo(
+                    engine_id=engine.engine_id,
+                    engine=engine.number,
+                    durable_seq=engine.durable_seq,
+                    totals=messages.Counters(produced=engine.produced, lost=engine.lost),
+                    open=engine.streams > 0,
+                    ended=engine.ended,
+                )
+                for engine in self._catalog.engines()
+            ]
+        )
+
+    async def flush(self, _request: messages.FlushRequest, _context: Any) -> messages.FlushReply:
+        """Answer when everything received so far is on the disk."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(done.set)
+
+        self._writer.flush(tell)
+        await done.wait()
+        return messages.FlushReply()
+
+
+async def _first_of(progress: asyncio.Event, receiver: "asyncio.Task[None]") -> None:
+    """Wait until there is progress or, if it still runs, the receiver ends."""
+    waiter = asyncio.ensure_future(progress.wait())
+    try:
+        tasks: set[asyncio.Future[Any]] = {waiter} if receiver.done() else {waiter, receiver}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+
+
+def handlers(recorder: RecorderService, control: ControlService) -> list[Any]:
+    """Return gRPC's handlers of both services; there are no generated stubs."""
+
+    def unary(method: Any, request: Any, reply: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(method, request.FromString, reply.SerializeToString)
+
+    record = grpc.stream_stream_rpc_method_handler(
+        recorder.record, messages.Batch.FromString, messages.Ack.SerializeToString
+    )
+    return [
+        grpc.method_handlers_generic_handler(messages.RECORDER_SERVICE, {"Record": record}),
+        grpc.method_handlers_generic_handler(
+            messages.CONTROL_SERVICE,
+            {
+                "Describe": unary(control.describe, messages.DescribeRequest, messages.DescribeReply),
+                "ListEngines": unary(control.list_engines, messages.ListEnginesRequest, messages.ListEnginesReply),
+                "Flush": unary(control.flush, messages.FlushRequest, messages.FlushReply),
+            },
+        ),
+    ]
