@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,8 @@ from types import TracebackType
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
 
 READY_SECS = 20.0
-STOP_SECS = 120.0  # sealing a long trace takes a while
+STOP_SECS = 600.0  # sealing a long trace takes a while
+MAX_RESTARTS = 5
 
 
 class Sidecar:
@@ -29,6 +32,8 @@ class Sidecar:
         self._folder = Path(tempfile.mkdtemp(prefix="tracekit-"))  # 0700, and short: socket paths end at 107 bytes
         self.address = f"unix:{self._folder / 'd.sock'}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stopping = False
 
     @property
     def pid(self) -> int:
@@ -36,22 +41,12 @@ class Sidecar:
         return self._process.pid if self._process else 0
 
     def __enter__(self) -> "Sidecar":
-        from tracekit.rpc.client import wait_ready
-
-        argv = [sys.executable, "-m", "tracekitd", "--listen", self.address]
-        argv += ["--spool", str(self.spool), "--seal", str(self.output), "--quiet"]
-        # a session of its own: Ctrl-C is for the job, the daemon ends after it
-        self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
-        try:
-            wait_ready(self.address, READY_SECS)
-        except TracekitError:
-            self._abandon()
-            raise
+        self._process = self._start()
+        threading.Thread(target=self._watch, name="tracekit-sidecar", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)  # a stopped daemon cannot end
+        if not self._stopping:
             self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -64,38 +59,60 @@ class Sidecar:
         return added
 
     def stop(self) -> int:
-        """End the daemon and seal the trace; where it was killed, seal what its spool holds.
+        """End the daemon, which seals the trace.
 
         Returns:
             EXIT_OK, or EXIT_DATA_LOST where rows were lost.
+
+        Raises:
+            DaemonError: it could not seal; the spool is kept.
         """
-        if self._process is None:
-            return EXIT_OK
-        self._process.send_signal(signal.SIGCONT)
-        self._process.terminate()
+        with self._lock:
+            self._stopping = True
+            assert self._process is not None
+            if self._process.poll() is not None and not self.output.exists():
+                self._process = self._start()  # it was killed: a new one seals what the old one wrote
+            self._process.terminate()
+            self._process.send_signal(signal.SIGCONT)  # a stopped process cannot end
+            try:
+                code = self._process.wait(STOP_SECS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                code = self._process.wait()
+        if code not in (EXIT_OK, EXIT_DATA_LOST):
+            raise DaemonError(f"tracekitd could not seal the trace, what was recorded is kept in {self.spool}")
+        return code
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        from tracekit.rpc.client import wait_ready
+
+        argv = [sys.executable, "-m", "tracekitd", "--listen", self.address]
+        argv += ["--spool", str(self.spool), "--seal", str(self.output)]
+        # a session of its own: Ctrl-C is for the job, the daemon ends after it
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            code = self._process.wait(STOP_SECS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        if code in (EXIT_OK, EXIT_DATA_LOST):
-            return code
-        return self._seal_leftovers(code)
+            wait_ready(self.address, READY_SECS)
+        except TracekitError:
+            process.kill()
+            process.wait()
+            raise
+        return process
 
-    def _seal_leftovers(self, code: int) -> int:
-        from tracekitd.closing import seal_spool
-
-        if self.output.exists() or not self.spool.exists():
-            raise DaemonError(f"tracekitd ended with {code} and left no trace to seal: {self.spool}")
-        return seal_spool(self.spool, self.output, self._folder)
-
-    def _abandon(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self.spool.exists() and not any(p.stat().st_size for p in self.spool.glob("hot-*")):
-            shutil.rmtree(self.spool, ignore_errors=True)
+    def _watch(self) -> None:
+        """Start the daemon anew when somebody kills it: recorders send again what it had not confirmed."""
+        for _ in range(MAX_RESTARTS):
+            assert self._process is not None
+            while self._process.poll() is None:
+                time.sleep(0.2)
+            with self._lock:
+                if self._stopping:
+                    return
+                print("tracekit: tracekitd was killed and is started anew", file=sys.stderr, flush=True)
+                try:
+                    self._process = self._start()
+                except TracekitError as error:
+                    print(f"tracekit: {error}", file=sys.stderr, flush=True)
+                    return
 
 
 def run_job(argv: list[str], environ: Mapping[str, str], cwd: str | os.PathLike[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Where the daemon is: ``TRACEKIT_DAEMON``, or ``daemon = "unix:/path"`` in a tracekit.toml of the working directory."""
+"""Where the daemon is: ``TRACEKIT_DAEMON``, or ``daemon = "unix:/path"`` in the working directory's tracekit.toml."""
 
 import os
 import re

@@ -181,7 +181,9 @@ def _on_schedule(scheduler: Any, output: Any, *_args: Any) -> None:
     recording.engine_step += 1
 
 
-def _update_from_output(original: Callable[..., Any], self: Any, scheduled: Any, sampled: Any, *a: Any, **k: Any) -> Any:
+def _update_from_output(
+    original: Callable[..., Any], self: Any, scheduled: Any, sampled: Any, *a: Any, **k: Any
+) -> Any:
     recording = _of(self)
     if recording is None:
         return original(self, scheduled, sampled, *a, **k)
