@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tracekit.trace.batch import BatchMeta, Tables
+import pyarrow as pa
+
+from tracekit.trace.batch import BatchMeta
+from tracekit.trace.schema import row_schema
+
+UNKNOWN_ENGINE = (1 << 32) - 1
 
 GAP = "gap: batches that never reached the disk"
 COUNTED = "counted as produced, in no batch"
@@ -128,14 +133,16 @@ def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
     return found
 
 
-def to_tables(losses: Iterable[Loss]) -> Tables:
-    """Return the ``losses`` table of one engine in its numpy form."""
-    listed = list(losses)
-    return {
-        "losses": {
-            "from_seq": [loss.from_seq for loss in listed],
-            "to_seq": [loss.to_seq for loss in listed],
-            "reason": [loss.reason for loss in listed],
-            "rows": [json.dumps(loss.rows, sort_keys=True) for loss in listed],
+def loss_table(losses: Iterable[Loss]) -> pa.Table:
+    """Return losses as the ``losses`` table."""
+    rows = [
+        {
+            "engine": UNKNOWN_ENGINE if loss.engine is None else loss.engine,
+            "from_seq": loss.from_seq,
+            "to_seq": loss.to_seq,
+            "reason": loss.reason,
+            "rows": json.dumps(loss.rows, sort_keys=True),
         }
-    }
+        for loss in losses
+    ]
+    return pa.Table.from_pylist(rows, schema=row_schema("losses"))

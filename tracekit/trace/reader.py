@@ -12,7 +12,7 @@ import pyarrow as pa
 from tracekit.errors import NotATraceError, TraceError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
-from tracekit.trace.loss import CORRUPT, Loss, Tally, unreported
+from tracekit.trace.loss import CORRUPT, Loss, Tally, loss_table, unreported
 from tracekit.trace.schema import row_schema
 from tracekit.trace.sealed import MAGIC, SealedFile
 from tracekit.trace.segments import LOCK_NAME, Damage, is_live, scan, segment_paths
@@ -45,6 +45,8 @@ class Trace:
     def __init__(self, path: str, sources: Sequence["Source"]) -> None:
         self.path = path
         self.schema_version = max((source.schema_version for source in sources), default=SCHEMA_VERSION)
+        self.files = [path for source in sources for path in source.files]
+        self.form = "sealed" if all(source.is_sealed for source in sources) else "spool"
         self.live = any(source.live for source in sources)  # somebody is still writing it
         self.stored: list[tuple[Stored, int]] = []  # each batch and the number its engine has in this trace
         self.tallies: dict[int, Tally] = {}
@@ -68,17 +70,24 @@ class Trace:
     def table(self, name: str) -> pa.Table:
         """Return one table with its flat columns as in ``tracekit.tables``, in the order of `ORDER`.
 
+        ``losses`` has the losses found by counters and gaps as well as those reported.
+
         Raises:
             TraceCorruptError: a batch is not what was written; no row is returned.
             KeyError: there is no such table.
         """
-        schema = row_schema(name)
-        chunks = [
-            rows_of(load(stored, number, [name]), name) for stored, number in self.stored if name in stored.meta.rows
-        ]
-        table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows) for rows in chunks], schema=schema)
+        if name == "losses":
+            return loss_table(self.all_losses())
+        chunks = list(self.chunks(name))
+        table = pa.Table.from_batches(chunks, schema=row_schema(name))
         order = sort_order([table.column(key).to_numpy() for key in ORDER[name]])
         return table if order is None else table.combine_chunks().take(pa.array(order))
+
+    def chunks(self, name: str) -> Iterator[pa.RecordBatch]:
+        """Yield the stored rows of one table, verified, a piece at a time, in no order across pieces."""
+        for stored, number in self.stored:
+            if name in stored.meta.rows:
+                yield pa.RecordBatch.from_struct_array(rows_of(load(stored, number, [name]), name))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield every batch, verified, one row each (see ``schema.arrow_schema``)."""
@@ -102,7 +111,7 @@ class Trace:
 
     def all_losses(self) -> list[Loss]:
         """Return the same as `losses`, as `Loss` objects: those reported, then those found."""
-        reported = [Loss.from_row(row) for row in self.table("losses").to_pylist()] + self.extra
+        reported = [Loss.from_row(row) for chunk in self.chunks("losses") for row in chunk.to_pylist()] + self.extra
         found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
         if self.live:
             found = [loss for loss in found if loss.to_seq]
@@ -122,8 +131,10 @@ class Source:
 
     schema_version: int = SCHEMA_VERSION
     live: bool = False
+    is_sealed: bool = False
 
     def __init__(self) -> None:
+        self.files: list[Path] = []
         self.batches: list[Stored] = []
         self.tallies: list[Tally] = []
         self.damage: list[Damage] = []
@@ -132,7 +143,8 @@ class Source:
     def sealed(cls, path: Path) -> "Source":
         """Open a sealed file."""
         source, file = cls(), SealedFile(path)
-        source.schema_version = file.schema_version
+        source.schema_version, source.is_sealed = file.schema_version, True
+        source.files = [path]
         source.batches = list(file.batches)
         source.tallies = [Tally.of_sealed(metas) for metas in _by_engine(batch.meta for batch in file.batches)]
         return source
@@ -144,6 +156,7 @@ class Source:
         source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
         seen: set[tuple[str, int]] = set()
         for path in segments:
+            source.files.append(path)
             for found in scan(path):
                 if isinstance(found, Damage):
                     source.damage.append(found)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracekit.tables import TABLES
-from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata, to_record_batch
-from tracekit.trace.loss import CORRUPT, Loss, Tally, clip, to_tables
+from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata
+from tracekit.trace.loss import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, clip, loss_table
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import Stored, Trace, load, open_trace
 from tracekit.trace.schema import arrow_schema
@@ -21,7 +21,6 @@ __all__ = ["SealReport", "check_output", "seal"]
 
 SEALED_LEVEL = 9
 BATCH_ROWS = 1 << 20
-UNKNOWN_ENGINE = (1 << 32) - 1
 
 _BY_REQUEST = [name for name, columns in TABLES.items() if "request" in columns]
 _OTHER = [name for name in TABLES if name not in _BY_REQUEST]
@@ -115,6 +114,7 @@ class _Plan:
     stored: list[tuple[Stored, int]]
     spans: list[tuple[int, int]]  # first and last request by stored batch; (1, 0) where it has none
     slots: list[tuple[int, int]]  # first and last request by sealed batch
+    side: dict[str, list[pa.StructArray]]  # the rows of the tables that know no request, as they came
 
     @property
     def meta(self) -> BatchMeta:
@@ -125,7 +125,9 @@ class _Plan:
 
     def batches(self, losses: list[Loss]) -> Iterator[pa.RecordBatch]:
         """Yield the sealed batches; the first has the tables that know no request."""
-        side = self._side(losses)
+        side = {name: pa.concat_arrays(chunks) for name, chunks in self.side.items() if chunks}
+        if losses:
+            side["losses"] = loss_table(losses).to_struct_array().combine_chunks()
         for first, last in self.slots:
             structs, side = dict(side), {}
             parts: dict[str, list[pa.StructArray]] = {name: [] for name in _BY_REQUEST}
@@ -140,24 +142,15 @@ class _Plan:
                     structs[name] = request_major(name, pa.concat_arrays(chunks))
             yield batch_of_structs(structs)
 
-    def _side(self, losses: list[Loss]) -> dict[str, pa.StructArray]:
-        parts: dict[str, list[pa.StructArray]] = {name: [] for name in _OTHER if name != "losses"}
-        for stored, number in self.stored:
-            if any(name in stored.meta.rows for name in parts):
-                batch = load(stored, number, list(parts))
-                for name in parts:
-                    parts[name].append(rows_of(batch, name))
-        side = {name: pa.concat_arrays(chunks) for name, chunks in parts.items() if chunks}
-        if losses:
-            side["losses"] = rows_of(to_record_batch(to_tables(losses), self.tally.engine), "losses")
-        return side
-
 
 def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
     stored = [pair for pair in trace.stored if pair[1] == tally.engine]
     spans, counts = [], np.zeros(0, np.int64)
+    side: dict[str, list[pa.StructArray]] = {name: [] for name in _OTHER if name != "losses"}
     for item, number in stored:
-        batch = load(item, number, _BY_REQUEST)
+        batch = load(item, number)
+        for name, parts in side.items():
+            parts.append(rows_of(batch, name))
         low, high = 1, 0
         for name in _BY_REQUEST:
             requests = rows_of(batch, name).field("request").to_numpy()
@@ -169,7 +162,7 @@ def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
                     counts = np.pad(counts, (0, max(0, last + 1 - len(counts))))
                     counts[first : last + 1] += found
         spans.append((low, high))
-    return _Plan(tally, stored, spans, _slots(counts, batch_rows))
+    return _Plan(tally, stored, spans, _slots(counts, batch_rows), side)
 
 
 def _slots(counts: "np.ndarray[Any, np.dtype[np.int64]]", batch_rows: int) -> list[tuple[int, int]]:

@@ -1,0 +1,40 @@
+"""``tracekit export``: write the tables of a trace in other formats."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from tracekit.errors import EXIT_DATA_LOST, OutputError
+from tracekit.tables import TABLES
+
+
+@click.command("export")
+@click.argument("trace")
+@click.option("--parquet", "folder", required=True, metavar="DIR", help="A new (or empty) folder: one file a table.")
+@click.pass_context
+def command(ctx: click.Context, trace: str, folder: str) -> None:
+    """Write every table of TRACE as DIR/TABLE.parquet. Exit code 3: written, but TRACE itself has lost data."""
+    import pyarrow.parquet as pq
+
+    from tracekit.trace.output import new_file
+    from tracekit.trace.reader import open_trace
+
+    opened = open_trace(trace)
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise OutputError(f"the folder is not empty, and nothing is overwritten: {target}")
+    except OSError as error:
+        raise OutputError(f"cannot write into {target}: {error.strerror}") from None
+    label = "writing" if sys.stderr.isatty() else None
+    with click.progressbar(list(TABLES), label=label, file=sys.stderr) as names:
+        for name in names:
+            rows = opened.table(name)
+            with new_file(target / f"{name}.parquet") as file:
+                pq.write_table(rows, file, compression="zstd")
+            click.echo(f"{target / name}.parquet  {rows.num_rows} rows")
+    if not opened.complete:
+        click.echo("tracekit: the trace is not complete: `tracekit info` says what was lost", err=True)
+        ctx.exit(EXIT_DATA_LOST)

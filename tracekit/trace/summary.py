@@ -1,0 +1,51 @@
+"""What a trace holds, in numbers: read a piece at a time, so that its size does not matter."""
+
+import os
+from typing import Any
+
+import pyarrow.compute as pc
+
+from tracekit.tables import TABLES
+from tracekit.trace.reader import Trace
+
+_ENGINE_FACTS = ("engine", "engine_id", "kind", "engine_version", "recorder_version", "model", "logprobs_mode", "host")
+
+
+def summarize(trace: Trace) -> dict[str, Any]:
+    """Return the facts that ``tracekit info`` prints, ready for JSON.
+
+    Raises:
+        TraceCorruptError: a batch of tokens is not what was written.
+    """
+    rows = {name: trace.rows(name) for name in TABLES}
+    per_engine = {number: {"requests": 0, "tokens": 0} for number in trace.tallies}
+    for stored, number in trace.stored:
+        for name in ("requests", "tokens"):
+            per_engine[number][name] += stored.meta.rows.get(name, 0)
+    positions: list[int] = []
+    versions: set[int] = set()
+    for chunk in trace.chunks("tokens"):
+        bounds = pc.min_max(chunk.column("position")).as_py()
+        positions = [min([bounds["min"], *positions]), max([bounds["max"], *positions])]
+        versions.update(pc.unique(chunk.column("weight_version")).to_pylist())
+    size = sum(os.path.getsize(path) for path in trace.files)
+    losses = trace.losses()
+    return {
+        "path": trace.path,
+        "form": trace.form,
+        "live": trace.live,
+        "schema_version": trace.schema_version,
+        "bytes": size,
+        "bytes_per_token": round(size / rows["tokens"], 3) if rows["tokens"] else None,
+        "rows": {**rows, "losses": len(losses)},
+        "positions": positions or None,
+        "weight_versions": sorted(versions),
+        "engines": [
+            {key: engine[key] for key in _ENGINE_FACTS if key in engine}
+            | per_engine[engine["engine"]]
+            | {"ended": trace.tallies[engine["engine"]].last}
+            for engine in trace.engines()
+        ],
+        "complete": not losses,
+        "losses": losses,
+    }
