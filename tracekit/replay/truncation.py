@@ -56,7 +56,8 @@ def _top_p(logits: Tensor, top_p: Tensor) -> Tensor:
 
 def _top_p_by_sort(logits: Tensor, top_p: Tensor) -> Tensor:
     """Drop from the least likely up, as long as what was dropped adds up to no more than 1 - p."""
-    ordered, index = logits.sort(dim=-1)
+    # vLLM's own sort is not stable, so which of two equal logits it drops is the platform's choice: ours is fixed.
+    ordered, index = logits.sort(dim=-1, stable=True)
     mass = ordered.softmax(dim=-1).cumsum(dim=-1)
     dropped = mass <= 1 - top_p.unsqueeze(1)
     dropped[:, -1] = False
