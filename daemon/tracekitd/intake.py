@@ -1,5 +1,6 @@
 """From a Batch off the wire to a record batch for the spool. Everything an engine says is checked here."""
 
+import json
 import re
 import zlib
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
+import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import TracekitError
@@ -14,7 +16,7 @@ from tracekit.rpc import messages
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, unpack
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta, Tables, to_record_batch
-from tracekit.trace.loss import GAP, Loss, to_tables
+from tracekit.trace.loss import GAP, Loss
 
 MAX_LOSSES = 1000  # in one batch; a recorder coalesces them by reason
 ENGINE_ID = re.compile(r"[0-9a-f]{32}")
@@ -95,7 +97,7 @@ def encode(received: Received, engine: int, engine_id: str, gap: Loss | None) ->
         Refused: the tables do not fit Arrow.
     """
     losses = [*received.losses, gap] if gap else received.losses
-    tables = {**received.tables, **to_tables(losses)} if losses else received.tables
+    tables = {**received.tables, **_loss_rows(losses)} if losses else received.tables
     meta = BatchMeta(
         engine=engine,
         engine_id=engine_id,
@@ -149,3 +151,13 @@ def _counts(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _unknown(names: Iterable[str]) -> set[str]:
     return set(names) - WIRE_TABLES.keys()
+
+
+def _loss_rows(losses: list[Loss]) -> Tables:
+    columns = {
+        "from_seq": np.array([loss.from_seq for loss in losses], dtype="u8"),
+        "to_seq": np.array([loss.to_seq for loss in losses], dtype="u8"),
+        "reason": [loss.reason for loss in losses],
+        "rows": [json.dumps(loss.rows, sort_keys=True) for loss in losses],
+    }
+    return {"losses": columns}
