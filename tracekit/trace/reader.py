@@ -214,7 +214,7 @@ def _is_file_format(path: Path) -> bool:
         raise TraceError(f"cannot read {path}: {error.strerror}") from None
     if head and (MAGIC.startswith(head) or head.startswith(MAGIC)):
         return True
-    if head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
+    if head and head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
         return False
     raise NotATraceError(f"this is not an Arrow file: {path}")
 

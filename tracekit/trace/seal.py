@@ -70,7 +70,7 @@ def seal(
     losses = _all_losses(trace, list(extra_losses))
     plans = [_plan(trace, tally, batch_rows) for tally in trace.tallies.values()]
     total = sum(len(plan.slots) for plan in plans)
-    rows: dict[str, int] = {}
+    rows = dict.fromkeys(TABLES, 0)
     with new_file(out) as file:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", SEALED_LEVEL))
         with pa.ipc.new_file(file, arrow_schema(), options=options) as writer:
@@ -81,7 +81,7 @@ def seal(
                     meta = replace(plan.meta, seq=number, of=total)
                     writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
                     for name in TABLES:
-                        rows[name] = rows.get(name, 0) + len(rows_of(batch, name))
+                        rows[name] += len(rows_of(batch, name))
         file.flush()
         size = file.tell()
     return SealReport(Path(out), size, total, len(trace.tallies), rows, losses)
