@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 import pyarrow as pa
+from google.protobuf.message import DecodeError
 
 from tracekit.errors import TracekitError
 from tracekit.rpc import messages
@@ -41,6 +42,18 @@ class Received:
     produced: dict[str, int]
     lost: dict[str, int]
     last: bool
+
+
+def parse(data: bytes) -> messages.Batch:
+    """Return the message that the bytes off the wire are.
+
+    Raises:
+        Refused: they are none.
+    """
+    try:
+        return messages.Batch.FromString(data)
+    except DecodeError:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "what was sent is no tracekit.v1.Batch") from None
 
 
 def check_hello(batch: messages.Batch) -> None:

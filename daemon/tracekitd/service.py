@@ -10,7 +10,7 @@ from tracekit import __version__
 from tracekit.rpc import messages
 from tracekit.tables import SCHEMA_VERSION
 from tracekitd.catalog import Catalog, Engine
-from tracekitd.intake import Refused, check_hello, decode, encode, find_gap
+from tracekitd.intake import Refused, check_hello, decode, encode, find_gap, parse
 from tracekitd.writer import Writer
 
 MAX_STREAMS = 64
@@ -29,7 +29,7 @@ class RecorderService:
         self._room.set()
         self.closing = False  # engines that are known may finish, new ones are turned away
 
-    async def record(self, requests: AsyncIterator[messages.Batch], context: Any) -> AsyncIterator[messages.Ack]:
+    async def record(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[messages.Ack]:
         """Serve one stream: the hello, then batches until it ends or is refused."""
         try:
             engine = await self._greet(requests)
@@ -56,10 +56,8 @@ class RecorderService:
             receiver.cancel()
             engine.streams -= 1
 
-    async def _greet(self, requests: AsyncIterator[messages.Batch]) -> Engine:
-        hello = await anext(requests, None)
-        if hello is None:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream must be a hello")
+    async def _greet(self, requests: AsyncIterator[bytes]) -> Engine:
+        hello = parse(await anext(requests, b""))
         check_hello(hello)
         if self.closing and hello.engine_id not in self._catalog:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down")
@@ -67,8 +65,9 @@ class RecorderService:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} engines are connected already")
         return self._catalog.greet(hello.engine_id)
 
-    async def _receive(self, engine: Engine, requests: AsyncIterator[messages.Batch]) -> None:
-        async for batch in requests:
+    async def _receive(self, engine: Engine, requests: AsyncIterator[bytes]) -> None:
+        async for data in requests:
+            batch = parse(data)
             if 0 < batch.seq <= engine.received_seq:
                 continue  # sent again after a reconnect
             await self._room.wait()
@@ -156,9 +155,8 @@ def handlers(recorder: RecorderService, control: ControlService) -> list[Any]:
     def unary(method: Any, request: Any, reply: Any) -> Any:
         return grpc.unary_unary_rpc_method_handler(method, request.FromString, reply.SerializeToString)
 
-    record = grpc.stream_stream_rpc_method_handler(
-        recorder.record, messages.Batch.FromString, messages.Ack.SerializeToString
-    )
+    # bytes that are no message are for us to refuse: gRPC would answer UNKNOWN with a traceback
+    record = grpc.stream_stream_rpc_method_handler(recorder.record, None, messages.Ack.SerializeToString)
     return [
         grpc.method_handlers_generic_handler(messages.RECORDER_SERVICE, {"Record": record}),
         grpc.method_handlers_generic_handler(

@@ -4,54 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire import all_tables, assert_same
 
 from tracekit.errors import TracekitError
 from tracekit.rpc import messages
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack, slice_rows, unpack
-
-LIMITS = {"u1": 2**8, "u4": 2**32, "u8": 2**64}
-FLOATS = np.array([0.0, -0.0, -np.inf, np.inf, np.nan, -1e-45, np.float32(-0.1), -3.4e38], dtype="f4")
-
-
-def column_values(kind: str, rows: int, seed: int):
-    rng = np.random.default_rng(seed)
-    base, nullable = kind.rstrip("?"), kind.endswith("?")
-    nulls = rng.random(rows) < 0.3 if nullable else np.zeros(rows, dtype=bool)
-    if base == "str":
-        texts = [["", "a", "é\0漢", "x" * 50][i] for i in rng.integers(0, 4, rows)]
-        return [None if null else text for text, null in zip(texts, nulls, strict=True)]
-    if base == "list<u4>":
-        return [rng.integers(0, 2**32, n, dtype="u4") for n in rng.integers(0, 5, rows)]
-    if base == "f4":
-        array = rng.choice(FLOATS, rows)
-    elif base == "i8":
-        array = rng.integers(-(2**63), 2**63, rows, dtype="i8", endpoint=False)
-    else:
-        array = rng.integers(0, LIMITS[base], rows, dtype=base, endpoint=False)
-    return np.ma.MaskedArray(array, mask=nulls) if nulls.any() else array
-
-
-def all_tables(rows: int, seed: int = 0):
-    return {
-        name: {column: column_values(kind, rows, seed + i) for i, (column, kind) in enumerate(columns.items())}
-        for name, columns in WIRE_TABLES.items()
-    }
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name, columns in left.items():
-        assert columns.keys() == right[name].keys()
-        for column, values in columns.items():
-            other = right[name][column]
-            if isinstance(values, list):
-                assert [None if v is None else v if isinstance(v, str) else list(v) for v in values] == [
-                    None if v is None else v if isinstance(v, str) else list(v) for v in other
-                ]
-                continue
-            assert np.array_equal(np.ma.getmaskarray(values), np.ma.getmaskarray(other))
-            assert values.dtype == other.dtype
-            assert np.ma.filled(values, 0).tobytes() == np.ma.filled(other, 0).tobytes(), (name, column)
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32))

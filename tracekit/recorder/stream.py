@@ -77,6 +77,7 @@ class Stream:
         self._given_up = ""  # why nothing will ever be sent again
         self._connected_once = False
         self._closing = False
+        self._closed = False
         self._hopeless = False  # closing, and there never was a daemon
         self._rejected_seq = 0
 
@@ -101,7 +102,8 @@ class Stream:
         """Deliver what is kept, within `timeout_secs`, and say goodbye.
 
         Where no daemon was ever reached, one last failed attempt ends the wait. What stays undelivered is written as
-        `undelivered-<engine_id>.json` beside the daemon's socket, for the daemon to count, and said on stderr.
+        `undelivered-<engine_id>.json` beside the daemon's socket, for the daemon to count, and said on stderr. A
+        second call only returns the totals.
         """
         if os.getpid() != self._pid:
             return Totals({}, {}, {})
@@ -114,7 +116,7 @@ class Stream:
                 self._cond.wait_for(
                     lambda: not len(self._window) or bool(self._given_up) or self._hopeless, timeout_secs
                 )
-            self._closing = True
+            again, self._closed, self._closing = self._closed, True, True
             reason = self._given_up
             if len(self._window):
                 reason = "no daemon answered" if self._hopeless else "the daemon did not confirm them in time"
@@ -127,7 +129,7 @@ class Stream:
             call.cancel()
         if self._thread is not None:
             self._thread.join(0.2)
-        if unknown and reason:
+        if unknown and reason and not again:
             self._leave_note(unknown, reason)
         return totals
 

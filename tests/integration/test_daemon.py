@@ -1,0 +1,383 @@
+"""A real tracekitd: everything that recorders send comes back out of the trace, bit for bit."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import uuid
+import zlib
+from collections import Counter
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from wire import (
+    DaemonProcess,
+    all_tables,
+    assert_conserved,
+    batch,
+    hello,
+    numbered_tokens,
+    record,
+    rows_of_tables,
+    rows_of_trace,
+    sort_key,
+)
+
+from tracekit.errors import DaemonError
+from tracekit.recorder import stream as stream_module
+from tracekit.recorder.stream import Stream
+from tracekit.rpc.client import ControlClient, wait_ready
+from tracekit.rpc.columns import WIRE_TABLES, count_rows
+from tracekit.trace.reader import open_trace
+
+CLOSE_SECS = 60.0
+
+
+def engine_id() -> str:
+    return uuid.uuid4().hex
+
+
+def run_daemon(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tracekitd", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, words: str, code: int) -> None:
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_every_table_comes_back_bit_for_bit(daemon, monkeypatch):
+    monkeypatch.setattr(stream_module, "SPLIT_BYTES", 20_000)  # some batches are cut by rows
+    streams = [Stream(daemon.address, engine_id()) for _ in range(2)]
+    sent = {number: {name: [] for name in WIRE_TABLES} for number in range(2)}
+    produced = [Counter(), Counter()]
+    for number, stream in enumerate(streams):
+        for seed in range(5):
+            tables = all_tables(1 + seed * 100, seed=seed * 1000 + number, num_requests=50)
+            for name, rows in sent[number].items():
+                rows += rows_of_tables(tables, name)
+            produced[number].update(count_rows(tables))
+            stream.put(tables)
+        # one after the other, so that the first is engine 0
+        totals = stream.close(CLOSE_SECS)
+        assert totals.produced == produced[number] and not totals.lost and not totals.undelivered
+    assert daemon.stop() == 0
+    assert not daemon.spool.exists() and not daemon.socket.exists()
+    for number in range(2):
+        for name in WIRE_TABLES:
+            stored = rows_of_trace(daemon.out, name, engine=number)
+            assert sorted(stored, key=sort_key) == sorted(sent[number][name], key=sort_key), name
+    assert open_trace(daemon.out).complete
+
+
+def test_health_reflection_and_control_answer(daemon):
+    stream = Stream(daemon.address, engine_id())
+    stream.put(numbered_tokens(0, 10))
+    with ControlClient(daemon.address) as client:
+        described = client.describe()
+        assert described.spool == str(daemon.spool) and described.protocol == 1
+        while not client.list_engines() or client.list_engines()[0].durable_seq < 1:
+            client.flush()
+        (engine,) = client.list_engines()
+        assert engine.open and not engine.ended and engine.totals.produced["tokens"] == 10
+        stream.close(CLOSE_SECS)
+        (engine,) = client.list_engines()
+        assert engine.ended and engine.durable_seq == 2
+    with grpc.insecure_channel(daemon.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        for service in ("", "tracekit.v1.Recorder", "tracekit.v1.Control"):
+            reply = check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="tracekit.v1.Recorder"),
+        ]
+        listed, found = ask(iter(requests))
+        names = {service.name for service in listed.list_services_response.service}
+        assert {"tracekit.v1.Recorder", "tracekit.v1.Control", "grpc.health.v1.Health"} <= names
+        assert b"tracekit/v1/recorder.proto" in found.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_the_socket_is_private(daemon):
+    assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(daemon.socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(daemon.spool.stat().st_mode) == 0o700
+
+
+def test_a_second_daemon_cannot_take_a_live_socket(daemon, short_path):
+    done = run_daemon("--listen", daemon.address, "--spool", str(short_path / "other"))
+    assert_one_sentence(done, "another tracekitd is listening there", 1)
+    assert not (short_path / "other").exists()
+    wait_ready(daemon.address, 5)
+
+
+def test_a_second_daemon_cannot_take_a_spool_in_use(daemon, short_path):
+    done = run_daemon("--listen", f"unix:{short_path}/run/e.sock", "--spool", str(daemon.spool))
+    assert_one_sentence(done, "another tracekitd is writing this spool", 1)
+
+
+def test_what_it_cannot_use_is_refused_with_one_sentence(short_path):
+    private, spool = short_path / "private", str(short_path / "spool")
+    private.mkdir(mode=0o700)
+    for listen, words, code in [
+        ("localhost:7000", "unix:PATH only", 2),
+        ("unix:", "unix:PATH only", 2),
+        (f"unix:{private}/{'x' * 100}", "longer than 107 bytes", 2),
+    ]:
+        assert_one_sentence(run_daemon("--listen", listen, "--spool", spool), words, code)
+    (short_path / "open").mkdir()
+    (short_path / "open").chmod(0o750)
+    listen = f"unix:{short_path}/open/d.sock"
+    assert_one_sentence(run_daemon("--listen", listen, "--spool", spool), "must be yours alone", 1)
+    (private / "d.sock").write_text("mine")
+    listen = f"unix:{private}/d.sock"
+    assert_one_sentence(run_daemon("--listen", listen, "--spool", spool), "not a socket", 1)
+    assert (private / "d.sock").read_text() == "mine"
+    (short_path / "out.arrow").write_text("mine")
+    listen = f"unix:{private}/e.sock"
+    done = run_daemon("--listen", listen, "--spool", spool, "--seal", str(short_path / "out.arrow"))
+    assert_one_sentence(done, "exists already", 1)
+    assert (short_path / "out.arrow").read_text() == "mine"
+    assert not os.path.exists(spool)
+
+
+def test_a_stale_socket_is_replaced(daemon):
+    daemon.kill()
+    assert daemon.socket.exists()
+    daemon.start()
+    assert daemon.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One daemon for the tests that send nonsense: it must survive them all."""
+    process = DaemonProcess(tmp_path_factory.mktemp("d"), seal=False)
+    try:
+        yield process.start()
+        assert process.process.poll() is None
+        assert "Traceback" not in process.stderr(), process.stderr()
+    finally:
+        process.end()
+
+
+TOKENS = numbered_tokens(0, 10)
+GOOD = "ef" * 16
+
+
+def damaged(**fields):
+    """A good first batch with other fields."""
+    made = batch(GOOD, 2, TOKENS, {"tokens": 20})
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def with_loss(**fields):
+    made = batch(GOOD, 2, TOKENS, {"tokens": 20})
+    made.losses.add(**fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("bad", "code", "words"),
+    [
+        (damaged(crc=1), "DATA_LOSS", "batch 2 does not match its checksum"),
+        (damaged(payload=b"\xff" * 9), "DATA_LOSS", "batch 2 does not match its checksum"),
+        (damaged(payload=b"\xff" * 9, crc=zlib.crc32(b"\xff" * 9)), "INVALID_ARGUMENT", "not a tracekit.v1.Tables"),
+        (damaged(payload=b"", crc=0, seq=0), "INVALID_ARGUMENT", "a number from 1"),
+        (damaged(engine_id="ab" * 16), "INVALID_ARGUMENT", "its engine's id"),
+        (batch(GOOD, 2, TOKENS, {"nonsense": 1}), "INVALID_ARGUMENT", "unknown table: 'nonsense'"),
+        (with_loss(from_seq=3, to_seq=2), "INVALID_ARGUMENT", "a loss is not a run"),
+        (with_loss(from_seq=1, to_seq=2**63), "INVALID_ARGUMENT", "a loss is not a run"),
+        (with_loss(from_seq=1, to_seq=1, rows={"losses": 1}), "INVALID_ARGUMENT", "unknown table"),
+        (b"\xff\xff\xff", "INVALID_ARGUMENT", "no tracekit.v1.Batch"),
+        (b"\x22\xff\xff\xff\x7f", "INVALID_ARGUMENT", "no tracekit.v1.Batch"),
+    ],
+)
+def test_a_malformed_batch_is_refused_and_the_one_before_is_kept(shared, bad, code, words):
+    identity = engine_id()
+    if not isinstance(bad, bytes) and bad.engine_id == GOOD:
+        bad.engine_id = identity
+    acks, status, details = record(shared.address, [hello(identity), batch(identity, 1, TOKENS), bad])
+    assert status == grpc.StatusCode[code] and words in details
+    assert acks == [0, 1]
+    wait_ready(shared.address, 10)
+
+
+def malformed_payload(identity: str):
+    made = batch(identity, 1, TOKENS)
+    made.payload = made.payload.replace(b"token_id", b"token_ix")
+    made.crc = zlib.crc32(made.payload)
+    return made
+
+
+def test_a_payload_that_is_not_tables_is_refused(shared):
+    identity = engine_id()
+    acks, status, details = record(shared.address, [hello(identity), malformed_payload(identity)])
+    assert (acks, status) == ([0], grpc.StatusCode.INVALID_ARGUMENT)
+    assert "table tokens has the wrong columns: token_id, token_ix" in details
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "words"),
+    [
+        (hello(GOOD, protocol=2), "FAILED_PRECONDITION", "it speaks protocol 1, the recorder 2"),
+        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 1, the recorder sends 99"),
+        (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
+        (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
+    ],
+)
+def test_a_stream_that_does_not_begin_well_is_refused(shared, first, code, words):
+    acks, status, details = record(shared.address, [first])
+    assert acks == [] and status == grpc.StatusCode[code] and words in details
+
+
+def test_a_message_that_is_too_large_is_refused(shared):
+    _, status, _ = record(shared.address, [hello(engine_id()), bytes(65 << 20)])
+    assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
+    wait_ready(shared.address, 10)
+
+
+def test_duplicates_are_dropped_and_gaps_are_losses(daemon):
+    identity = engine_id()
+    first, second = (batch(identity, n, numbered_tokens(10 * n, 10), {"tokens": 10 * n}) for n in (1, 2))
+    late = batch(identity, 7, numbered_tokens(70, 10), {"tokens": 77})
+    late.losses.add(from_seq=3, to_seq=4, reason="full", rows={"tokens": 30})
+    late.totals.lost["tokens"] = 30
+    last = batch(identity, 8, {}, {"tokens": 77}, last=True)
+    acks, status, _ = record(daemon.address, [hello(identity), first, second, second, first, second, late, late, last])
+    assert status == grpc.StatusCode.OK and acks[-1] == 8
+    acks, _, _ = record(daemon.address, [hello(identity), first, second, late, last])
+    assert acks == [8]
+    assert daemon.stop() == 3
+    assert [row[2] for row in rows_of_trace(daemon.out, "tokens")] == [*range(10, 30), *range(70, 80)]
+    losses = {loss["reason"]: loss for loss in open_trace(daemon.out).losses()}
+    assert (losses["full"]["from_seq"], losses["full"]["to_seq"]) == (3, 4)
+    (gap,) = [loss for reason, loss in losses.items() if reason.startswith("gap")]
+    assert (gap["from_seq"], gap["to_seq"]) == (5, 6)
+    assert assert_conserved(daemon.out, {"tokens": 77}) == {"tokens": 47}
+
+
+def test_engines_keep_their_numbers_over_a_restart(daemon):
+    ids = [engine_id() for _ in range(3)]
+    for number in (0, 1):
+        record(daemon.address, [hello(ids[number]), batch(ids[number], 1, TOKENS)])
+    daemon.kill()
+    daemon.start()
+    for number in (2, 1, 0):
+        acks, _, _ = record(daemon.address, [hello(ids[number]), batch(ids[number], 2, TOKENS, {"tokens": 20})])
+        assert acks[0] == (0 if number == 2 else 1)
+    with ControlClient(daemon.address) as client:
+        assert [(engine.engine_id, engine.engine) for engine in client.list_engines()] == [
+            (identity, number) for number, identity in enumerate(ids)
+        ]
+
+
+def test_a_recorder_of_another_protocol_says_one_sentence_and_counts(daemon, monkeypatch, capfd):
+    monkeypatch.setattr(stream_module.messages, "PROTOCOL", 7)
+    stream = Stream(daemon.address, engine_id())
+    stream.put(TOKENS)
+    totals = stream.close(CLOSE_SECS)
+    assert totals.lost == totals.produced == {"tokens": 10} and not totals.undelivered
+    assert capfd.readouterr().err.count("it speaks protocol 1, the recorder 7; nothing is recorded") == 1
+    assert daemon.stop() == 3  # the note beside the socket counts
+    assert assert_conserved(daemon.out, {"tokens": 10}) == {"tokens": 10}
+
+
+def test_a_batch_that_the_daemon_refuses_is_lost_alone(daemon, monkeypatch):
+    honest, count = stream_module.pack, iter(range(100))
+
+    def pack(tables):
+        payload = honest(tables)
+        return payload.replace(b"token_id", b"token_ix") if next(count) == 2 else payload
+
+    monkeypatch.setattr(stream_module, "pack", pack)
+    stream = Stream(daemon.address, engine_id())
+    for start in range(0, 50, 10):
+        stream.put(numbered_tokens(start, 10))
+    totals = stream.close(CLOSE_SECS)
+    assert totals.lost == {"tokens": 10} and not totals.undelivered
+    assert daemon.stop() == 3
+    assert [row[2] for row in rows_of_trace(daemon.out, "tokens")] == [*range(20), *range(30, 50)]
+    assert assert_conserved(daemon.out, totals.produced) == {"tokens": 10}
+
+
+def test_shutdown_waits_for_connected_engines(daemon):
+    stream = Stream(daemon.address, engine_id())
+    stream.put(numbered_tokens(0, 10))
+    with ControlClient(daemon.address) as client:
+        while not any(engine.durable_seq for engine in client.list_engines()):
+            client.flush()
+        daemon.signal(signal.SIGTERM)
+        with grpc.insecure_channel(daemon.address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            while check(health_pb2.HealthCheckRequest()).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                pass
+        acks, status, _ = record(daemon.address, [hello(engine_id())])
+        assert (acks, status) == ([], grpc.StatusCode.UNAVAILABLE)  # no new ones
+    stream.put(numbered_tokens(10, 10))
+    assert not stream.close(CLOSE_SECS).undelivered
+    assert daemon.process.wait(60) == 0
+    assert [row[2] for row in rows_of_trace(daemon.out, "tokens")] == [*range(20)]
+
+
+def test_a_second_signal_ends_the_grace(daemon):
+    daemon.end()
+    daemon.argv[daemon.argv.index("--grace") + 1] = "3600"
+    daemon.start()
+    stream = Stream(daemon.address, engine_id())
+    stream.put(numbered_tokens(0, 10))
+    with ControlClient(daemon.address) as client:
+        while not any(engine.durable_seq for engine in client.list_engines()):
+            client.flush()
+    daemon.signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(0.5)
+    daemon.signal(signal.SIGINT)
+    assert daemon.process.wait(60) == 3  # the engine never said goodbye
+    stream.close(0.1)
+
+
+def test_a_full_disk_holds_acks_back_and_loses_nothing(daemon):
+    stream = Stream(daemon.address, engine_id())
+    stream.put(numbered_tokens(0, 10))
+    with ControlClient(daemon.address) as client:
+        while not any(engine.durable_seq for engine in client.list_engines()):
+            client.flush()
+        # as a full disk would, the limit refuses every further write; Python ignores its signal
+        pid, size = daemon.process.pid, sum(path.stat().st_size for path in daemon.spool.iterdir())
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        for start in range(10, 5010, 50):
+            stream.put(numbered_tokens(start, 50))
+        while "nothing is confirmed until it works" not in daemon.stderr():
+            client.describe()  # it stays up
+        durable = client.list_engines()[0].durable_seq
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    totals = stream.close(CLOSE_SECS)
+    assert durable == 1 and not totals.undelivered and not totals.lost
+    assert daemon.stop() == 0 and "the spool takes data again" in daemon.stderr()
+    assert [row[2] for row in rows_of_trace(daemon.out, "tokens")] == [*range(5010)]
+
+
+def test_the_client_says_what_is_wrong(short_path):
+    with pytest.raises(DaemonError, match=r"does not answer .*d\.sock"):
+        wait_ready(f"unix:{short_path}/d.sock", 0.2)
+
+
+def test_tracekit_daemon_is_the_same_daemon(short_path):
+    process = DaemonProcess(short_path)
+    process.argv[1:3] = ["-c", "from tracekit.cli.main import main; main()", "daemon"]
+    try:
+        process.start()
+        stream = Stream(process.address, engine_id())
+        stream.put(numbered_tokens(0, 10))
+        assert not stream.close(CLOSE_SECS).undelivered
+        assert process.stop() == 0
+        assert len(rows_of_trace(process.out, "tokens")) == 10
+    finally:
+        process.end()

@@ -1,0 +1,111 @@
+"""The recorder's stream where there is no daemon: it may cost the engine nothing, and it counts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from wire import numbered_tokens
+
+from tracekit.recorder import stream as stream_module
+from tracekit.recorder.stream import Stream
+
+ENGINE = "cd" * 16
+
+
+def test_it_imports_no_grpc_arrow_or_click_before_the_first_put():
+    code = (
+        "import sys; from tracekit.recorder.stream import Stream; Stream('unix:/nowhere/d.sock', 'ab' * 16); "
+        "print([m for m in ('grpc', 'pyarrow', 'click', 'tracekit.trace') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_without_a_daemon_everything_is_undelivered_and_noted(tmp_path, capfd):
+    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    stream.put(numbered_tokens(0, 10))
+    stream.put(numbered_tokens(10, 5))
+    totals = stream.close(30)
+    assert totals.produced == totals.undelivered == {"tokens": 15} and totals.lost == {}
+    note = json.loads((tmp_path / f"undelivered-{ENGINE}.json").read_text())
+    assert note["engine_id"] == ENGINE and note["rows"] == note["produced"] == {"tokens": 15}
+    assert (note["from_seq"], note["to_seq"], note["reason"]) == (1, 3, "no daemon answered")
+    assert [path.name for path in tmp_path.iterdir()] == [f"undelivered-{ENGINE}.json"]
+    assert capfd.readouterr().err.count("could not deliver 15 tokens") == 1
+
+
+def test_without_the_folder_nothing_is_written(tmp_path):
+    stream = Stream(f"unix:{tmp_path}/missing/d.sock", ENGINE)
+    stream.put(numbered_tokens(0, 10))
+    assert stream.close(30).undelivered == {"tokens": 10}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_window_drops_the_newest_and_counts_them(tmp_path):
+    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE, max_bytes=1000)
+    for start in range(0, 100, 10):
+        stream.put(numbered_tokens(start, 10))
+    totals = stream.close(30)
+    assert totals.produced == {"tokens": 100}
+    assert totals.undelivered == {"tokens": 10} and totals.lost == {"tokens": 90}
+    note = json.loads((tmp_path / f"undelivered-{ENGINE}.json").read_text())
+    assert note["rows"] == {"tokens": 100}
+
+
+def test_what_cannot_be_packed_is_lost_and_said_once(tmp_path, capfd):
+    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    for _ in range(3):
+        stream.put({"tokens": {"request": [1, 2]}})
+    stream.put("nonsense")
+    stream.put({})
+    stream.lose({"tokens": 4}, "queue full")
+    totals = stream.close(30)
+    assert totals.produced == totals.lost == {"tokens": 10}
+    assert capfd.readouterr().err.count("a batch is not recorded") == 1
+
+
+@pytest.mark.parametrize("address", ["localhost:1234", "tcp:1.2.3.4:5", ""])
+def test_other_addresses_are_refused_with_one_sentence(address, capfd):
+    states = []
+    stream = Stream(address, ENGINE, on_state=states.append)
+    stream.put(numbered_tokens(0, 10))
+    assert stream.close(30).lost == {"tokens": 10}
+    stream.put(numbered_tokens(10, 5))
+    assert stream.close(30).lost == {"tokens": 15}
+    assert states == ["refused"]
+    assert capfd.readouterr().err.count("only unix: addresses are supported") == 2  # the sentence, and the loss
+
+
+def test_nothing_produced_nothing_said(tmp_path, capfd):
+    assert Stream(f"unix:{tmp_path}/d.sock", ENGINE).close(30).produced == {}
+    assert list(tmp_path.iterdir()) == [] and capfd.readouterr().err == ""
+
+
+def test_a_forked_child_does_nothing_with_it(tmp_path):
+    program = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from wire import numbered_tokens
+from tracekit.recorder.stream import Stream
+stream = Stream("unix:{tmp_path}/d.sock", "{ENGINE}")
+stream.put(numbered_tokens(0, 10))
+with stream._cond:  # a fork may happen while another thread holds the lock
+    pid = os.fork()
+    if pid == 0:
+        stream.put(numbered_tokens(0, 10))
+        stream.lose({{"tokens": 1}}, "x")
+        os._exit(0 if stream.close(30).produced == {{}} else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert stream.close(30).produced == {{"tokens": 10}}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=os.environ)
+
+
+def test_one_row_that_no_message_holds_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_module, "SPLIT_BYTES", 100)
+    monkeypatch.setattr(stream_module.messages, "MAX_MESSAGE_BYTES", (1 << 20) + 50)
+    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    stream.put(numbered_tokens(0, 3))
+    totals = stream.close(30)
+    assert totals.lost == {"tokens": 3}

@@ -1,0 +1,187 @@
+"""What the tests of the wire and the daemon share: tables of every kind, a real daemon, a client without manners."""
+
+import json
+import signal
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from tracekit.errors import DaemonError
+from tracekit.rpc import messages
+from tracekit.rpc.client import wait_ready
+from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack
+from tracekit.tables import SCHEMA_VERSION
+from tracekit.trace.reader import open_trace
+
+LIMITS = {"u1": 2**8, "u4": 2**32, "u8": 2**64}
+FLOATS = np.array([0.0, -0.0, -np.inf, np.inf, np.nan, -1e-45, np.float32(-0.1), -3.4e38], dtype="f4")
+READY_SECS = 60
+
+
+def column_values(kind: str, rows: int, seed: int):
+    """Values of a column kind, with the extremes of its type among them."""
+    rng = np.random.default_rng(seed)
+    base, nullable = kind.rstrip("?"), kind.endswith("?")
+    nulls = rng.random(rows) < 0.3 if nullable else np.zeros(rows, dtype=bool)
+    if base == "str":
+        texts = [["", "a", "é\0漢", "x" * 50][i] for i in rng.integers(0, 4, rows)]
+        return [None if null else text for text, null in zip(texts, nulls, strict=True)]
+    if base == "list<u4>":
+        return [rng.integers(0, 2**32, n, dtype="u4") for n in rng.integers(0, 5, rows)]
+    if base == "f4":
+        array = rng.choice(FLOATS, rows)
+    elif base == "i8":
+        array = rng.integers(-(2**63), 2**63, rows, dtype="i8", endpoint=False)
+    else:
+        array = rng.integers(0, LIMITS[base], rows, dtype=base, endpoint=False)
+    return np.ma.MaskedArray(array, mask=nulls) if nulls.any() else array
+
+
+def all_tables(rows: int, seed: int = 0, num_requests: int | None = None):
+    """Random rows of every table that goes over the wire."""
+    tables = {
+        name: {column: column_values(kind, rows, seed + i) for i, (column, kind) in enumerate(columns.items())}
+        for name, columns in WIRE_TABLES.items()
+    }
+    for columns in tables.values() if num_requests else ():
+        if "request" in columns:
+            columns["request"] = columns["request"] % np.uint32(num_requests)
+    return tables
+
+
+def numbered_tokens(start: int, rows: int):
+    """Tokens whose ids count up from `start`, so that a lost or doubled one shows."""
+    zeros = np.zeros(rows, "u4")
+    ids = np.arange(start, start + rows, dtype="u4")
+    columns = {name: zeros for name in WIRE_TABLES["tokens"]}
+    columns |= {"position": ids, "token_id": ids, "flags": np.ones(rows, "u1"), "rollout_logprob": -ids.astype("f4")}
+    return {"tokens": columns}
+
+
+def assert_same(left, right):
+    """Compare two numpy tables bit for bit."""
+    assert left.keys() == right.keys()
+    for name in left:
+        assert rows_of_tables(left, name) == rows_of_tables(right, name)
+
+
+def rows_of_tables(tables, name: str) -> list[tuple]:
+    """The rows of one numpy table as comparable tuples: floats as their bits, nulls as None."""
+    columns = []
+    for column in WIRE_TABLES[name]:
+        values = tables[name][column]
+        if isinstance(values, list):
+            columns.append([v if v is None or isinstance(v, str) else tuple(map(int, v)) for v in values])
+            continue
+        mask, data = np.ma.getmaskarray(values), np.ma.getdata(values)
+        data = data.view("u4") if data.dtype == np.float32 else data
+        columns.append([None if m else int(v) for v, m in zip(data, mask, strict=True)])
+    return list(zip(*columns, strict=True))
+
+
+def rows_of_trace(path, name: str, engine: int = 0) -> list[tuple]:
+    """The same of a trace's table, for one engine."""
+    table = open_trace(path).table(name)
+    columns = []
+    for column, kind in WIRE_TABLES[name].items():
+        values = table.column(column).to_pylist()
+        if kind.startswith("f4"):
+            values = [None if v is None else int(np.float32(v).view("u4")) for v in values]
+        columns.append([tuple(v) if isinstance(v, list) else v for v in values])
+    engines = table.column("engine").to_pylist()
+    return [row for row, number in zip(zip(*columns, strict=True), engines, strict=True) if number == engine]
+
+
+def sort_key(row: tuple) -> tuple:
+    """Sorts rows that have nulls."""
+    return tuple((value is not None, value if value is not None else 0) for value in row)
+
+
+def assert_conserved(path, produced: dict[str, int]) -> Counter:
+    """Make sure that for every table produced = stored + lost in the trace; return what was lost."""
+    trace = open_trace(path)
+    lost: Counter = Counter()
+    for loss in trace.losses():
+        rows = loss["rows"]
+        lost.update(json.loads(rows) if isinstance(rows, str) else rows)
+    for name in WIRE_TABLES:
+        assert produced.get(name, 0) == trace.table(name).num_rows + lost[name], name
+    return lost
+
+
+class DaemonProcess:
+    """A real tracekitd in `folder`: socket run/d.sock, spool spool/, and out.arrow when it seals."""
+
+    def __init__(self, folder: Path, *, seal: bool = True, grace_secs: float = 20.0) -> None:
+        self.address = f"unix:{folder}/run/d.sock"
+        self.socket = folder / "run/d.sock"
+        self.spool = folder / "spool"
+        self.out = folder / "out.arrow"
+        self.log = folder / "stderr.txt"
+        self.argv = [sys.executable, "-m", "tracekitd", "--listen", self.address, "--spool", str(self.spool)]
+        self.argv += ["--grace", str(grace_secs), *(["--seal", str(self.out)] if seal else [])]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> "DaemonProcess":
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.argv, stderr=log)
+        for _ in range(READY_SECS):
+            try:
+                wait_ready(self.address, 1)
+                return self
+            except DaemonError:
+                assert self.process.poll() is None, self.stderr()
+        raise AssertionError(f"the daemon does not answer: {self.stderr()}")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def stderr(self) -> str:
+        return self.log.read_text()
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.kill()
+
+
+def hello(engine_id: str, protocol: int = messages.PROTOCOL, schema: int = SCHEMA_VERSION) -> messages.Batch:
+    return messages.Batch(
+        engine_id=engine_id, hello=messages.Hello(protocol=protocol, schema=schema, recorder_version="test")
+    )
+
+
+def batch(engine_id: str, seq: int, tables, produced: dict[str, int] | None = None, **fields) -> messages.Batch:
+    """A well-formed batch; `produced` is its rows unless said otherwise."""
+    payload = pack(tables)
+    totals = messages.Counters(produced=count_rows(tables) if produced is None else produced)
+    crc = zlib.crc32(payload)
+    return messages.Batch(engine_id=engine_id, seq=seq, payload=payload, crc=crc, totals=totals, **fields)
+
+
+def record(address: str, sent: list) -> tuple[list[int], grpc.StatusCode, str]:
+    """Send messages (or raw bytes) on one stream; return the acks and how the daemon ended it."""
+    options = [("grpc.max_send_message_length", 256 << 20), ("grpc.use_local_subchannel_pool", 1)]
+    acks: list[int] = []
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = channel.stream_stream(messages.RECORD, response_deserializer=messages.Ack.FromString)
+        call = stub(iter([part if isinstance(part, bytes) else part.SerializeToString() for part in sent]))
+        try:
+            acks.extend(ack.durable_seq for ack in call)
+        except grpc.RpcError:
+            pass
+        return acks, call.code(), call.details()
