@@ -1,0 +1,116 @@
+"""Real engine environments: whole, reused, and with the recorder in them without a package moved."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tracekit.engines import env, rollout
+from tracekit.engines.env import EngineEnv
+
+pytestmark = pytest.mark.engine
+
+
+def ask(found: EngineEnv, program: str) -> str:
+    done = subprocess.run([found.python, "-c", program], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_both_environments_hold_their_vllm_and_the_recorder(v1_env, latest_env):
+    program = """
+import importlib.metadata as m, grpc, google.protobuf, numpy, tracekit.recorder.plugin, tracekit.rpc
+print([e.name for e in m.entry_points(group="vllm.general_plugins") if e.value == "tracekit.recorder.plugin:register"])
+"""
+    for found, version in ((v1_env, "0.18.1"), (latest_env, "0.32.0")):
+        assert found.vllm_version == version
+        assert ask(found, program) == "['tracekit']"
+
+
+def test_installing_the_recorder_moved_no_package(v1_env, latest_env):
+    program = """
+import importlib.metadata as m, json
+print(json.dumps({d.name.lower().replace("_", "-").replace(".", "-"): d.version for d in m.distributions()}))
+"""
+    for found in (v1_env, latest_env):
+        installed = json.loads(ask(found, program))
+        lock, nvidia = env.locks_of(found.name, found.variant)
+        python = ".".join(ask(found, "import sys; print(*sys.version_info[:2])").split())
+        pinned = {}
+        for line in lock.read_text().splitlines() + (nvidia.read_text().splitlines() if nvidia else []):
+            requirement, _, marker = line.partition(" ; ")
+            if not line.startswith("#") and (not marker or f"'{python}'" in marker):
+                name, _, version = requirement.partition("==")
+                pinned[name.lower()] = version
+        differing = {
+            name: version
+            for name, version in installed.items()
+            if name != "tracekit-rl" and version.partition("+")[0] != pinned.get(name)
+        }
+        assert differing == {}
+        assert {"torch", "transformers", "grpcio", "protobuf", "numpy"} <= installed.keys()
+
+
+def test_a_second_ensure_reuses_the_environment(v1_env):
+    said = []
+    assert env.ensure("v1", said.append) == v1_env
+    assert said == []
+
+
+def test_the_command_lists_what_is_there(v1_env, latest_env):
+    command = [sys.executable, "-m", "tracekit", "engine", "list"]
+    rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    ready = {row["name"]: row for row in rows if row["state"] == "ready"}
+    assert ready["v1"]["vllm"] == "0.18.1" and ready["latest"]["vllm"] == "0.32.0"
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ready["v1"]["path"] in table
+
+
+def test_an_unknown_engine_ends_with_one_sentence_and_exit_2():
+    done = subprocess.run([sys.executable, "-m", "tracekit", "engine", "install", "v9"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "tracekit: error: unknown engine 'v9': choose one of v1, latest\n"
+
+
+def test_an_environment_given_by_its_python_is_the_same_engine(v1_env):
+    own = env.from_python(v1_env.python)
+    assert own.vllm_version == "0.18.1"
+    assert own.python == v1_env.python
+
+
+def test_the_driver_writes_the_clients_view(v1_env, tiny_model, tmp_path):
+    job = {
+        "model": str(tiny_model),
+        "engine_args": {"max_model_len": 256, "enforce_eager": True, "max_num_seqs": 8},
+        "sampling": {"temperature": 0.7, "max_tokens": 6},
+        "prompts": [
+            {"prompt": "Hello", "sampling": {"n": 2, "seed": 1}},
+            {"messages": [{"role": "user", "content": "Hi"}], "sampling": {"logit_bias": {"28": 100.0}}},
+            {"prompt_token_ids": [5, 6, 7], "sampling": {"temperature": 0}},
+        ],
+        "output": str(tmp_path / "view.jsonl"),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [v1_env.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
+    done = subprocess.run(command, env={**os.environ, **v1_env.environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = rollout.read_view(tmp_path / "view.jsonl")
+    assert [(row["request"], row["index"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert rows[3]["prompt_token_ids"] == [5, 6, 7]
+    assert rows[2]["token_ids"] == [28] * 6
+    for row in rows:
+        assert row["finish_reason"] in ("length", "stop")
+        assert len(row["logprobs"]) == len(row["token_ids"]) <= 6
+
+
+def test_what_the_engine_refuses_is_one_line(v1_env, tmp_path):
+    job = {"model": str(tmp_path / "no-model"), "prompts": [{"prompt": "x"}], "output": str(tmp_path / "view.jsonl")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [v1_env.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
+    done = subprocess.run(command, env={**os.environ, **v1_env.environ}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("tracekit rollout: error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "view.jsonl").exists()
