@@ -1,0 +1,222 @@
+"""Damage at any byte: never a wrong value, never a crash, never an error of another kind."""
+
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from factories import make_tables, write_spool, write_trace
+
+from tracekit.errors import NotATraceError, SchemaTooNewError, TraceCorruptError, TraceTruncatedError
+from tracekit.tables import TABLES
+from tracekit.trace.reader import open_trace
+from tracekit.trace.seal import seal
+from tracekit.trace.segments import LOCK_NAME, segment_paths
+from tracekit.trace.spool import SpoolWriter
+
+BATCHES = [
+    make_tables(num_requests=2, tokens=3, first_request=2 * n, first_step=3 * n, seed=n, engine=n == 0)
+    for n in range(3)
+]
+
+
+def rows_by_table(path):
+    trace = open_trace(path)
+    return {name: trace.table(name).to_pylist() for name in TABLES if name != "losses"}
+
+
+def only_true_rows(found, truth):
+    return all(row in truth[name] for name, rows in found.items() for row in rows)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    write_trace(tmp_path / "t.arrow", BATCHES, batch_rows=7)
+    return tmp_path / "t.arrow"
+
+
+@pytest.fixture
+def segment(tmp_path):
+    return segment_paths(write_spool(tmp_path / "spool", BATCHES))[0]
+
+
+def test_a_sealed_trace_cut_at_any_byte_says_so(sealed):
+    data = sealed.read_bytes()
+    for size in range(len(data)):
+        sealed.write_bytes(data[:size])
+        with pytest.raises((TraceTruncatedError, NotATraceError)) as caught:
+            open_trace(sealed)
+        assert "\n" not in str(caught.value) and str(sealed) in str(caught.value)
+        assert size == 0 or isinstance(caught.value, TraceTruncatedError)
+
+
+def test_a_hot_segment_cut_at_any_byte_gives_its_whole_batches(segment):
+    data = segment.read_bytes()
+    truth = rows_by_table(segment.parent)
+    ends = [stored.offset + stored.length for stored, _ in open_trace(segment.parent).stored]
+    sizes = set(range(0, len(data), 7)) | {end + near for end in ends for near in (-1, 0, 1)}
+    for size in sorted(sizes):
+        segment.write_bytes(data[:size])
+        trace = open_trace(segment.parent)
+        whole = sum(end <= size for end in ends)
+        assert len(trace.stored) == whole
+        assert only_true_rows(rows_by_table(segment.parent), truth)
+        # only the goodbye of the last batch proves that nothing followed
+        assert trace.complete == (size == ends[-1]) or size < ends[0]
+
+
+def test_a_torn_hot_segment_tells_its_losses(segment):
+    segment.write_bytes(segment.read_bytes()[:-100])
+    reasons = [loss["reason"] for loss in open_trace(segment.parent).losses()]
+    assert any("torn tail" in reason for reason in reasons) and any("goodbye" in reason for reason in reasons)
+
+
+def flips(size, count, seed):
+    """Bit positions: all over, and every bit of the first and last bytes, where lengths and footers are."""
+    rng = random.Random(seed)
+    edge = [*range(0, 64 * 8, 5), *range((size - 64) * 8, size * 8, 5)]
+    return edge + [rng.randrange(size * 8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_in_a_sealed_trace_is_never_a_wrong_value(sealed, seed):
+    data = sealed.read_bytes()
+    truth = rows_by_table(sealed)
+    outcomes = set()
+    for bit in flips(len(data), 250, seed):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        sealed.write_bytes(damaged)
+        try:
+            found = rows_by_table(sealed)
+        except (TraceCorruptError, NotATraceError, SchemaTooNewError, TraceTruncatedError) as error:
+            assert "\n" not in str(error)
+            outcomes.add(type(error))
+        else:
+            assert found == truth, f"bit {bit} came back as a wrong value"
+    assert TraceCorruptError in outcomes
+
+
+def test_damage_in_a_sealed_batch_names_the_batch(sealed):
+    data = bytearray(sealed.read_bytes())
+    second = data.find(b"tracekit.batch", data.find(b"tracekit.batch") + 1)
+    data[second + 40] ^= 1
+    sealed.write_bytes(data)
+    with pytest.raises(TraceCorruptError, match="batch 2 of"):
+        open_trace(sealed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_in_a_hot_segment_costs_one_batch_at_most(segment, seed):
+    data = segment.read_bytes()
+    truth = rows_by_table(segment.parent)
+    for bit in flips(len(data), 120, seed):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        segment.write_bytes(damaged)
+        try:
+            trace = open_trace(segment.parent)
+        except (NotATraceError, SchemaTooNewError):
+            assert bit // 8 < open_schema_bytes(data), "a damaged batch hid the whole segment"
+            continue
+        assert len(trace.stored) >= len(BATCHES) - 1
+        found = rows_by_table(segment.parent)
+        assert only_true_rows(found, truth)
+        assert found == truth or not trace.complete
+
+
+def open_schema_bytes(data):
+    return 8 + int.from_bytes(data[4:8], "little")
+
+
+def test_a_damaged_batch_in_the_middle_is_a_gap_counted_to_the_row(segment, tmp_path):
+    middle = open_trace(segment.parent).stored[1][0]
+    data = bytearray(segment.read_bytes())
+    data[middle.offset + middle.length - 60] ^= 0xFF
+    segment.write_bytes(data)
+    losses = open_trace(segment.parent).losses()
+    assert (losses[0]["from_seq"], losses[0]["to_seq"], losses[0]["rows"]["tokens"]) == (2, 2, 6)
+    assert "damaged" in losses[1]["reason"]
+    report = seal(segment.parent, tmp_path / "t.arrow")
+    assert [loss.rows["tokens"] for loss in report.losses] == [6]
+    assert open_trace(tmp_path / "t.arrow").table("tokens").num_rows == 12
+
+
+def test_a_removed_batch_is_a_gap(segment):
+    middle = open_trace(segment.parent).stored[1][0]
+    data = segment.read_bytes()
+    segment.write_bytes(data[: middle.offset] + data[middle.offset + middle.length :])
+    (loss,) = open_trace(segment.parent).losses()
+    assert (loss["from_seq"], loss["to_seq"], loss["rows"]["tokens"]) == (2, 2, 6)
+
+
+def test_a_zeroed_page_is_never_a_wrong_value(segment):
+    data, truth = segment.read_bytes(), rows_by_table(segment.parent)
+    for start in range(open_schema_bytes(data), len(data) - 4096, 1024):
+        segment.write_bytes(data[:start] + bytes(4096) + data[start + 4096 :])
+        assert only_true_rows(rows_by_table(segment.parent), truth)
+        assert not open_trace(segment.parent).complete
+
+
+def test_swapped_batches_of_a_sealed_file_are_refused(sealed):
+    data = sealed.read_bytes()
+    first = data.replace(b'"seq":1,', b'"seq":2,', 1)
+    sealed.write_bytes(first)
+    with pytest.raises(TraceCorruptError):
+        open_trace(sealed)
+
+
+def test_garbage_alone_in_a_spool_is_a_loss_of_an_unknown_engine(tmp_path):
+    folder = write_spool(tmp_path / "spool", BATCHES)
+    (path,) = segment_paths(folder)
+    schema = open_schema_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:schema] + b"\xff" * 1000)
+    assert not open_trace(folder).complete
+    report = seal(folder, tmp_path / "t.arrow")
+    assert not report.complete and not open_trace(tmp_path / "t.arrow").complete
+
+
+WRITER = """
+import sys
+sys.path[:0] = ["tests"]
+from factories import ENGINE_ID, make_tables
+from tracekit.trace.batch import BatchMeta, to_record_batch
+from tracekit.trace.spool import SpoolWriter
+writer = SpoolWriter(sys.argv[1], segment_bytes=60_000)
+start = writer.resume()[ENGINE_ID].seq if ENGINE_ID in writer.resume() else 0
+for seq in range(start + 1, 100_000):
+    tables = make_tables(num_requests=1, tokens=3, first_request=seq, engine=False)
+    writer.append(to_record_batch(tables, 0), BatchMeta(0, ENGINE_ID, seq, {"tokens": 3 * seq}))
+    if seq % 5 == 0:
+        writer.sync()
+        print(seq, flush=True)
+"""
+
+
+def test_what_was_synced_survives_kill_9_again_and_again(tmp_path):
+    folder, rng, acked = tmp_path / "spool", random.Random(0), 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        first = int(process.stdout.readline())
+        assert first >= acked
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        acked = max([first, *map(int, process.stdout.read().split())])
+        process.wait()
+        trace = open_trace(folder)
+        assert trace.rows("tokens") >= 3 * acked
+        assert [stored.meta.seq for stored, _ in trace.stored] == list(range(1, len(trace.stored) + 1))
+        assert not trace.live
+
+
+def test_a_reader_beside_a_writer_does_not_lock_it_out(tmp_path):
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / LOCK_NAME).touch()
+    for _ in range(20):
+        open_trace(tmp_path / "spool")
+        SpoolWriter(tmp_path / "spool").close()
