@@ -1,0 +1,68 @@
+"""``tracekit replay``: score a trace with the trainer's weights and name the first diverging token."""
+
+import click
+
+
+@click.command(name="replay")
+@click.argument("trace", type=click.Path())
+@click.option("--model", required=True, type=click.Path(), help="Folder of the weights the trainer scores with.")
+@click.option("--weights", multiple=True, metavar="V=PATH", help="Weights of version V, where they changed in the run.")
+@click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
+@click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
+              help="What the trainer takes the recorded logprobs for.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True,
+              help="The trainer's body precision; the head is always float32.")  # fmt: skip
+@click.option("--device", help="A torch device  [default: CUDA where there is one, else the CPU]")
+@click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens scored together  [default: by device]")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def command(
+    trace: str,
+    model: str,
+    weights: tuple[str, ...],
+    output: str | None,
+    expect: str,
+    dtype: str,
+    device: str | None,
+    max_batch_tokens: int | None,
+    as_json: bool,
+) -> int:
+    """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
+
+    Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
+    """
+    from tracekit.replay.output import check_output, write_replay
+    from tracekit.replay.runner import replay
+    from tracekit.report.json import to_json
+    from tracekit.report.text import to_text
+    from tracekit.trace.reader import open_trace
+
+    folders = _parse_weights(weights)
+    if output:
+        check_output(output)
+    result = replay(
+        open_trace(trace),
+        model,
+        expect=expect,
+        weights=folders,
+        dtype=dtype,
+        device=device,
+        max_batch_tokens=max_batch_tokens,
+        show_progress=True,
+    )
+    if output:
+        write_replay(result, output)
+    facts = result.to_dict()
+    click.echo(to_json(facts) if as_json else to_text(facts, result.verdict))
+    return result.exit_code
+
+
+def _parse_weights(values: tuple[str, ...]) -> dict[int, str]:
+    folders: dict[int, str] = {}
+    for value in values:
+        version, separator, path = value.partition("=")
+        if not separator or not version.isdecimal() or not path:
+            raise click.BadParameter(f"expected V=PATH, as in 1=./checkpoint-1, got {value}", param_hint="--weights")
+        if int(version) in folders:
+            raise click.BadParameter(f"version {version} is given twice", param_hint="--weights")
+        folders[int(version)] = path
+    return folders

@@ -1,0 +1,125 @@
+"""Where a rollout leaves its replay: first token not bit-equal, first beyond noise, start of a sustained shift."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tracekit.diagnose.data import F8, Mask, Run
+from tracekit.diagnose.metrics import bit_equal
+from tracekit.diagnose.noise import TokenNoise
+
+
+@dataclass(frozen=True)
+class Onset:
+    """One token at which something starts.
+
+    Attributes:
+        position: 0-based over prompt and completion.
+        output_index: position minus the prompt's length.
+        token_id: the recorded token.
+        weight_version: of the weights that sampled it.
+        engine_step: that sampled it.
+        recorded: rollout logprob, nats.
+        replayed: the scorer's, nats, of the semantic that was compared.
+        d: replayed − recorded, nats.
+        sigma: what the noise of this run gives this token, nats.
+    """
+
+    position: int
+    output_index: int
+    token_id: int
+    weight_version: int
+    engine_step: int
+    recorded: float
+    replayed: float
+    d: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class RolloutOnsets:
+    """The onsets of one rollout; None where there is none.
+
+    Attributes:
+        first_not_bit_equal: first token whose replayed value differs as float32.
+        first_beyond_noise: first token that is beyond noise by itself.
+        shift_start: where a sustained shift most likely starts, given where its evidence is 100 to 1.
+        log_e: evidence for a sustained shift, log e-value in nats.
+    """
+
+    engine: int
+    request: int
+    request_id: str
+    num_tokens: int
+    num_beyond_noise: int
+    first_not_bit_equal: Onset | None
+    first_beyond_noise: Onset | None
+    shift_start: Onset | None
+    log_e: float
+
+    @property
+    def onset(self) -> Onset | None:
+        """The earlier of the token beyond noise and the start of the shift."""
+        found = [o for o in (self.first_beyond_noise, self.shift_start) if o]
+        return min(found, key=lambda o: o.position) if found else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
+    """Find the onsets of every rollout.
+
+    Args:
+        run: the recorded tokens.
+        replay: [N] nats, the scorer's values of the semantic that is compared.
+        noise: the noise of every token under that semantic.
+
+    Returns:
+        One entry a rollout, in the run's order. Tokens whose recorded value is not a number start nothing.
+    """
+    sigma, beyond = noise.sigma, noise.beyond
+    different = run.valid & ~bit_equal(run.rollout_logprob, replay)
+    bounds = np.searchsorted(run.rollout, np.arange(len(run.rollouts) + 1))
+    found = []
+    for i, (info, start, end) in enumerate(zip(run.rollouts, bounds[:-1], bounds[1:], strict=True)):
+        span = slice(int(start), int(end))
+        found.append(
+            RolloutOnsets(
+                engine=info.engine,
+                request=info.request,
+                request_id=info.request_id,
+                num_tokens=int(end - start),
+                num_beyond_noise=int(np.count_nonzero(beyond[span])),
+                first_not_bit_equal=_first(run, replay, sigma, different, span),
+                first_beyond_noise=_first(run, replay, sigma, beyond, span),
+                shift_start=_onset(run, replay, sigma, int(noise.shifts.start[i])) if noise.shifts.sure[i] else None,
+                log_e=float(noise.shifts.log_e[i]),
+            )
+        )
+    return found
+
+
+def _first(run: Run, replay: F8, sigma: F8, which: Mask, span: slice) -> Onset | None:
+    hits = np.flatnonzero(which[span])
+    if not hits.size:
+        return None
+    return _onset(run, replay, sigma, span.start + int(hits[0]))
+
+
+def _onset(run: Run, replay: F8, sigma: F8, i: int) -> Onset:
+    return Onset(
+        position=int(run.position[i]),
+        output_index=int(run.output_index[i]),
+        token_id=int(run.token_id[i]),
+        weight_version=int(run.weight_version[i]),
+        engine_step=int(run.engine_step[i]),
+        recorded=float(run.rollout_logprob[i]),
+        replayed=float(replay[i]),
+        d=float(replay[i] - run.rollout_logprob[i]),
+        sigma=float(sigma[i]),
+    )

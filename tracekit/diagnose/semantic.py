@@ -1,0 +1,134 @@
+"""Which number the engine recorded: raw, processed, another reading of the sampling parameters, or none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.diagnose.data import F8, PROCESSED, RAW, Mask, Run, Scores
+from tracekit.diagnose.noise import ENGINE_ALLOWANCE, TokenNoise, robust_deviation
+from tracekit.diagnose.student import fit_student
+
+NEITHER = "neither"
+SAME = "raw = processed here"
+UNDECIDED = "not told apart"
+MARGIN = 5.0  # nats: odds of 150 to 1 for the best hypothesis against the next
+_DEGREES = 3.0  # one density for all hypotheses; heavy enough that single flips at a top-p edge do not rule
+_SMALLEST_UNIT = 0.02  # nats of response: keeps a token with next to no choice from outweighing all others
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One reading of the recorded values.
+
+    Attributes:
+        name: raw, processed, or "processed without …".
+        log_likelihood: of the residuals recorded − predicted under Student's t with per-token units and a fitted
+            scale, nats over ``num_tokens`` tokens.
+        deviation: of the residuals, as logit noise (robust): compare it with the run's.
+        d_abs_mean: mean |predicted − recorded|, nats.
+    """
+
+    name: str
+    log_likelihood: float
+    deviation: float
+    d_abs_mean: float
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """What the recorded values are.
+
+    Attributes:
+        kind: raw, processed, "processed without …", "raw = processed here", "neither" or "not told apart".
+        closest: the best hypothesis, also where kind is "neither".
+        margin: nats between the closest hypothesis and the next (of raw and processed, where none explains the values).
+        runner_up: the next one.
+        excess: the bulk of the residuals under the best hypothesis over what this run's noise allows; above 1 the
+            hypothesis does not explain the values.
+        num_tokens: tokens that all hypotheses were tested on.
+        hypotheses: all, best first.
+        declared: logprobs_mode of the engines in the trace.
+        contradicts_declared: the data say something else than the engines declare.
+    """
+
+    kind: str
+    closest: str
+    margin: float
+    runner_up: str
+    excess: float
+    num_tokens: int
+    hypotheses: list[Hypothesis]
+    declared: list[str]
+    contradicts_declared: bool
+
+    @property
+    def lens(self) -> str:
+        """The replayed values to compare with from here on, "raw" or "processed"."""
+        return RAW if self.closest == RAW else PROCESSED
+
+
+def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
+    """Rank the readings by likelihood and say whether the best one explains the values.
+
+    Args:
+        run: the tokens; those that not every hypothesis scored are left out.
+        noise: the run's noise under "raw" and under "processed".
+    """
+    passes = {RAW: (run.scores, RAW), PROCESSED: (run.scores, PROCESSED)}
+    passes |= {name: (scores, PROCESSED) for name, scores in run.alternatives.items()}
+    use = run.valid.copy()
+    for scores, lens in passes.values():
+        use &= np.isfinite(scores.logprob(lens))
+    declared = sorted(run.logprobs_modes)
+    if not differ(run, RAW, PROCESSED, noise):
+        excess = excess_of(noise[RAW])
+        kind = SAME if excess <= 1 else NEITHER
+        return Semantic(kind, PROCESSED, float("nan"), "", excess, int(use.sum()), [], declared, False)
+    ranked = [_score(name, run, scores, lens, use) for name, (scores, lens) in passes.items()]
+    ranked.sort(key=lambda h: -h.log_likelihood)
+    best, second = ranked[0], ranked[1]
+    if best.name not in noise and _excess(best, noise) > 1:
+        # what does not explain the values is no ground for naming a parameter: only raw or processed is left to say
+        best, second = (h for h in ranked if h.name in noise)
+    margin = best.log_likelihood - second.log_likelihood
+    excess = _excess(best, noise)
+    kind = best.name if excess <= 1 else NEITHER
+    if margin < MARGIN:
+        kind = UNDECIDED
+    expected = {mode.removesuffix("_logprobs") for mode in declared}
+    contradicts = margin >= MARGIN and len(expected) == 1 and best.name not in expected
+    return Semantic(kind, best.name, margin, second.name, excess, int(use.sum()), ranked, declared, contradicts)
+
+
+def differ(run: Run, one: str, other: str, noise: dict[str, TokenNoise]) -> bool:
+    """Whether two semantics give different numbers on any token of this run, noise aside."""
+    a, b = run.scores.logprob(one), run.scores.logprob(other)
+    both = np.isfinite(a) & np.isfinite(b)
+    line = np.fmax(noise[one].sigma, noise[other].sigma)
+    return bool(np.any(np.abs(a - b)[both] > line[both]))
+
+
+def excess_of(noise: TokenNoise) -> float:
+    """The engine's bulk deviation over the most that counts as noise, [0, inf); above 1 is too much."""
+    floor = noise.floor
+    most = ENGINE_ALLOWANCE * np.sqrt(2) * max(floor.shape_noise, floor.precision_noise)
+    return float(floor.engine_noise / most) if most > 0 else float(floor.engine_noise > 0)
+
+
+def _score(name: str, run: Run, scores: Scores, lens: str, use: Mask) -> Hypothesis:
+    residual: F8 = (run.rollout_logprob - scores.logprob(lens))[use]
+    unit = np.hypot(scores.gain(lens)[use], _SMALLEST_UNIT)
+    fit = fit_student(residual, unit, degrees=_DEGREES)
+    mean = float(np.abs(residual).mean()) if residual.size else float("nan")
+    deviation = robust_deviation(np.abs(residual) / np.where(scores.gain(lens) > 0, scores.gain(lens), np.nan)[use])
+    return Hypothesis(name, fit.log_likelihood, deviation, mean)
+
+
+def _excess(best: Hypothesis, noise: dict[str, TokenNoise]) -> float:
+    if best.name in noise:
+        return excess_of(noise[best.name])
+    floor = noise[PROCESSED].floor
+    most = ENGINE_ALLOWANCE * np.sqrt(2) * max(floor.shape_noise, floor.precision_noise)
+    return best.deviation / most if most > 0 else float(best.deviation > 0)

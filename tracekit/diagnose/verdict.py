@@ -1,0 +1,163 @@
+"""The verdict: which layer of mismatch, bottom-up, since which token, with what confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, exp, lgamma, log
+from typing import Any
+
+import numpy as np
+
+from tracekit.diagnose import words
+from tracekit.diagnose.data import INFERENCE_PATH, NONE, PROCESSED, RAW, SEMANTIC, Run
+from tracekit.diagnose.metrics import Metrics, measure
+from tracekit.diagnose.noise import FALSE_ROLLOUTS, NoiseFloor, TokenNoise, measure_noise
+from tracekit.diagnose.onset import Onset, RolloutOnsets, find_onsets
+from tracekit.diagnose.plain import plain
+from tracekit.diagnose.semantic import MARGIN, NEITHER, SAME, Semantic, differ, tell_semantic
+from tracekit.diagnose.shift import log_e_of_run
+
+CHANCE = 0.01  # share of clean runs that may be called divergent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a replay found.
+
+    Attributes:
+        layer: "none", "semantic" or "inference path": the lowest layer that fails.
+        cause: one or two sentences.
+        since: the earliest onset of the run in the comparison that names the layer, None for none.
+        since_rollout: index into ``rollouts`` of that token.
+        semantic: what the recorded values are; its margin is the confidence, in nats.
+        expect: what the trainer takes them for.
+        before: metrics as the trainer sees them: recorded values against the replayed ones it expects.
+        after: metrics once the semantic is right: recorded values against the replayed ones of their own kind.
+        noise: this run's noise floor, for the semantic that onsets are judged with.
+        rollouts: the onsets of every rollout, under the right semantic.
+        num_with_onset: rollouts with a token beyond noise, or with a sustained shift.
+        chance: probability that a clean run would show that many.
+        left: what remains for the inference path once a semantic mismatch is corrected, in words.
+        findings: other things the numbers say.
+        limits: what was not tested, and what size of fault the noise hides.
+        tokens: the noise of every token; not part of ``to_dict``.
+    """
+
+    layer: str
+    cause: str
+    since: Onset | None
+    since_rollout: int | None
+    semantic: Semantic
+    expect: str
+    before: Metrics
+    after: Metrics
+    noise: NoiseFloor
+    rollouts: list[RolloutOnsets]
+    num_with_onset: int
+    chance: float
+    left: str
+    findings: list[str]
+    limits: list[str]
+    tokens: TokenNoise
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the per-token arrays, as plain values."""
+        fields: dict[str, Any] = plain({k: v for k, v in vars(self).items() if k != "tokens"})
+        return fields
+
+
+def judge(run: Run, *, expect: str = PROCESSED) -> Verdict:
+    """Judge a scored run, bottom-up: the inference path is only blamed for what the semantic leaves.
+
+    Args:
+        run: recorded tokens and their scores.
+        expect: "processed" or "raw", what the trainer takes the recorded values for.
+    """
+    noise = {name: measure_noise(run, name) for name in (RAW, PROCESSED)}
+    semantic = tell_semantic(run, noise)
+    lens = expect if semantic.kind == SAME else semantic.lens
+    judged = noise[lens]
+    before, after = (_metrics(run, name) for name in (expect, lens))
+    rollouts = find_onsets(run, run.scores.logprob(lens), judged)
+    with_onset = sum(r.onset is not None for r in rollouts)
+    chance = chance_of(run, judged)
+    path_fails = chance < CHANCE or semantic.kind == NEITHER
+    wrong = advantage(semantic, expect) >= MARGIN and _changes(run, semantic, expect, noise)
+    if wrong:
+        layer, shown = SEMANTIC, _onsets_of(run, expect, noise)
+    elif path_fails:
+        layer, shown = INFERENCE_PATH, rollouts
+    else:
+        layer, shown = NONE, []
+    since_rollout = _first_rollout(shown)
+    return Verdict(
+        layer=layer,
+        cause=words.cause(layer, semantic, expect, with_onset, len(rollouts)),
+        since=None if since_rollout is None else shown[since_rollout].onset,
+        since_rollout=since_rollout,
+        semantic=semantic,
+        expect=expect,
+        before=before,
+        after=after,
+        noise=judged.floor,
+        rollouts=rollouts,
+        num_with_onset=with_onset,
+        chance=chance,
+        left=words.left(layer, path_fails, semantic, with_onset, len(rollouts)),
+        findings=words.findings(run, semantic, before),
+        limits=words.limits(run, judged.floor, semantic),
+        tokens=judged,
+    )
+
+
+def advantage(semantic: Semantic, expect: str) -> float:
+    """Return by how many nats the closest reading beats the expected one; 0 where they are the same."""
+    if not semantic.hypotheses:
+        return 0.0
+    by_name = {h.name: h.log_likelihood for h in semantic.hypotheses}
+    return by_name[semantic.closest] - by_name[expect]
+
+
+def chance_of(run: Run, judged: TokenNoise) -> float:
+    """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
+
+    That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
+    (Poisson; the threshold lets ``FALSE_ROLLOUTS`` of clean rollouts show one), and 1/e of the run's sustained shifts.
+    """
+    rollouts = len(run.rollouts)
+    hit = len(np.unique(run.rollout[judged.beyond]))
+    single = _binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
+    tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
+    sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
+    return min(3 * min(single, tokens, sustained), 1.0)
+
+
+def _binomial_tail(at_least: int, n: int, p: float) -> float:
+    below = sum(exp(log(comb(n, k)) + k * log(p) + (n - k) * log(1 - p)) for k in range(at_least))
+    return max(1.0 - below, 0.0)
+
+
+def _poisson_tail(at_least: int, mean: float) -> float:
+    below = sum(exp(k * log(mean) - mean - lgamma(k + 1)) for k in range(at_least)) if mean > 0 else 1.0
+    return max(1.0 - below, 0.0)
+
+
+def _metrics(run: Run, lens: str) -> Metrics:
+    scores = run.scores
+    kept = scores.kept_count if lens == PROCESSED else np.zeros_like(scores.kept_count)
+    outside = np.isneginf(scores.processed_logprob) if lens == PROCESSED else np.zeros(kept.size, dtype=bool)
+    return measure(run.rollout_logprob, scores.logprob(lens), kept, outside)
+
+
+def _changes(run: Run, semantic: Semantic, expect: str, noise: dict[str, TokenNoise]) -> bool:
+    return semantic.lens == expect or differ(run, semantic.lens, expect, noise)
+
+
+def _onsets_of(run: Run, lens: str, noise: dict[str, TokenNoise]) -> list[RolloutOnsets]:
+    return find_onsets(run, run.scores.logprob(lens), noise[lens])
+
+
+def _first_rollout(rollouts: list[RolloutOnsets]) -> int | None:
+    """The rollout whose onset was sampled first."""
+    starts = [(r.onset.engine_step, i) for i, r in enumerate(rollouts) if r.onset]
+    return min(starts)[1] if starts else None

@@ -1,0 +1,154 @@
+"""A replay on one screen: the verdict in words first, then the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tracekit.diagnose.data import NONE
+from tracekit.diagnose.metrics import Metrics
+from tracekit.diagnose.onset import RolloutOnsets
+from tracekit.diagnose.verdict import Verdict
+
+__all__ = ["to_text"]
+
+_TOP = 8
+# field, name on the screen, format
+_ROWS = (
+    ("ratio_mean", "ratio (mean e^d)", ".4f"),
+    ("mismatch_kl", "mismatch_kl (k3, nats)", ".5f"),
+    ("k1", "k1 (mean −d, nats)", ".5f"),
+    ("d_mean", "mean d (nats)", "+.5f"),
+    ("d_abs_mean", "mean |d| (nats)", ".5f"),
+    ("d_abs_max", "max |d| (nats)", ".4f"),
+    ("clip_rate", "clip rate, epsilon {epsilon}", ".2%"),
+    ("ess", "ESS (share)", ".4f"),
+    ("bit_equal", "bit-equal", ".1%"),
+    ("bit_equal_free", "bit-equal, not forced", ".1%"),
+    ("forced", "forced (one survivor)", ".1%"),
+    ("num_outside", "outside the kept set", "d"),
+)
+
+
+def to_text(facts: Mapping[str, Any], verdict: Verdict) -> str:
+    """Return the screen.
+
+    Args:
+        facts: ``ReplayResult.to_dict()``: what was scored, with what, and what was lost.
+        verdict: the verdict.
+    """
+    parts = [
+        _headline(verdict),
+        _what(facts),
+        _metrics(verdict),
+        _noise(verdict),
+        _first_tokens(verdict),
+        _notes(verdict),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in (list(part) for part in parts) if lines)
+
+
+def _headline(verdict: Verdict) -> Iterator[str]:
+    if verdict.layer == NONE:
+        yield "VERDICT: no divergence beyond this run's noise"
+    else:
+        yield f"VERDICT: {verdict.layer} mismatch" + _since(verdict)
+    yield f"  {verdict.cause}"
+    if verdict.left:
+        yield f"  {verdict.left}"
+    semantic = verdict.semantic
+    line = f"  recorded values are: {semantic.kind}"
+    if semantic.runner_up:
+        line += f" (closest {semantic.closest}, {semantic.margin:.0f} nats ahead of {semantic.runner_up})"
+    yield line + f"; the trainer expects: {verdict.expect}"
+    for finding in verdict.findings:
+        yield f"  ! {finding}"
+
+
+def _since(verdict: Verdict) -> str:
+    if verdict.since is None or verdict.since_rollout is None:
+        return ", spread over the run: no single token stands out"
+    rollout = verdict.rollouts[verdict.since_rollout]
+    return f", since output token {verdict.since.output_index} of request {rollout.request} (engine {rollout.engine})"
+
+
+def _what(facts: Mapping[str, Any]) -> Iterator[str]:
+    data = facts["data"]
+    yield (
+        f"{data['num_tokens']} tokens of {data['num_rollouts']} rollouts, scored by {facts['model']} "
+        f"({facts['dtype']} body, float32 head, {facts['device']})"
+    )
+    if data["num_discarded"]:
+        yield f"{data['num_discarded']} sampled tokens never became output and were not scored"
+    for reason, count in sorted(data["skipped_requests"].items()):
+        yield f"SKIPPED: {count} {reason}"
+    if data["num_lost_rows"]:
+        yield f"DATA LOST: at least {data['num_lost_rows']} rows are missing from the trace"
+
+
+def _metrics(verdict: Verdict) -> Iterator[str]:
+    before, after = verdict.before, verdict.after
+    columns = [(f"against {verdict.expect}", before)]
+    if verdict.semantic.lens != verdict.expect and verdict.semantic.hypotheses:
+        columns.append((f"against {verdict.semantic.lens}", after))
+    yield f"{'d = replay − rollout':<28}" + "".join(f"{title:>20}" for title, _ in columns)
+    for name, label, form in _ROWS:
+        cells = "".join(f"{_cell(metrics, name, form):>20}" for _, metrics in columns)
+        yield f"{label.format(epsilon=before.epsilon):<28}{cells}"
+
+
+def _cell(metrics: Metrics, name: str, form: str) -> str:
+    value = getattr(metrics, name)
+    return "–" if value != value else format(value, form)
+
+
+def _noise(verdict: Verdict) -> Iterator[str]:
+    noise = verdict.noise
+    yield (
+        f"noise floor ({noise.semantic}, logit noise): batch shape {noise.shape_noise:.2g}, precision "
+        f"{noise.precision_noise:.2g}, recorded {noise.engine_noise:.2g}"
+    )
+    yield (
+        f"a token is beyond noise above {noise.threshold:.1f} sigma (tail of {noise.degrees:g} degrees of freedom, from "
+        f"{noise.num_tokens} tokens)"
+    )
+
+
+def _first_tokens(verdict: Verdict) -> Iterator[str]:
+    hit = [r for r in verdict.rollouts if r.onset]
+    equal = sum(r.first_not_bit_equal is None for r in verdict.rollouts)
+    yield (
+        f"{verdict.num_with_onset} of {len(verdict.rollouts)} rollouts leave their replay beyond noise; "
+        f"{equal} are bit-equal throughout"
+    )
+    if not hit:
+        return
+    yield "first output token not bit-equal (bits), beyond noise, of a sustained shift; values at the earlier of the two:"
+    names = (("engine", 6), ("request", 8), ("bits", 6), ("noise", 6), ("shift", 6), ("token", 8), ("recorded", 10))
+    yield "".join(f"{name:>{width}}" for name, width in (*names, ("replayed", 10), ("d", 10), ("sigma", 9)))
+    hit.sort(key=_strength, reverse=True)
+    for rollout in hit[:_TOP]:
+        yield _row(rollout)
+    if len(hit) > _TOP:
+        yield f"{'…':>6} {len(hit) - _TOP} more"
+
+
+def _row(rollout: RolloutOnsets) -> str:
+    onset = rollout.onset
+    assert onset is not None
+    found = (rollout.first_not_bit_equal, rollout.first_beyond_noise, rollout.shift_start)
+    where = "".join(f"{'–' if o is None else o.output_index:>6}" for o in found)
+    return (
+        f"{rollout.engine:>6}{rollout.request:>8}{where}{onset.token_id:>8}{onset.recorded:>10.4f}"
+        f"{onset.replayed:>10.4f}{onset.d:>+10.4f}{onset.sigma:>9.4f}"
+    )
+
+
+def _strength(rollout: RolloutOnsets) -> tuple[int, float]:
+    """Rollouts with the most tokens beyond noise first, then those with the strongest shift."""
+    return rollout.num_beyond_noise, rollout.log_e
+
+
+def _notes(verdict: Verdict) -> Iterator[str]:
+    for limit in verdict.limits:
+        yield f"note: {limit}"
