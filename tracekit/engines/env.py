@@ -213,7 +213,7 @@ def cpu_environ(folder: Path, tcmalloc: Path | None, environ: Mapping[str, str])
         tcmalloc: the library to load first, or None where this vLLM needs none.
         environ: the environment as the user has it.
     """
-    wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     added = {key: value for key, value in wanted.items() if key not in environ}
     loaded = environ.get("LD_PRELOAD", "")
     libraries = [] if tcmalloc is None or "libtcmalloc" in loaded else [str(tcmalloc)]

@@ -81,6 +81,9 @@ def write_view(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def run(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Build the engine, generate all prompts in one call, and return the client's view."""
+    if Path(job["model"]).is_dir():
+        # all there is to load is in the folder: without this, a machine without network waits for the hub's time-outs
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=job["model"], **job.get("engine_args", {}))
