@@ -5,7 +5,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import numpy as np
@@ -33,15 +33,18 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Received:
-    """One batch that may be written once its place in the stream is known."""
+    """One checked batch, in the form that the spool takes."""
 
-    seq: int
     tables: Tables
     rows: dict[str, int]
     losses: list[Loss]
-    produced: dict[str, int]
-    lost: dict[str, int]
-    last: bool
+    arrow: pa.RecordBatch
+    meta: BatchMeta
+
+    def behind(self, gap: Loss) -> "Received":
+        """Return it with one more loss: the gap in front of it."""
+        losses = [*self.losses, gap]
+        return replace(self, losses=losses, arrow=_to_arrow(self.tables, losses, self.meta.engine))
 
 
 def parse(data: bytes) -> messages.Batch:
@@ -78,7 +81,7 @@ def check_hello(batch: messages.Batch) -> None:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "an engine_id is 32 hex digits")
 
 
-def decode(batch: messages.Batch, engine_id: str) -> Received:
+def decode(batch: messages.Batch, engine: int, engine_id: str) -> Received:
     """Check one batch against its checksum and the tables.
 
     Raises:
@@ -89,40 +92,18 @@ def decode(batch: messages.Batch, engine_id: str) -> Received:
     if zlib.crc32(batch.payload) != batch.crc:
         raise Refused(grpc.StatusCode.DATA_LOSS, f"batch {batch.seq} does not match its checksum")
     try:
-        tables = unpack(batch.payload)
-        return Received(
+        tables, losses = unpack(batch.payload), _losses(batch)
+        meta = BatchMeta(
+            engine=engine,
+            engine_id=engine_id,
             seq=batch.seq,
-            tables=tables,
-            rows=count_rows(tables),
-            losses=_losses(batch),
             produced=_counts(batch.totals.produced),
             lost=_counts(batch.totals.lost),
             last=batch.last,
         )
-    except TracekitError as error:
+        return Received(tables, count_rows(tables), losses, _to_arrow(tables, losses, engine), meta)
+    except (TracekitError, ValueError, pa.ArrowException) as error:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"batch {batch.seq} is malformed: {error}") from None
-
-
-def encode(received: Received, engine: int, engine_id: str, gap: Loss | None) -> tuple[pa.RecordBatch, BatchMeta]:
-    """Build what the spool takes; a gap in front of the batch is stored with it.
-
-    Raises:
-        Refused: the tables do not fit Arrow.
-    """
-    losses = [*received.losses, gap] if gap else received.losses
-    tables = {**received.tables, **_loss_rows(losses)} if losses else received.tables
-    meta = BatchMeta(
-        engine=engine,
-        engine_id=engine_id,
-        seq=received.seq,
-        produced=received.produced,
-        lost=received.lost,
-        last=received.last,
-    )
-    try:
-        return to_record_batch(tables, engine), meta
-    except (ValueError, pa.ArrowException) as error:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"batch {received.seq} is malformed: {error}") from None
 
 
 def find_gap(received: Received, after_seq: int, produced: Mapping[str, int]) -> Loss | None:
@@ -133,7 +114,7 @@ def find_gap(received: Received, after_seq: int, produced: Mapping[str, int]) ->
         after_seq: the last number that was received.
         produced: the producer's counters as of `after_seq`.
     """
-    first, last = after_seq + 1, received.seq - 1
+    first, last = after_seq + 1, received.meta.seq - 1
     for loss in sorted(received.losses, key=lambda loss: loss.from_seq):
         if loss.from_seq <= first:
             first = max(first, loss.to_seq + 1)
@@ -142,10 +123,14 @@ def find_gap(received: Received, after_seq: int, produced: Mapping[str, int]) ->
             last = min(last, loss.from_seq - 1)
     if first > last:
         return None
-    rows = Counter(received.produced)
+    rows = Counter(received.meta.produced)
     for other in (produced, received.rows, *(loss.rows for loss in received.losses)):
         rows.subtract(other)
     return Loss(None, first, last, GAP, dict(+rows))
+
+
+def _to_arrow(tables: Tables, losses: list[Loss], engine: int) -> pa.RecordBatch:
+    return to_record_batch({**tables, **_loss_rows(losses)} if losses else tables, engine)
 
 
 def _losses(batch: messages.Batch) -> list[Loss]:

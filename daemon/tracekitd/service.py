@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -10,11 +11,12 @@ from tracekit import __version__
 from tracekit.rpc import messages
 from tracekit.tables import SCHEMA_VERSION
 from tracekitd.catalog import Catalog, Engine
-from tracekitd.intake import Refused, check_hello, decode, encode, find_gap, parse
+from tracekitd.intake import Refused, check_hello, decode, find_gap, parse
 from tracekitd.writer import Writer
 
 MAX_STREAMS = 64
 MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is read off the wire
+INLINE_BYTES = 64 << 10  # a smaller payload is decoded on the event loop: a change of threads costs more
 
 
 class RecorderService:
@@ -71,16 +73,18 @@ class RecorderService:
             if 0 < batch.seq <= engine.received_seq:
                 continue  # sent again after a reconnect
             await self._room.wait()
-            received = await asyncio.to_thread(decode, batch, engine.engine_id)
+            work = partial(decode, batch, engine.number, engine.engine_id)
+            received = work() if len(batch.payload) < INLINE_BYTES else await asyncio.to_thread(work)
             # from here to the append nothing may wait: a second stream of this engine could overtake
-            if received.seq <= engine.received_seq:
+            if batch.seq <= engine.received_seq:
                 continue
-            gap = find_gap(received, engine.received_seq, engine.produced)
-            record_batch, meta = encode(received, engine.number, engine.engine_id, gap)
-            engine.received_seq = received.seq
-            engine.produced, engine.lost, engine.last = received.produced, received.lost, received.last
+            if gap := find_gap(received, engine.received_seq, engine.produced):
+                received = received.behind(gap)
+            meta = received.meta
+            engine.received_seq = meta.seq
+            engine.produced, engine.lost, engine.last = meta.produced, meta.lost, meta.last
             self._queue_bytes(len(batch.payload))
-            self._writer.append(record_batch, meta, self._confirmer(engine, received.seq, len(batch.payload)))
+            self._writer.append(received.arrow, meta, self._confirmer(engine, meta.seq, len(batch.payload)))
 
     def _confirmer(self, engine: Engine, seq: int, size: int) -> Any:
         def confirm() -> None:

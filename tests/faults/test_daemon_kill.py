@@ -30,7 +30,7 @@ def token_ids(path) -> list[int]:
 class Producer(threading.Thread):
     """Puts numbered tokens into a stream until it is told to end."""
 
-    def __init__(self, stream: Stream, pause_secs: float = 0.002) -> None:
+    def __init__(self, stream: Stream, pause_secs: float = 0.02) -> None:
         super().__init__()
         self.stream = stream
         self.pause_secs = pause_secs
