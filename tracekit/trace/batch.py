@@ -1,5 +1,6 @@
 """One batch: numpy tables to an Arrow record batch and back, with the checksums that Arrow itself lacks."""
 
+import functools
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -68,13 +69,20 @@ def batch_of_structs(structs: Mapping[str, pa.StructArray]) -> pa.RecordBatch:
     """Wrap one struct array a table into the one-row batch; missing tables are empty."""
     schema = arrow_schema()
     arrays = []
-    for index, name in enumerate(schema.names):
+    for name in schema.names:
         rows = structs.get(name)
-        if rows is None:
-            rows = pa.array([], row_type(name))
-        offsets = pa.array([0, len(rows)], pa.int32())
-        arrays.append(pa.ListArray.from_arrays(offsets, rows, type=schema.field(index).type))
+        arrays.append(_empty_cell(name) if rows is None else _cell(name, rows))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _cell(table: str, rows: pa.StructArray) -> pa.ListArray:
+    offsets = pa.array([0, len(rows)], pa.int32())
+    return pa.ListArray.from_arrays(offsets, rows, type=arrow_schema().field(table).type)
+
+
+@functools.cache
+def _empty_cell(table: str) -> pa.ListArray:
+    return _cell(table, pa.array([], row_type(table)))
 
 
 def rows_of(batch: pa.RecordBatch, table: str) -> pa.StructArray:

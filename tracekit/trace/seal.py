@@ -115,6 +115,7 @@ class _Plan:
     spans: list[tuple[int, int]]  # first and last request by stored batch; (1, 0) where it has none
     slots: list[tuple[int, int]]  # first and last request by sealed batch
     side: dict[str, list[pa.StructArray]]  # the rows of the tables that know no request, as they came
+    kept: list[pa.RecordBatch]  # the stored batches, where they all fit in memory; else empty
 
     @property
     def meta(self) -> BatchMeta:
@@ -131,10 +132,10 @@ class _Plan:
         for first, last in self.slots:
             structs, side = dict(side), {}
             parts: dict[str, list[pa.StructArray]] = {name: [] for name in _BY_REQUEST}
-            for (stored, number), (low, high) in zip(self.stored, self.spans, strict=True):
+            for index, (low, high) in enumerate(self.spans):
                 if low > last or high < first or low > high:
                     continue
-                batch = load(stored, number, _BY_REQUEST)
+                batch = self.kept[index] if self.kept else load(*self.stored[index], _BY_REQUEST)
                 for name in _BY_REQUEST:
                     parts[name].append(_within(rows_of(batch, name), first, last))
             for name, chunks in parts.items():
@@ -147,8 +148,12 @@ def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
     stored = [pair for pair in trace.stored if pair[1] == tally.engine]
     spans, counts = [], np.zeros(0, np.int64)
     side: dict[str, list[pa.StructArray]] = {name: [] for name in _OTHER if name != "losses"}
+    fits = sum(item.meta.rows.get("tokens", 0) for item, _ in stored) <= batch_rows
+    kept = []
     for item, number in stored:
         batch = load(item, number)
+        if fits:
+            kept.append(batch)
         for name, parts in side.items():
             parts.append(rows_of(batch, name))
         low, high = 1, 0
@@ -162,7 +167,7 @@ def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
                     counts = np.pad(counts, (0, max(0, last + 1 - len(counts))))
                     counts[first : last + 1] += found
         spans.append((low, high))
-    return _Plan(tally, stored, spans, _slots(counts, batch_rows), side)
+    return _Plan(tally, stored, spans, _slots(counts, batch_rows), side, kept)
 
 
 def _slots(counts: "np.ndarray[Any, np.dtype[np.int64]]", batch_rows: int) -> list[tuple[int, int]]:

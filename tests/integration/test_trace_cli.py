@@ -1,0 +1,160 @@
+"""``tracekit info``, ``cat`` and ``export`` as processes: what they print, and the codes they end with."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from factories import ENGINE_ID, make_tables, write_spool, write_trace
+
+from tracekit.tables import TABLES
+from tracekit.trace.batch import BatchMeta, to_record_batch
+from tracekit.trace.reader import open_trace
+from tracekit.trace.spool import SpoolWriter
+
+
+def tracekit(*arguments):
+    code = "import sys; from tracekit.cli.main import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    write_trace(tmp_path / "t.arrow", [make_tables(weight_version=3)])
+    return tmp_path / "t.arrow"
+
+
+def test_info_says_what_a_trace_holds(sealed):
+    done = tracekit("info", sealed)
+    assert done.returncode == 0
+    for text in ("24 in 3 requests", "5 to 12", "raw_logprobs", "0.18.1", "nothing was lost", "weight versions  3"):
+        assert text in done.stdout
+
+
+def test_info_as_json(sealed):
+    facts = json.loads(tracekit("info", sealed, "--json").stdout)
+    assert facts["rows"]["tokens"] == 24 and facts["positions"] == [5, 12] and facts["weight_versions"] == [3]
+    assert facts["complete"] is True and facts["losses"] == []
+    assert facts["bytes"] == os.path.getsize(sealed)
+    (engine,) = facts["engines"]
+    assert (engine["engine_id"], engine["tokens"], engine["requests"], engine["ended"]) == (ENGINE_ID, 24, 3, True)
+
+
+def test_info_of_a_trace_that_lost_data_ends_with_3(tmp_path):
+    batches = [make_tables(first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(3)]
+    folder = write_spool(tmp_path / "spool", batches, skip={2})
+    done = tracekit("info", folder)
+    assert done.returncode == 3
+    assert "engine 0 batches 2 to 2" in done.stdout and "tokens 24" in done.stdout
+    done = tracekit("info", folder, "--json")
+    assert done.returncode == 3 and json.loads(done.stdout)["losses"][0]["rows"]["tokens"] == 24
+
+
+def test_info_of_a_trace_that_is_being_written_is_clean(tmp_path):
+    with SpoolWriter(tmp_path / "spool") as writer:
+        writer.append(to_record_batch(make_tables(), 0), BatchMeta(0, ENGINE_ID, 1, {"tokens": 24}))
+        done = tracekit("info", tmp_path / "spool")
+    assert done.returncode == 0 and "being written" in done.stdout
+
+
+def test_info_of_a_trace_without_tokens_says_so(tmp_path):
+    write_trace(tmp_path / "t.arrow", [])
+    done = tracekit("info", tmp_path / "t.arrow")
+    assert done.returncode == 0 and "tokens           none" in done.stdout and "no engine" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["info", "cat", "export"])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "there is no such trace"),
+        (b"", "not an Arrow file"),
+        (b"hello", "not an Arrow file"),
+        (b"ARROW1\0\0", "ends before its own end"),
+    ],
+)
+def test_what_is_no_trace_gets_one_sentence(tmp_path, command, content, text):
+    path = tmp_path / "t.arrow"
+    if content is not None:
+        path.write_bytes(content)
+    more = {"info": [], "cat": ["tokens"], "export": ["--parquet", tmp_path / "out"]}[command]
+    done = tracekit(command, path, *more)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("tracekit: error: ") and done.stderr.count("\n") == 1
+    assert text in done.stderr and str(path) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_cat_prints_rows_bit_for_bit(sealed):
+    rows = [json.loads(line) for line in tracekit("cat", sealed, "tokens").stdout.splitlines()]
+    truth = open_trace(sealed).table("tokens")
+    assert [row["token_id"] for row in rows] == truth["token_id"].to_pylist()
+    printed = np.array([row["rollout_logprob"] for row in rows], "f4")
+    assert np.array_equal(printed.view("u4"), truth["rollout_logprob"].to_numpy().view("u4"))
+
+
+def test_cat_head_and_numbers_that_are_none(tmp_path):
+    tables = make_tables(num_requests=1, tokens=3)
+    tables["tokens"]["rollout_logprob"] = np.ma.masked_array(
+        np.array([np.nan, -np.inf, 0], "f4"), mask=[False, False, True]
+    )
+    write_trace(tmp_path / "t.arrow", [tables])
+    lines = tracekit("cat", tmp_path / "t.arrow", "tokens", "--head", 3).stdout.splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["rollout_logprob"] for line in lines] == ["nan", "-inf", None]
+    assert len(tracekit("cat", tmp_path / "t.arrow", "tokens", "--head", 2).stdout.splitlines()) == 2
+
+
+def test_cat_as_csv(sealed):
+    rows = list(csv.DictReader(io.StringIO(tracekit("cat", sealed, "requests", "--csv").stdout)))
+    assert [row["external_id"] for row in rows] == ["request-0", "request-1", "request-2"]
+    assert len(json.loads(rows[0]["prompt_token_ids"])) == 5
+    assert list(rows[0]) == list(TABLES["requests"])
+
+
+def test_cat_of_an_unknown_table_is_a_usage_error(sealed):
+    done = tracekit("cat", sealed, "nonsense")
+    assert done.returncode == 2 and "nonsense" in done.stderr
+
+
+def test_export_writes_parquet_that_others_read(sealed, tmp_path):
+    done = tracekit("export", sealed, "--parquet", tmp_path / "out")
+    assert done.returncode == 0
+    trace = open_trace(sealed)
+    for name in TABLES:
+        assert pq.read_table(tmp_path / "out" / f"{name}.parquet").equals(trace.table(name))
+    assert duckdb.sql(f"select count(*) from '{tmp_path}/out/tokens.parquet'").fetchall() == [(24,)]
+
+
+def test_export_overwrites_nothing(sealed, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    done = tracekit("export", sealed, "--parquet", tmp_path / "out")
+    assert done.returncode == 1 and "not empty" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+    done = tracekit("export", sealed, "--parquet", sealed)
+    assert done.returncode == 1 and "cannot write into" in done.stderr
+
+
+def test_export_of_a_trace_that_lost_data_says_so(tmp_path):
+    write_trace(tmp_path / "t.arrow", last=False)
+    done = tracekit("export", tmp_path / "t.arrow", "--parquet", tmp_path / "out")
+    assert done.returncode == 3 and "not complete" in done.stderr
+    assert pq.read_table(tmp_path / "out" / "losses.parquet").num_rows == 1
+
+
+def test_a_damaged_batch_is_one_sentence_that_names_it(sealed):
+    data = bytearray(sealed.read_bytes())
+    data[data.find(b"tracekit.batch") + 40] ^= 1
+    sealed.write_bytes(data)
+    done = tracekit("cat", sealed, "tokens")
+    assert done.returncode == 1 and "batch 1 of" in done.stderr and done.stdout == ""
