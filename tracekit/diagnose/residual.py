@@ -46,7 +46,7 @@ class Residuals:
         """
         line = JUMP_BEYOND * scale
         with np.errstate(invalid="ignore"):
-            at_edge = np.fmax(np.abs(self.edge_value) / self.edge_unit, line)
+            at_edge = np.maximum(np.abs(self.edge_value) / self.edge_unit, line)
             jumps = (self.smooth > line) & (at_edge < self.smooth)
         value = np.where(jumps, np.copysign(at_edge * self.edge_unit, self.value), self.value)
         return Residuals(value, np.where(jumps, self.edge_unit, self.unit), self.edge_value, self.edge_unit)

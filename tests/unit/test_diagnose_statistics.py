@@ -1,0 +1,98 @@
+"""Student's t, single-token residuals, and the e-value of a sustained shift."""
+
+import math
+
+import numpy as np
+import pytest
+from synthetic import Made, make_run
+
+from tracekit.diagnose.residual import JUMP_BEYOND, residuals
+from tracekit.diagnose.shift import find_shifts, log_e_of_run
+from tracekit.diagnose.student import fit_student, two_sided_quantile, two_sided_tail
+
+
+@pytest.mark.parametrize(
+    ("share", "degrees", "expected"), [(0.05, 5, 2.570582), (0.001, 3, 12.923979), (0.01, 30, 2.749996)]
+)
+def test_quantiles_are_those_of_the_tables(share, degrees, expected):
+    assert two_sided_quantile(share, degrees) == pytest.approx(expected, rel=1e-5)
+    assert two_sided_tail(expected, degrees) == pytest.approx(share, rel=1e-4)
+
+
+def test_fit_finds_scale_and_tail():
+    rng = np.random.default_rng(1)
+    unit = rng.uniform(0.1, 2.0, 20_000)
+    fit = fit_student(0.3 * unit * rng.standard_t(4, unit.size), unit)
+    assert fit.scale == pytest.approx(0.3, rel=0.03)
+    assert 3.0 <= fit.degrees <= 5.0
+
+
+def test_likelihood_is_that_of_the_density():
+    fit = fit_student(np.array([0.5, -0.2, 0.1]), np.array([1.0, 2.0, 0.5]), degrees=3.0)
+    x = np.array([0.5, -0.1, 0.2]) / fit.scale
+    constant = math.gamma(2) / (math.gamma(1.5) * math.sqrt(3 * math.pi))
+    density = constant * (1 + x**2 / 3) ** -2 / fit.scale / np.array([1.0, 2.0, 0.5])
+    assert fit.log_likelihood == pytest.approx(float(np.log(density).sum()))
+
+
+def test_fit_of_residuals_that_are_all_zero_is_finite():
+    assert math.isfinite(fit_student(np.zeros(5), np.ones(5), degrees=3.0).log_likelihood)
+
+
+def test_an_edge_flip_is_seen_as_a_jump_not_as_noise():
+    run = make_run(Made(num_rollouts=4))
+    scores = run.scores
+    # forced tokens have no smooth response at all: their logprob moves only when one more token is kept
+    jump = scores.edge_logprobs[:, 1]
+    unit = scores.processed_noise_gain
+    flips = np.flatnonzero((scores.kept_count == 1) & (np.abs(jump - scores.forced_logprob) > 0.002))
+    assert flips.size
+    other = scores.forced_logprob.copy()
+    other[flips] = jump[flips]
+    plain = residuals(run, scores, "processed", other, logit_noise=0.05)
+    settled = plain.settle(0.05)
+    assert np.all(plain.smooth[flips] > 100 * 0.05)
+    assert np.all(settled.smooth[flips] <= JUMP_BEYOND * 0.05 * (1 + 1e-9))
+    same = np.setdiff1d(np.arange(unit.size), flips)
+    assert np.array_equal(settled.value[same], plain.value[same])
+
+
+def test_raw_has_no_edge():
+    run = make_run(Made(num_rollouts=2))
+    found = residuals(run, run.scores, "raw", run.scores.raw_logprob + 1.0, logit_noise=0.05)
+    assert np.all(np.isnan(found.edge_value))
+    assert np.array_equal(found.settle(0.01).value, found.value)
+
+
+def shifts_of(z, num_rollouts):
+    rollout = np.repeat(np.arange(num_rollouts), z.size // num_rollouts)
+    return find_shifts(z, np.ones(z.size, dtype=bool), rollout, num_rollouts, 6.0)
+
+
+def test_a_clean_rollout_seldom_reaches_the_alarm():
+    rng = np.random.default_rng(7)
+    found = shifts_of(rng.standard_t(6.0, 2000 * 48), 2000)
+    assert found.sure.mean() <= 0.01
+    assert np.exp(found.log_e).mean() <= 1.3  # an e-value has mean 1 under the null
+
+
+def test_a_wider_scale_from_one_token_on_is_found_and_dated():
+    rng = np.random.default_rng(8)
+    z = rng.standard_t(6.0, (200, 48))
+    z[:, 16:] *= 4.0
+    found = shifts_of(z.ravel(), 200)
+    assert found.sure.mean() > 0.95
+    start = found.start - np.arange(200) * 48
+    assert np.median(np.abs(start - 16)) <= 1
+
+
+def test_evidence_is_averaged_over_the_run():
+    found = shifts_of(np.zeros(96), 2)
+    assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.log_e).mean())))
+
+
+def test_rollouts_without_a_usable_token_say_nothing():
+    found = find_shifts(np.ones(4), np.zeros(4, dtype=bool), np.array([0, 0, 1, 1]), 2, 5.0)
+    assert found.start.tolist() == [-1, -1]
+    assert found.log_e.tolist() == [0.0, 0.0]
+    assert not found.sure.any()

@@ -1,0 +1,177 @@
+"""Whole verdicts on seeded runs: what is found, since which token, and that clean runs stay clean."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import Made, edit, make_run
+
+from tracekit.diagnose.noise import measure_noise
+from tracekit.diagnose.verdict import judge
+
+
+def test_a_clean_run_is_clean():
+    verdict = judge(make_run(Made()))
+    assert verdict.layer == "none"
+    assert verdict.semantic.kind == "processed"
+    assert verdict.semantic.margin > 100
+    assert verdict.since is None
+    assert verdict.before == verdict.after
+    assert verdict.before.ratio_mean == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "made", [Made(), Made(temperature=1.0, top_p=1.0), Made(recorded="raw"), Made(engine_eps=0.06)]
+)
+def test_at_most_one_clean_rollout_in_a_hundred_has_an_onset(made):
+    expect = made.recorded
+    verdicts = [judge(make_run(replace(made, seed=seed)), expect=expect) for seed in range(12)]
+    assert sum(v.num_with_onset for v in verdicts) <= 0.01 * 12 * made.num_rollouts
+    assert all(v.layer == "none" for v in verdicts)
+
+
+def test_raw_where_processed_is_expected_is_semantic_from_the_first_free_token():
+    verdict = judge(make_run(Made(recorded="raw", declared="raw_logprobs")))
+    assert verdict.layer == "semantic"
+    assert verdict.semantic.kind == "raw"
+    assert verdict.semantic.margin > 100
+    assert verdict.since is not None and verdict.since.output_index == 0
+    assert verdict.before.ratio_mean > 1.1
+    assert verdict.after.ratio_mean == pytest.approx(1.0, abs=0.02)
+    assert verdict.after.mismatch_kl < 0.1 * verdict.before.mismatch_kl
+    assert "nothing beyond noise" in verdict.left
+    assert not verdict.semantic.contradicts_declared
+
+
+def test_processed_where_raw_is_expected_is_semantic():
+    verdict = judge(make_run(Made()), expect="raw")
+    assert verdict.layer == "semantic"
+    assert verdict.semantic.kind == "processed"
+
+
+def test_raw_is_fine_for_a_trainer_that_expects_raw():
+    assert judge(make_run(Made(recorded="raw", declared="raw_logprobs")), expect="raw").layer == "none"
+
+
+def test_without_temperature_and_truncation_raw_and_processed_are_the_same():
+    for expect in ("raw", "processed"):
+        verdict = judge(make_run(Made(temperature=1.0, top_p=1.0, recorded="raw")), expect=expect)
+        assert verdict.semantic.kind == "raw = processed here"
+        assert verdict.layer == "none"
+        assert any("cannot be told apart" in limit for limit in verdict.limits)
+
+
+def test_an_engine_that_declares_something_else_is_a_finding():
+    verdict = judge(make_run(Made(recorded="raw", declared="processed_logprobs")), expect="raw")
+    assert verdict.semantic.contradicts_declared
+    assert any("declares processed_logprobs" in finding for finding in verdict.findings)
+
+
+def test_changed_weights_are_found_near_the_first_token_affected():
+    verdict = judge(make_run(Made(shift=0.6, shift_from=16)))
+    assert verdict.layer == "inference path"
+    onsets = np.array([r.onset.output_index for r in verdict.rollouts if r.onset])
+    assert onsets.size >= 14
+    assert np.median(np.abs(onsets - 16)) <= 2
+    assert verdict.since is not None and abs(verdict.since.output_index - 16) <= 4
+
+
+def test_a_fault_in_few_rollouts_is_found_in_those_alone():
+    verdict = judge(make_run(Made(shift=0.6, shift_rollouts=3)))
+    assert verdict.layer == "inference path"
+    hit = {i for i, r in enumerate(verdict.rollouts) if r.onset}
+    assert hit == {0, 1, 2}
+
+
+def test_another_temperature_than_recorded_explains_nothing_and_is_not_called_clean():
+    verdict = judge(make_run(Made(engine_temperature=0.8, num_rollouts=24)))
+    assert verdict.layer == "inference path"
+    assert verdict.semantic.kind == "neither"
+    assert verdict.semantic.excess > 1
+    assert "other sampling values" in verdict.cause
+
+
+def test_raw_from_other_weights_is_semantic_and_says_what_is_left():
+    verdict = judge(make_run(Made(recorded="raw", shift=0.6)))
+    assert verdict.layer == "semantic"
+    assert verdict.semantic.closest == "raw"
+    assert "inference path" in verdict.left
+
+
+def test_not_finite_values_are_counted_and_named():
+    def spoil(values):
+        values[[3, 50]] = np.nan, -np.inf
+        return values
+
+    verdict = judge(edit(make_run(Made()), spoil))
+    assert verdict.layer == "none"
+    assert verdict.before.num_not_finite == 2
+    assert any("2 recorded logprobs are NaN or infinite" in f and "position 8" in f for f in verdict.findings)
+    assert not verdict.tokens.beyond[[3, 50]].any()
+
+
+def test_values_above_zero_are_a_finding():
+    def spoil(values):
+        values[0] = 0.5
+        return values
+
+    assert any("above 0" in finding for finding in judge(edit(make_run(Made()), spoil)).findings)
+
+
+def test_one_token_far_off_is_the_first_beyond_noise():
+    run = make_run(Made())
+    free = np.flatnonzero((run.scores.kept_count > 3) & (run.rollout == 5))
+    spoiled = edit(run, lambda values: np.where(np.arange(values.size) == free[2], values - 4.0, values))
+    onset = judge(spoiled).rollouts[5].first_beyond_noise
+    assert onset is not None
+    assert onset.position == run.position[free[2]]
+    assert onset.token_id == run.token_id[free[2]]
+    assert onset.d == pytest.approx(run.scores.forced_logprob[free[2]] - spoiled.rollout_logprob[free[2]])
+    assert onset.output_index == onset.position - 5
+
+
+def test_bit_equal_rollouts_have_no_onset_at_all():
+    run = make_run(Made(num_rollouts=3))
+    same = replace(run, rollout_logprob=run.scores.forced_logprob)
+    for rollout in judge(same).rollouts:
+        assert rollout.first_not_bit_equal is None and rollout.onset is None
+
+
+def test_the_noise_floor_is_that_of_the_run():
+    quiet = measure_noise(make_run(Made(eps=0.004, engine_eps=0.004)), "raw").floor
+    loud = measure_noise(make_run(Made()), "raw").floor
+    assert loud.scale == pytest.approx(10 * quiet.scale, rel=0.25)
+    assert loud.detectable > 5 * quiet.detectable
+
+
+def test_the_engine_is_allowed_no_noise_beyond_its_share():
+    verdict = judge(make_run(Made(engine_eps=0.4)))
+    assert verdict.noise.capped
+    assert verdict.layer == "inference path"
+
+
+def test_indistinguishable_readings_are_said_not_guessed():
+    run = make_run(Made())
+    twin = replace(run, alternatives={"processed without truncation": run.scores})
+    verdict = judge(twin)
+    assert verdict.semantic.kind == "not told apart"
+    assert verdict.layer == "none"
+    assert any("not told apart" in limit for limit in verdict.limits)
+
+
+def test_kv_is_said_to_be_recomputed_where_versions_change_within_a_rollout():
+    run = make_run(Made(num_rollouts=4))
+    assert not any("KV" in limit for limit in judge(run).limits)
+    changed = replace(run, weight_version=(run.output_index >= 20).astype(np.int64))
+    assert any("KV was recomputed" in limit for limit in judge(changed).limits)
+
+
+def test_tokens_that_a_sample_left_out_do_not_matter():
+    run = make_run(Made())
+    part = run.rollout < 4
+    sample = run.other_shape.take(np.arange(run.token_id.size))
+    for name in ("raw_logprob", "forced_logprob", "processed_logprob"):
+        getattr(sample, name)[~part] = np.nan
+    verdict = judge(replace(run, other_shape=sample, other_precision=sample))
+    assert verdict.layer == "none"
+    assert 0 < verdict.noise.num_tokens <= np.count_nonzero(part)
