@@ -42,7 +42,7 @@ def command(
     tracekit record --engine v1 --model demo --prompts prompts.jsonl -o trace.arrow
     tracekit record -o trace.arrow -- python my_job.py
     """
-    from tracekit.cli.sidecar import Sidecar, run_job
+    from tracekit.cli.sidecar import Sidecar, run_job, through_plugins
     from tracekit.trace.seal import check_output
 
     if bool(cmd) == bool(prompts):
@@ -80,7 +80,8 @@ def command(
         elif shutil.which(argv[0], path=environ.get("PATH")) is None:
             raise UsageError(f"there is no such command: {argv[0]}")
         if daemon is not None:
-            return _job_ended(run_job(argv, {**environ, "TRACEKIT_DAEMON": daemon}))
+            code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": daemon}))
+            return _job_ended(code) or _tell_undelivered(daemon)
         assert output is not None
         with Sidecar(output) as sidecar:
             code = run_job(argv, sidecar.environ(environ))
@@ -134,6 +135,16 @@ def _job_ended(code: int) -> int:
         click.echo(f"tracekit: the job ended with exit status {code}", err=True)
         return EXIT_FAILED
     return EXIT_OK
+
+
+def _tell_undelivered(daemon: str) -> int:
+    """What recorders noted down beside the daemon's socket because nobody took it."""
+    notes = list(Path(daemon.removeprefix("unix:")).parent.glob("undelivered-*.json"))
+    for path in notes:
+        note = json.loads(path.read_text())
+        rows = ", ".join(f"{count} {table}" for table, count in sorted(note["rows"].items()))
+        click.echo(f"tracekit: not delivered: {rows} ({note['reason']})", err=True)
+    return EXIT_DATA_LOST if notes else EXIT_OK
 
 
 def _tell(output: Path) -> int:

@@ -51,12 +51,8 @@ class Sidecar:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Return ``base`` with the daemon's address in it, and the recorder let through vLLM's plugin allow-list."""
-        added = {**base, "TRACEKIT_DAEMON": self.address}
-        allowed = base.get("VLLM_PLUGINS")
-        if allowed is not None and "tracekit" not in allowed.split(","):
-            added["VLLM_PLUGINS"] = ",".join(filter(None, [allowed, "tracekit"]))
-        return added
+        """Return ``base`` with what a job needs to be recorded here."""
+        return through_plugins({**base, "TRACEKIT_DAEMON": self.address})
 
     def stop(self) -> int:
         """End the daemon, which seals the trace.
@@ -113,6 +109,14 @@ class Sidecar:
                 except TracekitError as error:
                     print(f"tracekit: {error}", file=sys.stderr, flush=True)
                     return
+
+
+def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
+    """Let the recorder through vLLM's plugin allow-list, where the job has one."""
+    allowed = environ.get("VLLM_PLUGINS")
+    if allowed is None or "tracekit" in allowed.split(","):
+        return dict(environ)
+    return {**environ, "VLLM_PLUGINS": ",".join(filter(None, [allowed, "tracekit"]))}
 
 
 def run_job(argv: list[str], environ: Mapping[str, str], cwd: str | os.PathLike[str] | None = None) -> int:

@@ -1,0 +1,34 @@
+"""A deterministic job in two halves; between them it waits until the test has done its harm to the daemon.
+
+two_halves.py MODEL FOLDER: writes FOLDER/tokens.json; touches FOLDER/half, waits for FOLDER/go where FOLDER/wait is.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+# in one process requests enter in one order and batches are the same each time
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    llm = LLM(model=model, max_model_len=512, enforce_eager=True, max_num_seqs=16, seed=0)
+    params = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=40, logprobs=0, ignore_eos=True)
+    seen = []
+    for half in range(2):
+        prompts = [{"prompt_token_ids": [100 + 7 * i + half, 200, 300]} for i in range(8)]
+        for output in llm.generate(prompts, params, use_tqdm=False):
+            (completion,) = output.outputs
+            logprobs = [
+                float(row[t].logprob).hex() for t, row in zip(completion.token_ids, completion.logprobs, strict=True)
+            ]
+            seen.append({"token_ids": list(completion.token_ids), "logprobs": logprobs})
+        if half == 0:
+            (folder / "half").touch()
+            while (folder / "wait").exists() and not (folder / "go").exists():
+                time.sleep(0.05)
+    (folder / "tokens.json").write_text(json.dumps(seen))
