@@ -28,7 +28,7 @@ def test_fit_finds_scale_and_tail():
 
 
 def test_likelihood_is_that_of_the_density():
-    fit = fit_student(np.array([0.5, -0.2, 0.1]), np.array([1.0, 2.0, 0.5]), degrees=3.0)
+    fit = fit_student(np.array([0.5, -0.2, 0.1]), np.array([1.0, 2.0, 0.5]), tails=(3.0,))
     x = np.array([0.5, -0.1, 0.2]) / fit.scale
     constant = math.gamma(2) / (math.gamma(1.5) * math.sqrt(3 * math.pi))
     density = constant * (1 + x**2 / 3) ** -2 / fit.scale / np.array([1.0, 2.0, 0.5])
@@ -36,7 +36,7 @@ def test_likelihood_is_that_of_the_density():
 
 
 def test_fit_of_residuals_that_are_all_zero_is_finite():
-    assert math.isfinite(fit_student(np.zeros(5), np.ones(5), degrees=3.0).log_likelihood)
+    assert math.isfinite(fit_student(np.zeros(5), np.ones(5), tails=(3.0,)).log_likelihood)
 
 
 def test_an_edge_flip_is_seen_as_a_jump_not_as_noise():

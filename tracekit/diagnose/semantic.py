@@ -14,7 +14,7 @@ NEITHER = "neither"
 SAME = "raw = processed here"
 UNDECIDED = "not told apart"
 MARGIN = 5.0  # nats: odds of 150 to 1 for the best hypothesis against the next
-_DEGREES = 3.0  # one density for all hypotheses; heavy enough that single flips at a top-p edge do not rule
+_TAILS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # from 0.5: what explains half the tokens sharply beats what blurs them all
 _SMALLEST_UNIT = 0.02  # nats of response: keeps a token with next to no choice from outweighing all others
 
 
@@ -24,8 +24,8 @@ class Hypothesis:
 
     Attributes:
         name: raw, processed, or "processed without …".
-        log_likelihood: of the residuals recorded − predicted under Student's t with per-token units and a fitted
-            scale, nats over ``num_tokens`` tokens.
+        log_likelihood: of the residuals recorded − predicted under Student's t with per-token units, its scale
+            and tail fitted per hypothesis, nats over ``num_tokens`` tokens.
         deviation: of the residuals, as logit noise (robust): compare it with the run's.
         d_abs_mean: mean |predicted − recorded|, nats.
     """
@@ -120,7 +120,7 @@ def excess_of(noise: TokenNoise) -> float:
 def _score(name: str, run: Run, scores: Scores, lens: str, use: Mask) -> Hypothesis:
     residual: F8 = (run.rollout_logprob - scores.logprob(lens))[use]
     unit = np.hypot(scores.gain(lens)[use], _SMALLEST_UNIT)
-    fit = fit_student(residual, unit, degrees=_DEGREES)
+    fit = fit_student(residual, unit, tails=_TAILS)
     mean = float(np.abs(residual).mean()) if residual.size else float("nan")
     deviation = robust_deviation(np.abs(residual) / np.where(scores.gain(lens) > 0, scores.gain(lens), np.nan)[use])
     return Hypothesis(name, fit.log_likelihood, deviation, mean)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.diagnose.data import F8
 
-_GRID = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
+TAILS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Fit:
         return self.scale * two_sided_quantile(share_beyond, self.degrees)
 
 
-def fit_student(residual: F8, unit: F8, *, degrees: float | None = None, smallest: float = 1e-3) -> Fit:
-    """Fit scale, and the degrees of freedom where they are not given, by maximum likelihood.
+def fit_student(residual: F8, unit: F8, *, tails: tuple[float, ...] = TAILS, smallest: float = 1e-3) -> Fit:
+    """Fit scale and degrees of freedom by maximum likelihood.
 
     Args:
         residual: [N] nats, finite.
         unit: [N] nats, positive.
-        degrees: fixed degrees of freedom; by default the best of a grid from 2 to 30.
+        tails: degrees of freedom to choose from.
         smallest: a floor under the scale, so that residuals that are all zero have a finite likelihood.
     """
     if residual.size == 0:
-        return Fit(float("nan"), degrees or float("nan"), 0.0, 0)
+        return Fit(float("nan"), max(tails), 0.0, 0)
     squared = (residual / unit) ** 2
-    fits = [_fit_scale(squared, nu, smallest) for nu in ((degrees,) if degrees else _GRID)]
+    fits = [_fit_scale(squared, nu, smallest) for nu in tails]
     best = max(fits, key=lambda fit: fit.log_likelihood)
     return Fit(best.scale, best.degrees, best.log_likelihood - float(np.log(unit).sum()), best.num_tokens)
 

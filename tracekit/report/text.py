@@ -59,7 +59,8 @@ def _headline(verdict: Verdict) -> Iterator[str]:
     semantic = verdict.semantic
     line = f"  recorded values are: {semantic.kind}"
     if semantic.runner_up:
-        line += f" (closest {semantic.closest}, {semantic.margin:.0f} nats ahead of {semantic.runner_up})"
+        closest = "" if semantic.kind == semantic.closest else f"closest {semantic.closest}, "
+        line += f" ({closest}{semantic.margin:.0f} nats ahead of {semantic.runner_up})"
     yield line + f"; the trainer expects: {verdict.expect}"
     for finding in verdict.findings:
         yield f"  ! {finding}"

@@ -1,0 +1,298 @@
+"""``tracekit replay`` on real traces and a tiny random model whose own numbers stand for the engine's."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from factories import make_engine, make_tables, write_spool, write_trace
+from transformers import AutoModelForCausalLM
+from unit.tiny_models import VOCAB, write_model
+
+from tracekit.cli.main import main
+from tracekit.replay.scorer import Scorer
+from tracekit.replay.types import Sequence
+
+NUM_REQUESTS, NUM_TOKENS, NUM_PROMPT = 8, 16, 5
+SAMPLING = {"temperature": 0.7, "top_p": 0.9}
+
+
+@dataclass
+class Recorded:
+    """A folder with a model, and what an engine that runs it in float32 would have recorded."""
+
+    model: Path
+    prompts: np.ndarray
+    tokens: np.ndarray
+    raw: np.ndarray
+    processed: np.ndarray
+
+    def tables(self, values=None, *, mode="processed_logprobs", first=0, count=NUM_REQUESTS, engine=True, **changes):
+        """Tables of some of the requests, with these recorded values, [requests, tokens]."""
+        values = self.processed if values is None else values
+        made = make_tables(
+            count,
+            NUM_TOKENS,
+            prompt_tokens=NUM_PROMPT,
+            first_request=first,
+            sampling_params=SAMPLING,
+            engine=make_engine(logprobs_mode=mode) if engine else False,
+            **changes,
+        )
+        made["requests"]["prompt_token_ids"] = [p.astype("u4") for p in self.prompts[first : first + count]]
+        made["tokens"]["token_id"] = self.tokens[first : first + count].T.ravel().astype("u4")
+        mask = np.ma.getmaskarray(made["tokens"]["rollout_logprob"])
+        data = values[first : first + count].T.ravel().astype("f4")
+        made["tokens"]["rollout_logprob"] = np.ma.masked_array(data, mask=mask)
+        return made
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Recorded:
+    folder = write_model(tmp_path_factory.mktemp("model") / "tiny", "llama")
+    torch.manual_seed(5)
+    prompts = np.random.default_rng(5).integers(3, VOCAB, (NUM_REQUESTS, NUM_PROMPT))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = model.generate(
+        torch.from_numpy(prompts),
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=NUM_TOKENS,
+        min_new_tokens=NUM_TOKENS,
+        **SAMPLING,
+    )
+    tokens = out[:, NUM_PROMPT:].numpy()
+    sequences = [
+        Sequence(0, i, p.astype("u4"), t.astype("u4"), SAMPLING)
+        for i, (p, t) in enumerate(zip(prompts, tokens, strict=True))
+    ]
+    scores = Scorer.load(folder, dtype="float32").score(sequences, max_batch_tokens=64)
+    return Recorded(
+        folder,
+        prompts,
+        tokens,
+        np.stack([s.raw_logprob for s in scores]),
+        np.stack([s.forced_logprob for s in scores]),
+    )
+
+
+@pytest.fixture
+def tracekit(capsys):
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as done:
+            main(["replay", *map(str, args)])
+        out, err = capsys.readouterr()
+        return done.value.code, out, err
+
+    return run
+
+
+def test_values_of_the_right_kind_are_clean(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 0
+    assert out.startswith("VERDICT: no divergence")
+    assert "recorded values are: processed" in out
+
+
+def test_raw_values_for_a_processing_trainer_are_a_semantic_mismatch(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables(recorded.raw, mode="raw_logprobs")])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    facts = json.loads(out)
+    verdict = facts["verdict"]
+    assert code == facts["exit_code"] == 4
+    assert verdict["layer"] == "semantic"
+    assert verdict["semantic"]["kind"] == "raw"
+    assert verdict["since"]["output_index"] <= 2
+    assert verdict["before"]["mismatch_kl"] > 10 * verdict["after"]["mismatch_kl"]
+    assert verdict["after"]["ratio_mean"] == pytest.approx(1.0, abs=0.02)
+    code, _, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--expect", "raw")
+    assert code == 0
+
+
+def test_other_weights_from_a_token_on_are_found_there(tmp_path, recorded, tracekit):
+    values = recorded.processed.copy()
+    free = values[:, 8:] < -0.05
+    values[:, 8:] += free * np.where(np.arange(8) % 2, -1.0, 0.9 * np.minimum(1.0, -values[:, 8:]))
+    write_trace(tmp_path / "t.arrow", [recorded.tables(values)])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    verdict = json.loads(out)["verdict"]
+    assert code == 4
+    assert verdict["layer"] == "inference path"
+    starts = [r["first_beyond_noise"]["output_index"] for r in verdict["rollouts"] if r["first_beyond_noise"]]
+    assert len(starts) >= 6
+    assert min(starts) == 8
+
+
+def test_replay_arrow_holds_every_token_and_the_verdict(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables(recorded.raw, mode="raw_logprobs")])
+    out = tmp_path / "replay.arrow"
+    code, _, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "-o", out)
+    assert code == 4
+    table = pa.ipc.open_file(out).read_all()
+    assert table.num_rows == NUM_REQUESTS * NUM_TOKENS
+    rows = table.to_pydict()
+    assert rows["position"][:NUM_TOKENS] == list(range(NUM_PROMPT, NUM_PROMPT + NUM_TOKENS))
+    assert np.array_equal(np.array(rows["token_id"]), recorded.tokens.ravel())
+    assert np.array_equal(np.array(rows["rollout_logprob"], "f4"), recorded.raw.ravel().astype("f4"))
+    np.testing.assert_allclose(
+        rows["d"], np.array(rows["replay_raw_logprob"]) - np.array(rows["rollout_logprob"]), atol=1e-6
+    )
+    assert min(rows["sigma"]) > 0
+    stored = json.loads(table.schema.metadata[b"tracekit.replay"])
+    assert stored["verdict"]["layer"] == "semantic"
+    assert table.schema.metadata[b"tracekit.dtype"] == b"bfloat16"
+
+
+def test_an_existing_output_is_refused_before_anything_is_read(tmp_path, recorded, tracekit):
+    out = tmp_path / "replay.arrow"
+    out.write_text("mine")
+    code, _, err = tracekit(tmp_path / "no-such-trace", "--model", recorded.model, "-o", out)
+    assert code == 1
+    assert "exists already" in err and err.count("\n") == 1
+    assert out.read_text() == "mine"
+
+
+def refused(tracekit, *args):
+    code, out, err = tracekit(*args)
+    assert code == 1 and out == ""
+    assert err.startswith("tracekit: error: ") and err.count("\n") == 1, err
+    return err
+
+
+def test_missing_logprobs_say_how_to_get_them(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables(logprobs=False)])
+    err = refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+    assert "did not ask for them" in err and "logprobs=0" in err
+
+
+def test_no_tokens_are_refused(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    del tables["tokens"], tables["finishes"]
+    write_trace(tmp_path / "t.arrow", [tables])
+    assert "no accepted token" in refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+
+
+def test_logits_are_refused(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables(mode="raw_logits")])
+    assert "raw_logits" in refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+
+
+def test_token_ids_of_another_vocabulary_are_refused(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"]["token_id"][3] = VOCAB + 7
+    write_trace(tmp_path / "t.arrow", [tables])
+    assert "vocabulary" in refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+
+
+def test_a_missing_model_folder_is_one_sentence(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    assert "no model folder" in refused(tracekit, tmp_path / "t.arrow", "--model", tmp_path / "nothing")
+
+
+def test_unknown_weight_versions_are_named_and_the_same_folder_settles_it(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1  # the last four steps
+    write_trace(tmp_path / "t.arrow", [tables])
+    err = refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+    assert "weight version 1" in err and "--weights 1=" in err
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--weights", f"1={recorded.model}")
+    assert code == 0
+    assert "KV was recomputed" in out
+
+
+def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, recorded, tracekit):
+    other = write_model(tmp_path / "other", "llama", seed=9)
+    sequences = [
+        Sequence(0, i, p.astype("u4"), t.astype("u4"), SAMPLING)
+        for i, (p, t) in enumerate(zip(recorded.prompts, recorded.tokens, strict=True))
+    ]
+    scores = Scorer.load(other, dtype="float32").score(sequences, max_batch_tokens=64)
+    raw = recorded.raw.copy()
+    raw[:, 12:] = np.stack([s.raw_logprob for s in scores])[:, 12:]
+    tables = recorded.tables(raw, mode="raw_logprobs")
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1
+    write_trace(tmp_path / "t.arrow", [tables])
+    args = (tmp_path / "t.arrow", "--model", recorded.model, "--expect", "raw", "--json")
+    code, out, _ = tracekit(*args, "--weights", f"1={other}")
+    assert code == 0, json.loads(out)["verdict"]["cause"]
+    code, out, _ = tracekit(*args, "--weights", f"1={recorded.model}")
+    assert code == 4
+    starts = [r["first_beyond_noise"] for r in json.loads(out)["verdict"]["rollouts"]]
+    assert {s["output_index"] for s in starts if s} <= {12, 13, 14, 15}
+
+
+@pytest.mark.parametrize("value", ["1", "x=there", "1="])
+def test_malformed_weights_are_a_usage_error(tmp_path, recorded, tracekit, value):
+    code, _, err = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--weights", value)
+    assert code == 2 and "V=PATH" in err
+
+
+def test_weights_for_a_version_that_never_ran_are_a_usage_error(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    code, _, err = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--weights", f"4={recorded.model}")
+    assert code == 2 and "version 4" in err
+
+
+def test_a_request_with_a_hole_is_skipped_and_shown(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    keep = np.ones(NUM_REQUESTS * NUM_TOKENS, dtype=bool)
+    keep[5 * NUM_REQUESTS + 2] = False  # request 2, output token 5
+    tables["tokens"] = {name: values[keep] for name, values in tables["tokens"].items()}
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 3
+    assert "SKIPPED: 1 requests with missing token rows" in out
+    assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
+
+
+def test_a_lost_tail_is_seen_by_the_count_of_the_finish(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"] = {name: values[:-1] for name, values in tables["tokens"].items()}
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    assert code == 3
+    assert json.loads(out)["data"]["skipped_requests"] == {"requests with missing token rows": 1}
+
+
+def test_rows_that_never_arrived_end_with_3(tmp_path, recorded, tracekit):
+    half = NUM_REQUESTS // 2
+    batches = [recorded.tables(count=half), recorded.tables(first=half, count=half, engine=False), make_tables(0, 0)]
+    write_spool(tmp_path / "spool", batches, skip=(2,))
+    code, out, _ = tracekit(tmp_path / "spool", "--model", recorded.model)
+    assert code == 3
+    assert "DATA LOST" in out
+
+
+def test_discarded_tokens_are_not_scored_and_counted(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"] = {
+        name: np.ma.concatenate([values, values[:1]]) if name == "rollout_logprob" or name == "rank"
+        else np.concatenate([values, values[:1]])
+        for name, values in tables["tokens"].items()
+    }  # fmt: skip
+    tables["tokens"]["flags"][-1] = 2
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 0
+    assert "1 sampled tokens never became output" in out
+
+
+def test_recorded_nan_is_counted_and_named(tmp_path, recorded, tracekit):
+    values = recorded.processed.copy()
+    values[3, 4] = np.nan
+    write_trace(tmp_path / "t.arrow", [recorded.tables(values)])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 0
+    assert "1 recorded logprobs are NaN or infinite, the first at position 9 of request 3" in out
+
+
+def test_progress_is_silent_where_it_is_quick_and_stdout_is_json_alone(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    _, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    assert json.loads(out)["data"]["num_tokens"] == NUM_REQUESTS * NUM_TOKENS
