@@ -1,5 +1,6 @@
 """Daemons and engines that die, stop or never come: nothing twice, and produced = stored + lost to the row."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -93,7 +94,10 @@ def test_a_window_that_overflows_meanwhile_loses_exactly_what_it_says(daemon, ki
     daemon.kill() if kill else daemon.signal(signal.SIGSTOP)
     put(100)
     daemon.start() if kill else daemon.signal(signal.SIGCONT)
-    wait_durable(daemon.address, 6)
+    with ControlClient(daemon.address) as client:
+        # told by a beat, since nothing else is sent
+        while not client.list_engines()[0].totals.lost:
+            client.flush()
     put(5)
     totals = stream.close(CLOSE_SECS)
     assert totals.produced == produced and not totals.undelivered
@@ -211,6 +215,39 @@ up.wait()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("fork_support", [None, "1"])
+def test_an_engine_that_forks_while_connected_is_not_disturbed(daemon, fork_support):
+    daemon.start()
+    # without the helpers of `wire`, which import grpc before the stream does
+    program = f"""
+import os, sys, threading
+import numpy as np
+from tracekit.recorder.stream import Stream
+from tracekit.rpc.columns import WIRE_TABLES
+tables = {{"scheduled": {{name: np.arange({ROWS}) for name in WIRE_TABLES["scheduled"]}}}}
+up = threading.Event()
+stream = Stream({daemon.address!r}, "{engine_id()}", on_state=lambda state: up.set())
+stream.put(tables)
+up.wait()
+for _ in range(5):
+    pid = os.fork()
+    if pid == 0:
+        stream.put(tables)
+        stream.close(60.0)
+        sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stream.put(tables)
+assert not stream.close(60.0).undelivered
+assert os.environ.get("GRPC_ENABLE_FORK_SUPPORT") == {fork_support!r}
+"""
+    environ = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    environ |= {"GRPC_ENABLE_FORK_SUPPORT": fork_support} if fork_support else {}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environ)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert daemon.stop() == 0
+    assert len(rows_of_trace(daemon.out, "scheduled")) == 2 * ROWS
 
 
 def test_closing_at_exit_delivers(daemon):

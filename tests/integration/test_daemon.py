@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import uuid
 import zlib
 from collections import Counter
@@ -14,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tracekitd.service import MAX_STREAMS
 from wire import (
     DaemonProcess,
     all_tables,
@@ -30,6 +32,7 @@ from wire import (
 from tracekit.errors import DaemonError
 from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
+from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient, wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows
 from tracekit.trace.reader import open_trace
@@ -241,6 +244,25 @@ def test_a_message_that_is_too_large_is_refused(shared):
     _, status, _ = record(shared.address, [hello(engine_id()), bytes(65 << 20)])
     assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
     wait_ready(shared.address, 10)
+
+
+def test_the_number_of_streams_is_limited(shared):
+    over = threading.Event()
+
+    def engine(identity):
+        yield hello(identity).SerializeToString()
+        over.wait()
+
+    with grpc.insecure_channel(shared.address) as channel:
+        stub = channel.stream_stream(messages.RECORD, response_deserializer=messages.Ack.FromString)
+        calls = [stub(engine(engine_id())) for _ in range(MAX_STREAMS)]
+        assert [next(call).durable_seq for call in calls] == [0] * MAX_STREAMS
+        _, status, details = record(shared.address, [hello(engine_id())])
+        assert status == grpc.StatusCode.RESOURCE_EXHAUSTED and "connected already" in details
+        over.set()
+        for call in calls:
+            assert call.code() == grpc.StatusCode.OK
+    assert record(shared.address, [hello(engine_id())])[1] == grpc.StatusCode.OK
 
 
 def test_duplicates_are_dropped_and_gaps_are_losses(daemon):

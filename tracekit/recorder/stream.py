@@ -196,16 +196,12 @@ class Stream:
             return False
         if not os.path.exists(path):
             return False
-        import grpc
-
-        options = [
-            ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the back-off of the last
-            ("grpc.enable_http_proxy", 0),
-        ]
+        try:
+            grpc, channel = _open_channel(self.address)
+        except ImportError as error:
+            self._give_up(f"grpc cannot be imported here: {error}")
+            return False
         link = _Link()
-        channel = grpc.insecure_channel(self.address, options=options)
         record = channel.stream_stream(
             messages.RECORD,
             request_serializer=None,
@@ -310,3 +306,29 @@ class Stream:
             draft.replace(folder / f"undelivered-{self.engine_id}.json")
         except OSError as error:
             say(f"the note about them cannot be written: {error}")
+
+
+def _open_channel(address: str) -> tuple[Any, Any]:
+    """Import grpc and return it with a new channel.
+
+    Its fork support is read at the import and at the first channel. It would write a line on stderr at each fork of
+    the engine or, where somebody turned it on, wait for our threads: a forked child never uses this channel.
+    """
+    name = "GRPC_ENABLE_FORK_SUPPORT"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        import grpc
+
+        options = [
+            ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the back-off of the last
+            ("grpc.enable_http_proxy", 0),
+        ]
+        return grpc, grpc.insecure_channel(address, options=options)
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
