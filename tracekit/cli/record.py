@@ -42,8 +42,9 @@ def command(
     tracekit record --engine v1 --model demo --prompts prompts.jsonl -o trace.arrow
     tracekit record -o trace.arrow -- python my_job.py
     """
+    from tracekit.cli.models import model_folder
     from tracekit.cli.sidecar import Sidecar, run_job, through_plugins
-    from tracekit.trace.seal import check_output
+    from tracekit.trace.output import check_output
 
     if bool(cmd) == bool(prompts):
         raise UsageError("give either --prompts FILE or a command after --")
@@ -66,13 +67,13 @@ def command(
         from tracekit.engines.prompts import parse_prompts
 
         job = {"prompts": parse_prompts(prompts), "sampling": pairs(sampling), "engine_args": pairs(engine_arg)}
+        job["model"] = str(model_folder(str(model)))
     environ = dict(os.environ)
     if engine or python or prompts:
         argv_python, environ = _environment(engine or "v1", python)
     with tempfile.TemporaryDirectory(prefix="tracekit-job-") as folder:
         argv = list(cmd)
         if prompts is not None:
-            job["model"] = str(_model(str(model)))
             job["output"] = str(completions or Path(folder) / "completions.jsonl")
             path = Path(folder) / "job.json"
             path.write_text(json.dumps(job))
@@ -86,8 +87,8 @@ def command(
         with Sidecar(output) as sidecar:
             code = run_job(argv, sidecar.environ(environ))
             sealed = sidecar.stop()
-    told = _tell(output)
-    return _job_ended(code) or sealed or told
+    failed = _job_ended(code)
+    return failed or _tell(output) or sealed
 
 
 def pairs(options: tuple[str, ...]) -> dict[str, Any]:
@@ -116,18 +117,6 @@ def _environment(engine: str, python: Path | None) -> tuple[Path, dict[str, str]
         found = env.from_python(python) if python else env.ensure(engine, talk)
     path = f"{found.python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return found.python, {**os.environ, **found.environ, "PATH": path}
-
-
-def _model(model: str) -> Path:
-    from tracekit.engines.model import ensure_demo_model
-    from tracekit.engines.talk import Talk
-
-    if model == "demo":
-        with Talk() as talk:
-            return ensure_demo_model(talk)
-    if not Path(model).is_dir():
-        raise UsageError(f"there is no model folder: {model}")
-    return Path(model).absolute()
 
 
 def _job_ended(code: int) -> int:

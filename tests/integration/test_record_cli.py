@@ -1,0 +1,137 @@
+"""Bad input to ``tracekit record``: one sentence, the right exit status, nothing written over, no traceback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tracekit.errors import EXIT_FAILED, EXIT_USAGE
+from tracekit.rpc import messages
+
+
+def tracekit(*argv: object, **environ: str) -> "subprocess.CompletedProcess[str]":
+    import os
+
+    command = [sys.executable, "-m", "tracekit", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environ})
+
+
+def check_refused(done: "subprocess.CompletedProcess[str]", code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    sentence = done.stderr.strip().splitlines()[-1]
+    for part in parts:
+        assert part in sentence
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    return path
+
+
+def test_malformed_prompts_name_the_line(tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "t.arrow"
+    path.write_text('{"prompt": "a"}\n{"prompt": \n')
+    check_refused(tracekit("record", "--prompts", path, "--model", tmp_path, "-o", out), EXIT_USAGE, "line 2")
+    path.write_text(json.dumps({"prompt": "a", "temprature": 1}))
+    check_refused(tracekit("record", "--prompts", path, "--model", tmp_path, "-o", out), EXIT_USAGE, "temprature")
+    check_refused(
+        tracekit("record", "--prompts", tmp_path / "none", "--model", tmp_path, "-o", out), EXIT_USAGE, "none"
+    )
+    assert not out.exists()
+
+
+def test_unknown_engine(prompts: Path, tmp_path: Path) -> None:
+    argv = ("record", "--engine", "v9", "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
+    check_refused(tracekit(*argv), EXIT_USAGE, "v9", "v1")
+
+
+def test_environment_without_vllm(prompts: Path, tmp_path: Path) -> None:
+    argv = ("record", "--python", sys.executable, "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
+    check_refused(tracekit(*argv), EXIT_FAILED, "vLLM is not installed")
+
+
+def test_missing_model_folder(prompts: Path, tmp_path: Path) -> None:
+    argv = ("record", "--prompts", prompts, "--model", tmp_path / "no-model", "-o", tmp_path / "t.arrow")
+    check_refused(tracekit(*argv), EXIT_FAILED, "no-model")
+
+
+def test_existing_output_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "t.arrow"
+    out.write_text("precious")
+    check_refused(tracekit("record", "-o", out, "--", sys.executable, "-c", "pass"), EXIT_FAILED, "exists")
+    assert out.read_text() == "precious"
+
+
+def test_output_folder_that_is_missing(tmp_path: Path) -> None:
+    argv = ("record", "-o", tmp_path / "no" / "t.arrow", "--", sys.executable, "-c", "pass")
+    check_refused(tracekit(*argv), EXIT_FAILED, "cannot write")
+
+
+def test_unreachable_daemon(tmp_path: Path) -> None:
+    argv = ("record", "--daemon", f"unix:{tmp_path}/d.sock", "--", sys.executable, "-c", "pass")
+    check_refused(tracekit(*argv), EXIT_FAILED, "d.sock")
+
+
+@pytest.fixture
+def daemon_of_the_future(tmp_path: Path) -> Iterator[str]:
+    """A server that answers Describe with another protocol version."""
+
+    def describe(request: object, context: grpc.ServicerContext) -> object:
+        return messages.DescribeReply(protocol=messages.PROTOCOL + 1, schema=1, version="9.9")
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        describe,
+        request_deserializer=messages.DescribeRequest.FromString,
+        response_serializer=messages.DescribeReply.SerializeToString,
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("tracekit.v1.Control", {"Describe": handler}),)
+    )
+    address = f"unix:{tmp_path}/f.sock"
+    server.add_insecure_port(address)
+    server.start()
+    yield address
+    server.stop(0).wait()
+
+
+def test_daemon_of_another_protocol_version(daemon_of_the_future: str) -> None:
+    argv = ("record", "--daemon", daemon_of_the_future, "--", sys.executable, "-c", "pass")
+    check_refused(tracekit(*argv), EXIT_FAILED, str(messages.PROTOCOL + 1))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("-o", "t.arrow"),
+        ("-o", "t.arrow", "--prompts", "p", "--model", "m", "--", "true"),
+        ("-o", "t.arrow", "--daemon", "unix:d.sock", "--", "true"),
+        ("--", "true"),
+        ("-o", "t.arrow", "--model", "m", "--", "true"),
+        ("-o", "t.arrow", "--prompts", "p"),
+        ("-o", "t.arrow", "--", "no-such-command-anywhere"),
+    ],
+)
+def test_contradicting_options(argv: tuple[str, ...], tmp_path: Path) -> None:
+    absolute = [str(tmp_path / a) if a == "t.arrow" else a for a in argv]
+    check_refused(tracekit("record", *absolute), EXIT_USAGE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_without_vllm_is_told_so(tmp_path: Path) -> None:
+    done = tracekit("record", "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", "print('hello')")
+    assert done.returncode == EXIT_FAILED and done.stdout == "hello\n"
+    assert "no engine reported" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_exit_status_of_a_failing_job_is_told(tmp_path: Path) -> None:
+    done = tracekit("record", "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", "raise SystemExit(7)")
+    assert done.returncode == EXIT_FAILED and "exit status 7" in done.stderr
