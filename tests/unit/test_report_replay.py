@@ -46,7 +46,7 @@ def test_a_clean_screen_has_one_column_and_no_rows_of_tokens():
     assert text.startswith("VERDICT: no divergence")
     assert "against processed" in text and "against raw" not in text
     assert "0 of 16 rollouts leave their replay beyond noise" in text
-    assert "values at the earlier" not in text
+    assert "values at the earlier:" not in text
 
 
 def test_at_most_eight_rollouts_are_listed_and_the_rest_counted():

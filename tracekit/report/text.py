@@ -110,8 +110,8 @@ def _noise(verdict: Verdict) -> Iterator[str]:
         f"{noise.precision_noise:.2g}, recorded {noise.engine_noise:.2g}"
     )
     yield (
-        f"a token is beyond noise above {noise.threshold:.1f} sigma (tail of {noise.degrees:g} degrees of freedom, from "
-        f"{noise.num_tokens} tokens)"
+        f"a token is beyond noise above {noise.threshold:.1f} sigma (a tail of {noise.degrees:g} degrees of freedom, "
+        f"from {noise.num_tokens} tokens)"
     )
 
 
@@ -124,7 +124,7 @@ def _first_tokens(verdict: Verdict) -> Iterator[str]:
     )
     if not hit:
         return
-    yield "first output token not bit-equal (bits), beyond noise, of a sustained shift; values at the earlier of the two:"
+    yield "first output token not bit-equal (bits), beyond noise, of a sustained shift; values at the earlier:"
     names = (("engine", 6), ("request", 8), ("bits", 6), ("noise", 6), ("shift", 6), ("token", 8), ("recorded", 10))
     yield "".join(f"{name:>{width}}" for name, width in (*names, ("replayed", 10), ("d", 10), ("sigma", 9)))
     hit.sort(key=_strength, reverse=True)
