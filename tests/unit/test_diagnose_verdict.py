@@ -25,8 +25,8 @@ def test_a_clean_run_is_clean():
 )
 def test_at_most_one_clean_rollout_in_a_hundred_has_an_onset(made):
     expect = made.recorded
-    verdicts = [judge(make_run(replace(made, seed=seed)), expect=expect) for seed in range(12)]
-    assert sum(v.num_with_onset for v in verdicts) <= 0.01 * 12 * made.num_rollouts
+    verdicts = [judge(make_run(replace(made, seed=seed)), expect=expect) for seed in range(40)]
+    assert sum(v.num_with_onset for v in verdicts) <= 0.01 * 40 * made.num_rollouts
     assert all(v.layer == "none" for v in verdicts)
 
 
