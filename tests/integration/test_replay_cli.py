@@ -251,6 +251,17 @@ def test_a_request_with_a_hole_is_skipped_and_shown(tmp_path, recorded, tracekit
     assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
 
 
+def test_a_request_that_cannot_be_recomputed_is_skipped_and_shown(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    grammar = json.dumps({**SAMPLING, "structured_outputs": {"json": "{}"}})
+    tables["requests"]["sampling_params"] = [grammar, *tables["requests"]["sampling_params"][1:]]
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 0  # nothing is missing from the trace
+    assert "SKIPPED: 1 requests whose processed logprobs cannot be recomputed: structured_outputs" in out
+    assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
+
+
 def test_a_lost_tail_is_seen_by_the_count_of_the_finish(tmp_path, recorded, tracekit):
     tables = recorded.tables()
     tables["tokens"] = {name: values[:-1] for name, values in tables["tokens"].items()}

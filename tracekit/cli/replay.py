@@ -5,7 +5,7 @@ import click
 
 @click.command(name="replay")
 @click.argument("trace", type=click.Path())
-@click.option("--model", required=True, type=click.Path(), help="Folder of the weights the trainer scores with.")
+@click.option("--model", required=True, metavar="DIR|demo", help="Folder of the weights the trainer scores with.")
 @click.option("--weights", multiple=True, metavar="V=PATH", help="Weights of version V, where they changed in the run.")
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
@@ -30,6 +30,7 @@ def command(
 
     Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
     """
+    from tracekit.cli.models import model_folder
     from tracekit.replay.output import check_output, write_replay
     from tracekit.replay.runner import replay
     from tracekit.report.json import to_json
@@ -41,7 +42,7 @@ def command(
         check_output(output)
     result = replay(
         open_trace(trace),
-        model,
+        model_folder(model),
         expect=expect,
         weights=folders,
         dtype=dtype,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tracekit import tables
 from tracekit.errors import ReplayRefused
+from tracekit.replay.params import untestable
 from tracekit.replay.types import Sequence
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Recorded", "Recording", "read_recording"]
 
 NOT_ASKED = "requests that did not ask for logprobs"
+UNTESTABLE = "requests whose processed logprobs cannot be recomputed: "
 _HOW_TO_ASK = 'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request'
 
 
@@ -56,8 +58,9 @@ class Recording:
 
     @property
     def data_lost(self) -> bool:
-        """Whether the verdict rests on less than what the engines produced."""
-        return bool(self.num_lost_rows or set(self.skipped) - {NOT_ASKED})
+        """Whether the verdict rests on less than what the engines produced, because rows are missing."""
+        whole = {reason for reason in self.skipped if reason == NOT_ASKED or reason.startswith(UNTESTABLE)}
+        return bool(self.num_lost_rows or set(self.skipped) - whole)
 
     @property
     def versions(self) -> list[int]:
@@ -136,7 +139,12 @@ def _join(
         if reason:
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        found.append(_recorded(part, by_key[key]))
+        recorded = _recorded(part, by_key[key])
+        reason = untestable(recorded.sequence.sampling)
+        if reason:
+            skipped[UNTESTABLE + reason] = skipped.get(UNTESTABLE + reason, 0) + 1
+            continue
+        found.append(recorded)
     return found, skipped
 
 
