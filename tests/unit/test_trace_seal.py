@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tracemalloc
 
 import duckdb
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 
 from tracekit.errors import OutputError
+from tracekit.trace import seal as seal_module
 from tracekit.trace.batch import rows_of
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import open_trace
@@ -199,3 +201,35 @@ def test_a_sealed_trace_seals_again_to_the_same_rows(tmp_path):
     assert first.losses() == second.losses()
     for name in first.stored[0][0].meta.rows:
         assert first.table(name).equals(second.table(name))
+
+
+def test_request_numbers_far_apart_cost_no_memory(tmp_path):
+    tables = make_tables(num_requests=2, tokens=4)
+    for columns in tables.values():
+        if "request" in columns:
+            columns["request"] = np.where(columns["request"] == 1, np.uint32((1 << 32) - 2), columns["request"])
+    tracemalloc.start()
+    report = write_trace(tmp_path / "t.arrow", [tables], batch_rows=4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.batches == 2 and report.rows["tokens"] == 8 and peak < 50 << 20
+
+
+def test_long_prompts_make_more_batches_though_tokens_are_few(tmp_path):
+    batches = [
+        make_tables(num_requests=4, tokens=1, prompt_tokens=800, first_request=4 * n, first_step=n, engine=n == 0)
+        for n in range(5)
+    ]
+    report = write_trace(tmp_path / "t.arrow", batches, batch_rows=200)
+    assert report.batches == 10 and report.rows["tokens"] == 20 and report.rows["requests"] == 20
+    found = open_trace(tmp_path / "t.arrow").table("requests")
+    assert found.column("request").to_pylist() == list(range(20))
+
+
+def test_tables_without_requests_are_gathered_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(seal_module, "GATHER", 3)
+    monkeypatch.setattr(seal_module, "MERGE_PAIRS", 4)
+    batches = interleaved(count=11)
+    report = write_trace(tmp_path / "t.arrow", batches, batch_rows=60)
+    steps = open_trace(tmp_path / "t.arrow").table("steps").column("engine_step").to_pylist()
+    assert steps == sorted(steps) and len(steps) == report.rows["steps"] == 44

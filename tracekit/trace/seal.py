@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata
@@ -21,6 +21,11 @@ __all__ = ["SealReport", "check_output", "seal"]
 
 SEALED_LEVEL = 9
 BATCH_ROWS = 1 << 20
+PROMPT_IDS = 8  # of a prompt fill as much memory as one row of tokens
+GATHER = 256
+MERGE_PAIRS = 1 << 20
+
+Array = npt.NDArray[Any]
 
 _BY_REQUEST = [name for name, columns in TABLES.items() if "request" in columns]
 _OTHER = [name for name in TABLES if name not in _BY_REQUEST]
@@ -146,45 +151,102 @@ class _Plan:
 
 def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
     stored = [pair for pair in trace.stored if pair[1] == tally.engine]
-    spans, counts = [], np.zeros(0, np.int64)
-    side: dict[str, list[pa.StructArray]] = {name: [] for name in _OTHER if name != "losses"}
-    fits = sum(item.meta.rows.get("tokens", 0) for item, _ in stored) <= batch_rows
-    kept = []
+    spans = []
+    weights = _Weights()
+    side = {name: _Rows() for name in _OTHER if name != "losses"}
+    kept: list[pa.RecordBatch] = []
     for item, number in stored:
         batch = load(item, number)
-        if fits:
-            kept.append(batch)
-        for name, parts in side.items():
-            parts.append(rows_of(batch, name))
+        for name, rows in side.items():
+            rows.add(rows_of(batch, name))
         low, high = 1, 0
         for name in _BY_REQUEST:
-            requests = rows_of(batch, name).field("request").to_numpy()
+            requests = _requests_of(batch, name)
             if len(requests):
                 first, last = int(requests.min()), int(requests.max())
                 low, high = (first, last) if low > high else (min(low, first), max(high, last))
-                if name == "tokens":
-                    found = np.bincount(requests - first).astype(np.int64)
-                    counts = np.pad(counts, (0, max(0, last + 1 - len(counts))))
-                    counts[first : last + 1] += found
         spans.append((low, high))
-    return _Plan(tally, stored, spans, _slots(counts, batch_rows), side, kept)
+        weights.add(_requests_of(batch, "tokens"))
+        prompts = rows_of(batch, "requests").field("prompt_token_ids")
+        weights.add(_requests_of(batch, "requests"), prompts.value_lengths().to_numpy() // PROMPT_IDS)
+        if weights.total <= batch_rows:
+            kept.append(batch)
+    if len(kept) < len(stored):
+        kept = []
+    chunks = {name: rows.take() for name, rows in side.items()}
+    return _Plan(tally, stored, spans, _slots(*weights.by_request(), batch_rows), chunks, kept)
 
 
-def _slots(counts: "np.ndarray[Any, np.dtype[np.int64]]", batch_rows: int) -> list[tuple[int, int]]:
-    """Cut the requests into runs of about ``batch_rows`` tokens, at least one run; the last is open."""
+class _Rows:
+    """Rows of one table, gathered; copied now and then, because a slice keeps the whole batch it came from alive."""
+
+    def __init__(self) -> None:
+        self._done: list[pa.StructArray] = []
+        self._fresh: list[pa.StructArray] = []
+
+    def add(self, rows: pa.StructArray) -> None:
+        if len(rows):
+            self._fresh.append(rows)
+        if len(self._fresh) >= GATHER:
+            self._done.append(pa.concat_arrays(self._fresh))
+            self._fresh = []
+
+    def take(self) -> list[pa.StructArray]:
+        return self._done + self._fresh
+
+
+class _Weights:
+    """How much of a batch each request fills, in token rows; sparse, because its number is whatever a producer sent."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._fresh: list[tuple[Array, Array]] = []
+        self._num_fresh = 0
+
+    def add(self, requests: Array, weight: "Array | int" = 1) -> None:
+        if not len(requests):
+            return
+        found, index = np.unique(requests, return_inverse=True)
+        counts = np.zeros(len(found), np.int64)
+        np.add.at(counts, index, weight)
+        self.total += int(counts.sum())
+        self._fresh.append((found, counts))
+        self._num_fresh += len(found)
+        if self._num_fresh > MERGE_PAIRS:
+            self._fresh = [self.by_request()]
+            self._num_fresh = 0  # of new ones: the merged are at most one a request
+
+    def by_request(self) -> tuple[Array, Array]:
+        """Return the requests, ascending, and what each weighs."""
+        if not self._fresh:
+            return np.zeros(0, np.uint32), np.zeros(0, np.int64)
+        requests, index = np.unique(np.concatenate([pair[0] for pair in self._fresh]), return_inverse=True)
+        counts = np.zeros(len(requests), np.int64)
+        np.add.at(counts, index, np.concatenate([pair[1] for pair in self._fresh]))
+        return requests, counts
+
+
+def _slots(requests: Array, weights: Array, batch_rows: int) -> list[tuple[int, int]]:
+    """Cut the requests into runs of about ``batch_rows`` in weight, at least one run; the last is open."""
     slots: list[tuple[int, int]] = []
-    first = 0
-    ends = np.cumsum(counts)
+    first = done = 0
+    ends = np.cumsum(weights)
     while True:
-        done = int(ends[first - 1]) if first else 0
         cut = int(np.searchsorted(ends, done + batch_rows))
         if cut + 1 >= len(ends):
             return [*slots, (first, UNKNOWN_ENGINE)]
-        slots.append((first, cut))
-        first = cut + 1
+        last, done = int(requests[cut]), int(ends[cut])
+        slots.append((first, last))
+        first = last + 1
+
+
+def _requests_of(batch: pa.RecordBatch, table: str) -> Array:
+    requests: Array = rows_of(batch, table).field("request").to_numpy()
+    return requests
 
 
 def _within(rows: pa.StructArray, first: int, last: int) -> pa.StructArray:
-    requests = rows.field("request")
-    inside = pc.and_(pc.greater_equal(requests, first), pc.less_equal(requests, last))
-    return rows if pc.all(inside).as_py() else rows.filter(inside)
+    # not pyarrow.compute: handing it a Python number costs a look for pandas, a millisecond where there is none
+    requests = rows.field("request").to_numpy()
+    inside = (requests >= first) & (requests <= last)
+    return rows if inside.all() else rows.filter(pa.array(inside))
