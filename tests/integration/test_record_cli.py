@@ -9,8 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from wire import DaemonProcess
 
-from tracekit.errors import EXIT_FAILED, EXIT_USAGE
+from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tracekit.rpc import messages
 
 
@@ -124,6 +125,41 @@ def test_contradicting_options(argv: tuple[str, ...], tmp_path: Path) -> None:
     absolute = [str(tmp_path / a) if a == "t.arrow" else a for a in argv]
     check_refused(tracekit("record", *absolute), EXIT_USAGE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["temperature=hot", "temprature=1", "logit_bias=3"])
+def test_sampling_options_are_checked_like_a_line_of_the_file(field: str, prompts: Path, tmp_path: Path) -> None:
+    argv = ("record", "--engine", "v9", "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
+    check_refused(tracekit(*argv, "--sampling", field), EXIT_USAGE, field.partition("=")[0])
+
+
+def test_a_command_that_cannot_be_started_leaves_no_trace(tmp_path: Path) -> None:
+    script = tmp_path / "job"
+    script.write_text("import vllm\n")  # no #! line
+    script.chmod(0o700)
+    done = tracekit("record", "-o", tmp_path / "t.arrow", "--", script)
+    check_refused(done, EXIT_USAGE, "cannot be started", str(script))
+    assert list(tmp_path.iterdir()) == [script]
+
+
+def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
+    with_note = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    folder = short_path / "run"
+    folder.mkdir(mode=0o700)
+    old, new = (folder / f"undelivered-{name * 32}.json" for name in "ab")
+    old.write_text('{"rows": {"tokens": 7}, "reason": "yesterday"}')
+    process = DaemonProcess(short_path).start()
+    try:
+        argv = ("record", "--daemon", process.address, "--", sys.executable, "-c")
+        done = tracekit(*argv, "pass")
+        assert done.returncode == EXIT_OK and "yesterday" not in done.stderr
+        done = tracekit(*argv, with_note, new, '{"rows": {"tokens": 5}, "reason": "today"}')
+        assert done.returncode == EXIT_DATA_LOST and "5 tokens (today)" in done.stderr
+        done = tracekit(*argv, with_note, new, "[half of a no")
+        assert done.returncode == EXIT_DATA_LOST and "cannot be read" in done.stderr
+    finally:
+        process.end()
+    assert "Traceback" not in done.stderr and "yesterday" not in done.stderr
 
 
 def test_a_job_without_vllm_is_told_so(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_each_kind_of_prompt_keeps_its_sampling_fields(tmp_path):
     [
         ('{"prompt": "x"', "not valid JSON"),
         ('["x"]', "not a JSON object"),
+        ("[" * 100_000, "not valid JSON"),
         ("{}", "exactly one of prompt, messages, prompt_token_ids, not none"),
         ('{"prompt": "x", "prompt_token_ids": [1]}', "not prompt and prompt_token_ids"),
         ('{"prompt": ""}', "prompt must be a string"),

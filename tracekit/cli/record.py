@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ def command(
         check_output(completions)
     job: dict[str, Any] = {}
     if prompts is not None:
-        from tracekit.engines.prompts import parse_prompts
+        from tracekit.engines.prompts import check_sampling, parse_prompts
 
-        job = {"prompts": parse_prompts(prompts), "sampling": pairs(sampling), "engine_args": pairs(engine_arg)}
+        job = {"prompts": parse_prompts(prompts), "sampling": check_sampling(pairs(sampling))}
+        job["engine_args"] = pairs(engine_arg)
         job["model"] = str(model_folder(str(model)))
     environ = dict(os.environ)
     if engine or python or prompts:
@@ -81,11 +83,17 @@ def command(
         elif shutil.which(argv[0], path=environ.get("PATH")) is None:
             raise UsageError(f"there is no such command: {argv[0]}")
         if daemon is not None:
+            before = _notes(daemon)
             code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": daemon}))
-            return _job_ended(code) or _tell_undelivered(daemon)
+            return _job_ended(code) or _tell_undelivered(_notes(daemon).items() - before.items())
         assert output is not None
         with Sidecar(output) as sidecar:
-            code = run_job(argv, sidecar.environ(environ))
+            try:
+                code = run_job(argv, sidecar.environ(environ))
+            except UsageError:  # it never ran: leave no empty trace in the way of the next try
+                sidecar.stop()
+                output.unlink()
+                raise
             sealed = sidecar.stop()
     failed = _job_ended(code)
     return failed or _tell(output) or sealed
@@ -126,13 +134,19 @@ def _job_ended(code: int) -> int:
     return EXIT_OK
 
 
-def _tell_undelivered(daemon: str) -> int:
-    """What recorders noted down beside the daemon's socket because nobody took it."""
-    notes = list(Path(daemon.removeprefix("unix:")).parent.glob("undelivered-*.json"))
-    for path in notes:
-        note = json.loads(path.read_text())
-        rows = ", ".join(f"{count} {table}" for table, count in sorted(note["rows"].items()))
-        click.echo(f"tracekit: not delivered: {rows} ({note['reason']})", err=True)
+def _notes(daemon: str) -> dict[Path, int]:
+    """What recorders noted down beside the daemon's socket because nobody took it, and when; also of earlier jobs."""
+    return {p: p.stat().st_mtime_ns for p in Path(daemon.removeprefix("unix:")).parent.glob("undelivered-*.json")}
+
+
+def _tell_undelivered(notes: Set[tuple[Path, int]]) -> int:
+    for path, _ in sorted(notes):
+        try:
+            note = json.loads(path.read_text())
+            rows = ", ".join(f"{count} {table}" for table, count in sorted(note["rows"].items()))
+            click.echo(f"tracekit: not delivered: {rows} ({note['reason']})", err=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            click.echo(f"tracekit: rows were not delivered, but this note of them cannot be read: {path}", err=True)
     return EXIT_DATA_LOST if notes else EXIT_OK
 
 
@@ -146,7 +160,7 @@ def _tell(output: Path) -> int:
             "the job ended and no engine reported: is tracekit installed in its environment, and does it use vLLM? "
             f"(the trace is empty: {output})"
         )
-    num_tokens, num_requests = trace.table("tokens").num_rows, trace.table("requests").num_rows
+    num_tokens, num_requests = trace.rows("tokens"), trace.rows("requests")
     click.echo(f"{output}: {num_tokens} tokens, {num_requests} requests, {len(engines)} engine(s)")
     losses = trace.losses()
     for loss in losses:

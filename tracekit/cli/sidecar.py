@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError, UsageError
 
 READY_SECS = 20.0
 STOP_SECS = 600.0  # sealing a long trace takes a while
@@ -124,8 +124,14 @@ def run_job(argv: list[str], environ: Mapping[str, str], cwd: str | os.PathLike[
 
     Returns:
         Its exit status; 128 + N where signal N ended it, as a shell would say.
+
+    Raises:
+        UsageError: it cannot be started.
     """
-    process = subprocess.Popen(argv, env=dict(environ), cwd=cwd)
+    try:
+        process = subprocess.Popen(argv, env=dict(environ), cwd=cwd)
+    except OSError as error:
+        raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
     forward = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in (signal.SIGTERM, signal.SIGHUP)}
     ignored = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the job as well
     try:

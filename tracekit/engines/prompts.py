@@ -100,7 +100,7 @@ def parse_line(line: str) -> dict[str, Any]:
     """
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise UsageError("not a JSON object")
