@@ -158,3 +158,21 @@ def test_a_damaged_batch_is_one_sentence_that_names_it(sealed):
     sealed.write_bytes(data)
     done = tracekit("cat", sealed, "tokens")
     assert done.returncode == 1 and "batch 1 of" in done.stderr and done.stdout == ""
+
+
+def test_info_does_not_call_a_damaged_trace_complete(sealed):
+    whole = sealed.read_bytes()
+    refused = 0
+    for offset in range(2000, len(whole) - 2000, 500):
+        data = bytearray(whole)
+        data[offset] ^= 1
+        sealed.write_bytes(data)
+        done = tracekit("info", sealed)
+        assert done.returncode in (0, 1), done.stderr
+        if done.returncode:
+            refused += 1
+            assert done.stderr.startswith("tracekit: error: ") and done.stdout == ""
+        else:  # padding: every table still is what was written
+            trace = open_trace(sealed)
+            assert all(trace.table(name).num_rows == trace.rows(name) for name in TABLES if name != "losses")
+    assert refused
