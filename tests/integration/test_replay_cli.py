@@ -307,3 +307,18 @@ def test_progress_is_silent_where_it_is_quick_and_stdout_is_json_alone(tmp_path,
     write_trace(tmp_path / "t.arrow", [recorded.tables()])
     _, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
     assert json.loads(out)["data"]["num_tokens"] == NUM_REQUESTS * NUM_TOKENS
+
+
+def test_requests_of_an_adapter_or_of_embeddings_are_left_out_and_no_loss(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["requests"]["lora"] = ["sql"] + [None] * (NUM_REQUESTS - 1)
+    tables["requests"]["prompt_token_ids"][1] = np.zeros(0, "u4")
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 2 and not facts["data"]["lost"]
+    assert {reason.partition(": ")[2].split()[0] for reason in facts["data"]["skipped_requests"]} == {"a", "their"}
+    tables["requests"]["lora"] = ["sql"] * NUM_REQUESTS
+    write_trace(tmp_path / "u.arrow", [tables])
+    code, out, err = tracekit(tmp_path / "u.arrow", "--model", recorded.model)
+    assert code == 1 and out == "" and "LoRA" in err

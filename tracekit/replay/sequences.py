@@ -27,6 +27,8 @@ __all__ = ["Recorded", "Recording", "read_recording"]
 
 NOT_ASKED = "requests that did not ask for logprobs"
 UNTESTABLE = "requests whose processed logprobs cannot be recomputed: "
+NO_PROMPT_IDS = UNTESTABLE + "their prompt was given as embeddings, which the trace does not hold"
+ADAPTER = UNTESTABLE + "a LoRA adapter sampled them, which replay does not load"
 _HOW_TO_ASK = 'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request'
 
 
@@ -153,14 +155,13 @@ def _why_not(part: dict[str, npt.NDArray[Any]], row: dict[str, Any] | None, num_
         return "requests whose own row is missing from the trace"
     if not part["has_logprob"].any():
         return NOT_ASKED
+    if row["lora"] is not None:
+        return ADAPTER
     position = part["position"]
     num_prompt = len(row["prompt_token_ids"])
-    if (
-        num_prompt == 0
-        or int(position[0]) != num_prompt
-        or np.any(np.diff(position) != 1)
-        or len(position) < num_promised
-    ):
+    if num_prompt == 0:
+        return NO_PROMPT_IDS
+    if int(position[0]) != num_prompt or np.any(np.diff(position) != 1) or len(position) < num_promised:
         return "requests with missing token rows"
     if not part["has_logprob"].all():
         return "requests with missing logprobs"
