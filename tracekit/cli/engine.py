@@ -17,10 +17,10 @@ def command() -> None:
 
 
 @command.command("install")
-@click.argument("name", metavar="v1|latest")
+@click.argument("name", metavar="v0|v1|latest")
 @click.option("--torch-index", envvar="TRACEKIT_TORCH_INDEX", metavar="URL", help="An index with +cpu builds of torch.")
 def install(name: str, torch_index: str | None) -> None:
-    """Build the environment NAME (v1: vLLM 0.18.1, latest: 0.32.0), or update the recorder in it."""
+    """Build the environment NAME (v0: vLLM 0.8.5, v1: 0.18.1, latest: 0.32.0), or update the recorder in it."""
     from tracekit.engines import env
 
     with Talk() as talk:

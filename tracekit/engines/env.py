@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracekit.engines import preload, selfinstall, store, uvtool
+from tracekit.engines import elf, preload, selfinstall, store, uvtool
 from tracekit.engines.uvtool import Progress, quiet
 from tracekit.errors import EngineEnvError, UsageError
 
 LOCKS = Path(__file__).parent / "locks"
 RECORDER_MARKER = "tracekit-recorder.json"
 BUILD = "2"  # raised when the way of building changes, so that older environments are not taken for today's
-# Python versions that the lock files were resolved for
-PYTHONS = ((3, 11), (3, 12), (3, 13))
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,23 @@ class Recipe:
     """Disk it takes, with head-room, by variant."""
     needs_preload: bool
     """Whether the CPU build refuses to start without libtcmalloc and libiomp5 in LD_PRELOAD."""
+    pythons: tuple[tuple[int, int], ...] = ((3, 11), (3, 12), (3, 13))
+    """Python versions that its lock files were resolved for."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """What must be in os.environ for it to run this engine."""
+    weak_symbols: tuple[str, str] | None = None
+    """(file below site-packages, version) of a symbol version that its CPU build asks for and does not use."""
 
 
 RECIPES = {
+    "v0": Recipe(
+        "0.8.5",
+        {"cpu": 8_000_000_000, "cuda": 12_000_000_000},
+        needs_preload=False,
+        pythons=((3, 11), (3, 12)),
+        environ={"VLLM_USE_V1": "0"},
+        weak_symbols=("vllm/_C.abi3.so", "GLIBCXX_3.4.32"),
+    ),
     "v1": Recipe("0.18.1", {"cpu": 9_000_000_000, "cuda": 14_000_000_000}, needs_preload=True),
     "latest": Recipe("0.32.0", {"cpu": 3_500_000_000, "cuda": 16_000_000_000}, needs_preload=False),
 }
@@ -71,10 +83,10 @@ def variant_here() -> str:
     return "cpu"
 
 
-def python_request() -> tuple[str, str]:
+def python_request(name: str) -> tuple[str, str]:
     """Return the Python to build on: (what uv is asked for, "3.11"): the running one where the locks know it."""
     running = sys.version_info[:2]
-    if running in PYTHONS:
+    if running in RECIPES[name].pythons:
         return sys.executable, f"{running[0]}.{running[1]}"
     return "3.11", "3.11"
 
@@ -88,14 +100,14 @@ def locks_of(name: str, variant: str) -> tuple[Path, Path | None]:
 def folder_of(name: str, variant: str) -> Path:
     """Return where the environment is or will be; the name changes with the lock, the variant and the Python."""
     texts = [path.read_text() for path in locks_of(name, variant) if path is not None]
-    return store.cache_dir() / "engines" / f"{name}-{store.short_hash(BUILD, variant, python_request()[1], *texts)}"
+    return store.cache_dir() / "engines" / f"{name}-{store.short_hash(BUILD, variant, python_request(name)[1], *texts)}"
 
 
 def ensure(name: str, progress: Progress = quiet, *, torch_index: str | None = None) -> EngineEnv:
     """Return the environment of ``name``, built first if it is not there.
 
     Args:
-        name: "v1" (vLLM 0.18.1) or "latest" (0.32.0).
+        name: "v0" (vLLM 0.8.5), "v1" (0.18.1) or "latest" (0.32.0).
         progress: is handed one line of text at a time.
         torch_index: URL of a package index with ``+cpu`` builds of torch; default $TRACEKIT_TORCH_INDEX.
 
@@ -123,7 +135,7 @@ def build(name: str, variant: str, folder: Path, progress: Progress, torch_index
     store.require_space(folder, recipe.num_bytes[variant], f"the engine environment {name}")
     progress(f"building {name}: vLLM {recipe.vllm_version} ({variant}) in {folder}")
     lock, nvidia = locks_of(name, variant)
-    request, version = python_request()
+    request, version = python_request(name)
     try:
         uvtool.run(["venv", "--python", request, str(folder)], progress)
     except EngineEnvError as error:
@@ -139,6 +151,9 @@ def build(name: str, variant: str, folder: Path, progress: Progress, torch_index
         preload.ensure_library(preload.NUMA, folder / "lib", progress)
         if recipe.needs_preload:
             preload.ensure_library(preload.TCMALLOC, folder / "lib", progress)
+        if recipe.weak_symbols is not None:
+            file, symbol_version = recipe.weak_symbols
+            elf.weaken_version(Path(found["site_packages"]) / file, symbol_version)
     facts = {"name": name, "variant": variant, "python": version, "vllm": found["vllm"], "torch": found["torch"]}
     store.write_marker(folder, {**facts, "site_packages": found["site_packages"]})
 
@@ -211,12 +226,12 @@ def open_env(name: str, folder: Path, progress: Progress = quiet) -> EngineEnv:
     """Describe a whole environment folder: its interpreter and what to add to os.environ."""
     facts = store.read_marker(folder) or {}
     variant = str(facts.get("variant", "cpu"))
-    environ = {}
+    environ = {key: value for key, value in RECIPES[name].environ.items() if key not in os.environ}
     if variant == "cpu":
         tcmalloc = None
         if RECIPES[name].needs_preload:
             tcmalloc = preload.ensure_library(preload.TCMALLOC, folder / "lib", progress)
-        environ = cpu_environ(folder, tcmalloc, os.environ)
+        environ |= cpu_environ(folder, tcmalloc, os.environ)
     return EngineEnv(name, folder / "bin" / "python", environ, str(facts.get("vllm", "")), variant)
 
 

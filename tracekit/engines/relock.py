@@ -1,4 +1,6 @@
-"""Resolve the lock files of the engine environments again: ``python -m tracekit.engines.relock`` (maintainers only).
+"""Resolve the lock files of the engine environments again (maintainers only).
+
+``python -m tracekit.engines.relock [v0-cpu ...]``, all where none is named.
 
 Each ``locks/<name>-<variant>.in`` (and ``.override``) becomes ``.txt``: one resolution per Python version for Linux on
 x86_64, merged, with a marker on the lines that differ. NVIDIA's libraries of a CPU lock go to ``.nvidia.txt``: they are
@@ -10,9 +12,7 @@ import sys
 from pathlib import Path
 
 from tracekit.engines import uvtool
-
-PYTHONS = ("3.11", "3.12", "3.13")
-LOCKS = Path(__file__).parent / "locks"
+from tracekit.engines.env import LOCKS, RECIPES
 
 
 def resolve(source: Path, python: str) -> list[str]:
@@ -41,8 +41,12 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 def main() -> None:
+    wanted = sys.argv[1:]
     for source in sorted(LOCKS.glob("*.in")):
-        lines = merge({python: resolve(source, python) for python in PYTHONS})
+        if wanted and source.stem not in wanted:
+            continue
+        pythons = [f"{major}.{minor}" for major, minor in RECIPES[source.stem.partition("-")[0]].pythons]
+        lines = merge({python: resolve(source, python) for python in pythons})
         libraries = [line for line in lines if line.startswith(("nvidia-", "cuda-"))]
         if source.stem.endswith("-cpu"):
             lines = [line for line in lines if line not in libraries]
