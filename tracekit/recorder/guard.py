@@ -26,6 +26,13 @@ def say_once(text: str) -> None:
         say(text)
 
 
+def failed(hook: str, error: Exception) -> None:
+    """Say that a hook failed; under ``TRACEKIT_STRICT=1`` raise it instead."""
+    if os.environ.get("TRACEKIT_STRICT") == "1":
+        raise error
+    say_once(f"the hook {hook} failed and this part is not recorded: {type(error).__name__}: {error}")
+
+
 def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
     """Turn any exception of a hook into one line on stderr; ``TRACEKIT_STRICT=1`` lets it through.
 
@@ -38,8 +45,6 @@ def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
         try:
             hook(*args, **kwargs)
         except Exception as error:
-            if os.environ.get("TRACEKIT_STRICT") == "1":
-                raise
-            say_once(f"{hook.__name__} failed and this part is not recorded: {type(error).__name__}: {error}")
+            failed(hook.__name__, error)
 
     return guarded

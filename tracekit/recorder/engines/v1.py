@@ -16,7 +16,7 @@ import tracekit
 from tracekit.recorder.engines.base import vllm_version
 from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
-from tracekit.recorder.guard import never_raise
+from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.session import Session, new_engine_id
 from tracekit.recorder.settings import daemon_address
 
@@ -59,9 +59,9 @@ class V1Adapter:
 
         _after(Scheduler, "__init__", _on_scheduler_built)
         _after(Scheduler, "add_request", _on_request)
-        _after(Scheduler, "schedule", _on_schedule)
+        _install(Scheduler, "schedule", _schedule)
         _after(Scheduler, "finish_requests", _on_finish_requests)
-        _wrap(Scheduler, "update_from_output", _update_from_output)
+        _install(Scheduler, "update_from_output", _update_from_output)
         _after(core.EngineCore, "preprocess_add_request", _on_preprocess)
         _wrap(core.EngineCore, "collective_rpc", _collective_rpc)
         _wrap(core.EngineCore, "shutdown", _shutdown)
@@ -82,7 +82,24 @@ class Recording:
         self.dispatched: dict[int, Dispatch] = {}
         # a speculative step trims the sampled lists in place, so they must be copied before
         self.copies_sampled = bool(getattr(scheduler, "num_spec_tokens", 0))
-        self.kv_usage: Callable[[], float] = lambda: float(scheduler.kv_cache_manager.usage)
+        self.block_pool = scheduler.kv_cache_manager.block_pool
+
+    def on_schedule(self, scheduler: Any, output: Any) -> None:
+        """Stamp a step at dispatch. Runs at every step on the engine's thread: nothing here may cost."""
+        self.dispatched[id(output)] = (
+            self.engine_step,
+            time.monotonic_ns(),
+            self.weight_version,
+            len(scheduler.waiting),
+            self.block_pool.get_num_free_blocks(),
+        )
+        self.engine_step += 1
+
+    def on_output(self, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
+        """Hand a finished step to the session: references only."""
+        at = self.dispatched.pop(id(scheduled), None)
+        if at is not None:
+            self.session.append(("output", at, scheduled, raw, outputs, time.monotonic_ns()))
 
 
 def _of(owner: Any) -> Recording | None:
@@ -90,18 +107,23 @@ def _of(owner: Any) -> Recording | None:
     return getattr(scheduler, "_tracekit_recording", None)
 
 
-def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+def _install(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once."""
     original = vars(owner)[name]
     if getattr(original, "_tracekit", False):
         return
-
-    @functools.wraps(original)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return around(original, self, *args, **kwargs)
-
+    wrapper = functools.wraps(original)(make(original))
     wrapper._tracekit = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
+
+
+def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, *args, **kwargs: around(original, self, *args, **kwargs)
+
+    _install(owner, name, make)
 
 
 def _after(owner: type, name: str, hook: Callable[..., None]) -> None:
@@ -124,7 +146,7 @@ def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any) -> None:
         return
     config = scheduler.vllm_config
     engine_id = new_engine_id()
-    session = Session(V1Rows(), Stream(address, engine_id))
+    session = Session(V1Rows(scheduler.kv_cache_config.num_blocks), Stream(address, engine_id))
     scheduler._tracekit_recording = Recording(scheduler, session)
     session.append(("engines", _describe(engine_id, config, scheduler)))
 
@@ -167,39 +189,36 @@ def _on_request(scheduler: Any, _result: None, request: Any, *_args: Any) -> Non
         recording.session.append(("requests", time.monotonic_ns(), request))
 
 
-def _on_schedule(scheduler: Any, output: Any, *_args: Any) -> None:
-    recording = _of(scheduler)
-    if recording is None or not output.total_num_scheduled_tokens:
-        return
-    recording.dispatched[id(output)] = Dispatch(
-        recording.engine_step,
-        time.monotonic_ns(),
-        recording.weight_version,
-        len(scheduler.waiting),
-        recording.kv_usage(),
-    )
-    recording.engine_step += 1
+def _schedule(original: Callable[..., Any]) -> Callable[..., Any]:
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        recording = getattr(self, "_tracekit_recording", None)
+        if recording is not None and output.total_num_scheduled_tokens:
+            try:
+                recording.on_schedule(self, output)
+            except Exception as error:
+                failed("schedule", error)
+        return output
+
+    return schedule
 
 
-def _update_from_output(
-    original: Callable[..., Any], self: Any, scheduled: Any, sampled: Any, *a: Any, **k: Any
-) -> Any:
-    recording = _of(self)
-    if recording is None:
-        return original(self, scheduled, sampled, *a, **k)
-    ids = sampled.sampled_token_ids
-    if recording.copies_sampled and ids:
-        ids = [list(row) for row in ids]
-    outputs = original(self, scheduled, sampled, *a, **k)
-    _on_output(recording, scheduled, (ids, sampled.req_id_to_index, sampled.logprobs), outputs)
-    return outputs
+def _update_from_output(original: Callable[..., Any]) -> Callable[..., Any]:
+    def update_from_output(self: Any, scheduled: Any, sampled: Any) -> Any:
+        recording = getattr(self, "_tracekit_recording", None)
+        if recording is None:
+            return original(self, scheduled, sampled)
+        ids = sampled.sampled_token_ids
+        if recording.copies_sampled and ids:
+            ids = [list(row) for row in ids]
+        outputs = original(self, scheduled, sampled)
+        try:
+            recording.on_output(scheduled, (ids, sampled.req_id_to_index, sampled.logprobs), outputs)
+        except Exception as error:
+            failed("update_from_output", error)
+        return outputs
 
-
-@never_raise
-def _on_output(recording: Recording, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
-    at = recording.dispatched.pop(id(scheduled), None)
-    if at is not None:
-        recording.session.append(("output", at, scheduled, raw, outputs, time.monotonic_ns()))
+    return update_from_output
 
 
 def _on_finish_requests(scheduler: Any, result: Any, _ids: Any, status: Any = None, *_args: Any) -> None:

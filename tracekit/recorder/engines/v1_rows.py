@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,9 @@ Row = dict[str, Any]
 REMEMBER_FINISHED = 4096
 
 
-class Dispatch(NamedTuple):
-    """What is known when a step is scheduled; the weight version must be stamped here, not at the output."""
-
-    engine_step: int
-    time_ns: int
-    weight_version: int
-    num_waiting: int
-    kv_usage: float
+# What the engine's thread stamps when a step is scheduled: engine_step, time_ns, weight_version, number of waiting
+# requests, number of free KV blocks.
+Dispatch = tuple[int, int, int, int, int]
 
 
 class _Request:
@@ -37,9 +32,14 @@ class _Request:
 
 
 class V1Rows:
-    """Keeps the numbering of requests and positions, and collects rows until they are taken."""
+    """Keeps the numbering of requests and positions, and collects rows until they are taken.
 
-    def __init__(self) -> None:
+    Args:
+        num_blocks: KV blocks of the engine, the null block included.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self._num_usable_blocks = max(num_blocks - 1, 1)
         self._live: dict[str, _Request] = {}
         self._finished: OrderedDict[str, _Request] = OrderedDict()
         self._orphans: dict[str, int] = {}
@@ -92,11 +92,14 @@ class V1Rows:
             self._orphans[table] = self._orphans.get(table, 0) + num_rows
         return request
 
-    def _append(self, table: str, row: Row) -> None:
+    def _columns(self, table: str) -> dict[str, list[Any]]:
         columns = self._rows.get(table)
         if columns is None:
             columns = self._rows[table] = {name: [] for name in TABLES[table] if name != "engine"}
-        for name, values in columns.items():
+        return columns
+
+    def _append(self, table: str, row: Row) -> None:
+        for name, values in self._columns(table).items():
             values.append(row[name])
 
     def _add_request(self, time_ns: int, request: Any) -> None:
@@ -132,81 +135,81 @@ class V1Rows:
 
     def _add_output(self, at: Dispatch, scheduled: Any, raw: tuple[Any, ...], outputs: Any, output_ns: int) -> None:
         raw_ids, index_of, logprobs = raw
-        accepted: dict[str, list[int]] = {}
-        finished: list[tuple[str, Any]] = []
-        for output in (o for client in outputs.values() for o in client.outputs):
-            accepted[output.request_id] = output.new_token_ids
+        made = [output for client in outputs.values() for output in client.outputs]
+        rows = {r: index_of[r] for r in scheduled.num_scheduled_tokens if r in index_of} if raw_ids else {}
+        sampled = {r: row for r, row in rows.items() if raw_ids[row]}  # a chunk of a prompt samples nothing
+        self._add_step(at, scheduled, output_ns)
+        self._add_scheduled(at[0], scheduled, sampled)
+        self._add_tokens(at, sampled, raw_ids, {o.request_id: len(o.new_token_ids) for o in made}, logprobs)
+        for output in made:
             if output.finish_reason is not None:
-                finished.append((output.request_id, output.finish_reason))
-        self._add_step(at, scheduled, output_ns, raw_ids, index_of)
-        for request_id in scheduled.num_scheduled_tokens:
-            row = index_of.get(request_id)
-            ids = raw_ids[row] if raw_ids and row is not None else []
-            if ids:
-                self._add_tokens(at, request_id, row, ids, len(accepted.get(request_id, ())), logprobs)
-        for request_id, reason in finished:
-            self._finish(request_id, str(reason), at.engine_step, output_ns)
+                self._finish(output.request_id, str(output.finish_reason), at[0], output_ns)
 
-    def _add_tokens(
-        self, at: Dispatch, request_id: str, row: int, ids: list[int], num_accepted: int, logprobs: Any
-    ) -> None:
-        request = self._find(request_id, "tokens", len(ids))
-        if request is None:
-            return
-        first = logprobs.cu_num_generated_tokens[row] if logprobs and logprobs.cu_num_generated_tokens else row
-        for i, token_id in enumerate(ids):
-            accepted = i < num_accepted
-            self._append(
-                "tokens",
-                {
-                    "request": request.number,
-                    "position": request.next_position + (0 if accepted else i - num_accepted),
-                    "token_id": token_id,
-                    "rollout_logprob": logprobs.logprobs[first + i, 0] if logprobs else None,
-                    "rank": logprobs.sampled_token_ranks[first + i] if logprobs else None,
-                    "engine_step": at.engine_step,
-                    "weight_version": at.weight_version,
-                    "flags": ACCEPTED if accepted else DISCARDED,
-                },
-            )
-            request.next_position += accepted
-
-    def _add_step(self, at: Dispatch, scheduled: Any, output_ns: int, raw_ids: Any, index_of: dict[str, int]) -> None:
+    def _add_step(self, at: Dispatch, scheduled: Any, output_ns: int) -> None:
+        engine_step, time_ns, weight_version, num_waiting, num_free_blocks = at
         self._append(
             "steps",
             {
-                "engine_step": at.engine_step,
-                "time_ns": at.time_ns,
+                "engine_step": engine_step,
+                "time_ns": time_ns,
                 "output_ns": output_ns,
-                "weight_version": at.weight_version,
+                "weight_version": weight_version,
                 "num_requests": len(scheduled.num_scheduled_tokens),
                 "num_scheduled_tokens": scheduled.total_num_scheduled_tokens,
-                "num_waiting": at.num_waiting,
-                "kv_usage": at.kv_usage,
+                "num_waiting": num_waiting,
+                "kv_usage": 1 - num_free_blocks / self._num_usable_blocks,
             },
         )
-        cached = scheduled.scheduled_cached_reqs
-        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        new = {r.req_id: r.num_computed_tokens for r in scheduled.scheduled_new_reqs}
-        for request_id, num_tokens in scheduled.num_scheduled_tokens.items():
-            request = self._find(request_id, "scheduled", 1)
-            if request is None:
-                continue
-            num_computed = new[request_id] if request_id in new else computed[request_id]
-            row = index_of.get(request_id)
-            flags = NEW if request_id in new else 0
-            flags |= RESUMED if request_id in cached.resumed_req_ids else 0
-            flags |= PREFILL if num_computed < request.num_prompt else 0
-            flags |= PARTIAL if not (raw_ids and row is not None and raw_ids[row]) else 0
-            self._append_scheduled(at.engine_step, request.number, num_tokens, num_computed, flags)
-        for request_id in scheduled.preempted_req_ids or ():
-            request = self._find(request_id, "scheduled", 1)
-            if request is not None:
-                self._append_scheduled(at.engine_step, request.number, 0, 0, PREEMPTED)
 
-    def _append_scheduled(self, engine_step: int, number: int, num_tokens: int, num_computed: int, flags: int) -> None:
-        row = {"engine_step": engine_step, "request": number, "num_tokens": num_tokens}
-        self._append("scheduled", {**row, "num_computed": num_computed, "flags": flags})
+    # The two below run for every sequence of every step and hold the interpreter while they do: columns are made by
+    # comprehensions, not row by row.
+
+    def _add_tokens(
+        self, at: Dispatch, sampled: dict[str, int], raw_ids: Any, num_accepted: dict[str, int], logprobs: Any
+    ) -> None:
+        found = [
+            (self._find(r, "tokens", len(raw_ids[row])), row, num_accepted.get(r, 0)) for r, row in sampled.items()
+        ]
+        picked = [(q, row, raw_ids[row], n) for q, row, n in found if q is not None]
+        columns = self._columns("tokens")
+        columns["request"] += [q.number for q, _, ids, _ in picked for _ in ids]
+        columns["position"] += [q.next_position + i for q, _, ids, _ in picked for i in range(len(ids))]
+        columns["token_id"] += [token_id for _, _, ids, _ in picked for token_id in ids]
+        flags = [ACCEPTED if i < n else DISCARDED for _, _, ids, n in picked for i in range(len(ids))]
+        columns["flags"] += flags
+        columns["engine_step"] += [at[0]] * len(flags)
+        columns["weight_version"] += [at[2]] * len(flags)
+        if logprobs is None:
+            columns["rollout_logprob"] += [None] * len(flags)
+            columns["rank"] += [None] * len(flags)
+        else:
+            first = logprobs.cu_num_generated_tokens or range(len(raw_ids))
+            index = [first[row] + i for _, row, ids, _ in picked for i in range(len(ids))]
+            columns["rollout_logprob"] += logprobs.logprobs[index, 0].tolist()
+            columns["rank"] += logprobs.sampled_token_ranks[index].tolist()
+        for request, _, _, n in picked:
+            request.next_position += n
+
+    def _add_scheduled(self, engine_step: int, scheduled: Any, sampled: dict[str, int]) -> None:
+        cached = scheduled.scheduled_cached_reqs
+        new = {r.req_id: r.num_computed_tokens for r in scheduled.scheduled_new_reqs}
+        computed = {**dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True)), **new}
+        found = [(self._find(r, "scheduled", 1), r, n) for r, n in scheduled.num_scheduled_tokens.items()]
+        picked = [(q, r, n, computed[r]) for q, r, n in found if q is not None]
+        preempted = [self._find(r, "scheduled", 1) for r in scheduled.preempted_req_ids or ()]
+        gone = [q for q in preempted if q is not None]
+        columns = self._columns("scheduled")
+        columns["request"] += [q.number for q, *_ in picked] + [q.number for q in gone]
+        columns["num_tokens"] += [n for _, _, n, _ in picked] + [0] * len(gone)
+        columns["num_computed"] += [c for *_, c in picked] + [0] * len(gone)
+        resumed = cached.resumed_req_ids
+        columns["flags"] += [
+            (NEW if r in new else RESUMED if r in resumed else 0)
+            | (PREFILL if c < q.num_prompt else 0)
+            | (0 if r in sampled else PARTIAL)
+            for q, r, _, c in picked
+        ] + [PREEMPTED] * len(gone)
+        columns["engine_step"] += [engine_step] * (len(picked) + len(gone))
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int) -> None:
         request = self._live.pop(request_id, None)

@@ -1,0 +1,142 @@
+"""Events of a V1 engine become rows: the awkward steps that a small CPU engine does not show."""
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace as Made
+from typing import Any
+
+import numpy as np
+
+from tracekit.recorder.engines.v1_rows import V1Rows
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
+
+
+@dataclass
+class Params:
+    temperature: float = 0.7
+    extra_args: dict[str, Any] = field(default_factory=lambda: {"rollout": 7})
+    _all_stop_token_ids: set[int] = field(default_factory=lambda: {2})
+
+
+def request(request_id: str, num_prompt: int = 4) -> Any:
+    prompt = list(range(num_prompt))
+    fields = {"sampling_params": Params(), "lora_request": None, "cache_salt": None, "trace_headers": None}
+    return Made(request_id=request_id, prompt_token_ids=prompt, num_prompt_tokens=num_prompt, **fields)
+
+
+def rows_with(*request_ids: str) -> V1Rows:
+    rows = V1Rows(num_blocks=101)
+    for request_id in request_ids:
+        rows.add(("requests", 1, request(request_id)))
+    rows.take()
+    return rows
+
+
+def step(
+    rows: V1Rows,
+    scheduled: dict[str, tuple[int, int]],
+    sampled: dict[str, list[int]],
+    accepted: dict[str, list[int]] | None = None,
+    *,
+    new: tuple[str, ...] = (),
+    resumed: tuple[str, ...] = (),
+    preempted: tuple[str, ...] = (),
+    logprobs: Any = "made",
+    engine_step: int = 3,
+) -> dict[str, Any]:
+    """Feed one step: scheduled is id -> (num_tokens, num_computed); returns the rows it became."""
+    old = [r for r in scheduled if r not in new]
+    output = Made(
+        num_scheduled_tokens={r: n for r, (n, _) in scheduled.items()},
+        total_num_scheduled_tokens=sum(n for n, _ in scheduled.values()),
+        scheduled_new_reqs=[Made(req_id=r, num_computed_tokens=scheduled[r][1]) for r in new],
+        scheduled_cached_reqs=Made(
+            req_ids=old, num_computed_tokens=[scheduled[r][1] for r in old], resumed_req_ids=set(resumed)
+        ),
+        preempted_req_ids=set(preempted),
+    )
+    ids = [sampled.get(r, []) for r in scheduled]
+    starts = np.cumsum([0, *map(len, ids)]).tolist()
+    if logprobs == "made":
+        flat = -np.arange(1, starts[-1] + 1, dtype="f4") / 3
+        logprobs = Made(
+            logprobs=flat[:, None], sampled_token_ranks=np.ones(starts[-1], "i8"), cu_num_generated_tokens=starts
+        )
+    made = [Made(request_id=r, new_token_ids=t, finish_reason=None) for r, t in (accepted or sampled).items()]
+    raw = (ids, {r: i for i, r in enumerate(scheduled)}, logprobs)
+    rows.add(("output", (engine_step, 10, 2, 0, 50), output, raw, {0: Made(outputs=made)}, 20))
+    return rows.take()
+
+
+def test_accepted_against_sampled_tokens_of_a_speculative_step() -> None:
+    rows = rows_with("a", "b")
+    tokens = step(rows, {"a": (3, 4), "b": (3, 4)}, {"a": [11, 12, 13], "b": [21]}, {"a": [11, 12], "b": [21]})[
+        "tokens"
+    ]
+    assert tokens["token_id"].tolist() == [11, 12, 13, 21]
+    assert tokens["position"].tolist() == [4, 5, 6, 4]
+    assert tokens["flags"].tolist() == [ACCEPTED, ACCEPTED, DISCARDED, ACCEPTED]
+    assert tokens["rollout_logprob"].tolist() == (-np.arange(1, 5, dtype="f4") / 3).tolist()
+    assert set(tokens["weight_version"].tolist()) == {2} and set(tokens["engine_step"].tolist()) == {3}
+    # the next token of "a" takes the place of the one that was thrown away
+    assert step(rows, {"a": (1, 6)}, {"a": [14]})["tokens"]["position"].tolist() == [6]
+
+
+def test_a_token_sampled_for_an_aborted_request_is_discarded() -> None:
+    rows = rows_with("a")
+    rows.add(("finished", ["a"], "abort", 3, 15))
+    tables = step(rows, {"a": (1, 4)}, {"a": [11]}, {"other": []})
+    assert tables["tokens"]["flags"].tolist() == [DISCARDED]
+    assert tables["finishes"]["reason"] == ["abort"] and tables["finishes"]["num_output_tokens"].tolist() == [0]
+
+
+def test_chunks_resumptions_and_preemptions_are_flagged() -> None:
+    rows = rows_with("a", "b", "c", "d")
+    scheduled = step(
+        rows,
+        {"a": (2, 0), "b": (4, 0), "c": (1, 6)},
+        {"b": [1], "c": [2]},
+        new=("a",),
+        resumed=("b",),
+        preempted=("d",),
+    )["scheduled"]
+    flags = dict(zip(scheduled["request"].tolist(), scheduled["flags"].tolist(), strict=True))
+    assert flags == {0: NEW | PREFILL | PARTIAL, 1: RESUMED | PREFILL, 2: 0, 3: PREEMPTED}
+    assert scheduled["num_computed"].tolist() == [0, 0, 6, 0]
+
+
+def test_without_logprobs_they_are_null() -> None:
+    tokens = step(rows_with("a"), {"a": (1, 4)}, {"a": [9]}, logprobs=None)["tokens"]
+    assert np.ma.getmaskarray(tokens["rollout_logprob"]).all() and np.ma.getmaskarray(tokens["rank"]).all()
+
+
+def test_a_step_that_samples_nothing_at_all() -> None:
+    rows = rows_with("a")
+    tables = step(rows, {"a": (2, 0)}, {}, logprobs=None)
+    assert "token_id" not in tables.get("tokens", {}) or not len(tables["tokens"]["token_id"])
+    assert tables["scheduled"]["flags"].tolist() == [PREFILL | PARTIAL]
+
+
+def test_rows_of_a_request_that_was_not_recorded_are_counted() -> None:
+    rows = rows_with()
+    tables = step(rows, {"ghost": (1, 4)}, {"ghost": [5]})
+    assert not len(tables["tokens"]["token_id"])
+    assert rows.take_orphans() == {"tokens": 1, "scheduled": 1} and rows.take_orphans() == {}
+
+
+def test_children_of_one_request_keep_their_parent_and_labels() -> None:
+    rows = V1Rows(num_blocks=2)
+    for i in range(2):
+        rows.add(("external", f"{i}_chat-1234abcd", "chat"))
+        rows.add(("requests", 1, request(f"{i}_chat-1234abcd")))
+    requests = rows.take()["requests"]
+    assert requests["external_id"] == ["chat", "chat"] and requests["parent_id"] == ["chat", "chat"]
+    assert requests["index"].tolist() == [0, 1] and requests["request"].tolist() == [0, 1]
+    assert requests["labels"] == ['{"rollout":7}'] * 2
+    assert json.loads(requests["sampling_params"][0])["all_stop_token_ids"] == [2]
+
+
+def test_kv_usage_is_the_share_of_usable_blocks() -> None:
+    steps = step(rows_with("a"), {"a": (1, 4)}, {"a": [9]})["steps"]
+    assert steps["kv_usage"].tolist() == [0.5]
+    assert steps["time_ns"].tolist() == [10] and steps["output_ns"].tolist() == [20]
