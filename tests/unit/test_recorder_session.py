@@ -31,6 +31,9 @@ class Encoder:
     def num_tokens(self) -> int:
         return sum(e[1] for e in self.events)
 
+    def pending(self) -> dict[str, int]:
+        return {"tokens": self.num_tokens()}
+
     def take(self) -> dict[str, Any]:
         taken, self.events = self.events, []
         return {"tokens": taken} if taken else {}
