@@ -163,7 +163,7 @@ def test_a_damaged_batch_is_one_sentence_that_names_it(sealed):
 def test_info_does_not_call_a_damaged_trace_complete(sealed):
     whole = sealed.read_bytes()
     refused = 0
-    for offset in range(2000, len(whole) - 2000, 500):
+    for offset in range(2000, len(whole) - 2000, 1500):
         data = bytearray(whole)
         data[offset] ^= 1
         sealed.write_bytes(data)

@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from typing import Any, Protocol
 
-from tracekit.recorder.guard import say, say_once
+from tracekit.recorder.guard import say_once
 
 Tables = dict[str, dict[str, Any]]
 
@@ -63,6 +63,7 @@ class Session:
         self._closing = False
         self._closed = threading.Lock()
         self._overflow: dict[str, int] = {}
+        self._overflow_lock = threading.Lock()  # held for an addition or a swap, and only once the queue is full
         self._last_send = time.monotonic()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
@@ -79,8 +80,10 @@ class Session:
         if self._closing:
             return
         if len(self._events) >= MAX_EVENTS:
-            for table, count in self._encoder.count(event).items():
-                self._overflow[table] = self._overflow.get(table, 0) + count
+            rows = self._encoder.count(event)
+            with self._overflow_lock:
+                for table, count in rows.items():
+                    self._overflow[table] = self._overflow.get(table, 0) + count
             return
         self._events.append(event)
 
@@ -101,10 +104,14 @@ class Session:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        while not self._closing:
-            self._wake.wait(DRAIN_SECS)
-            self._drain()
-        self._drain()
+        closing = False
+        while not closing:
+            closing = self._closing or self._wake.wait(DRAIN_SECS)
+            try:
+                self._drain()
+            except Exception as error:
+                # this thread must live: without it the queue fills up and nothing more is recorded
+                say_once(f"events could not be drained: {type(error).__name__}: {error}")
 
     def _drain(self) -> None:
         while self._events:
@@ -119,7 +126,8 @@ class Session:
             if self._encoder.num_tokens() >= SEND_TOKENS:
                 self._send()
         if self._overflow:
-            rows, self._overflow = self._overflow, {}
+            with self._overflow_lock:
+                rows, self._overflow = self._overflow, {}
             self._sink.lose(rows, "recorder queue full")
         if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
             self._send()
@@ -129,9 +137,12 @@ class Session:
         orphans = self._encoder.take_orphans()
         if orphans:
             self._sink.lose(orphans, "admission of the request was lost")
-        tables = self._encoder.take()
+        num_tokens = self._encoder.num_tokens()
+        try:
+            tables = self._encoder.take()
+        except Exception as error:
+            say_once(f"a batch could not be encoded: {type(error).__name__}: {error}")
+            self._sink.lose({"tokens": num_tokens}, f"not encodable: {type(error).__name__}")
+            return
         if tables:
-            try:
-                self._sink.put(tables)
-            except Exception as error:
-                say(f"a batch could not be queued: {type(error).__name__}: {error}")
+            self._sink.put(tables)
