@@ -14,6 +14,7 @@ from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFIL
 @dataclass
 class Params:
     temperature: float = 0.7
+    logprobs: int | None = 0
     extra_args: dict[str, Any] = field(default_factory=lambda: {"rollout": 7})
     _all_stop_token_ids: set[int] = field(default_factory=lambda: {2})
 
@@ -103,6 +104,28 @@ def test_chunks_resumptions_and_preemptions_are_flagged() -> None:
     flags = dict(zip(scheduled["request"].tolist(), scheduled["flags"].tolist(), strict=True))
     assert flags == {0: NEW | PREFILL | PARTIAL, 1: RESUMED | PREFILL, 2: 0, 3: PREEMPTED}
     assert scheduled["num_computed"].tolist() == [0, 0, 6, 0]
+
+
+def test_who_did_not_ask_has_no_logprobs_though_the_batch_has_them() -> None:
+    rows = rows_with("a")
+    silent, pooled = request("b"), request("c")
+    silent.sampling_params, pooled.sampling_params = Params(logprobs=None), None
+    rows.add(("requests", 1, silent))
+    rows.add(("requests", 1, pooled))
+    assert rows.take()["requests"]["sampling_params"][1] == "{}"
+    tokens = step(rows, {"b": (2, 4), "a": (1, 4)}, {"b": [7, 8], "a": [9]})["tokens"]
+    assert np.ma.getmaskarray(tokens["rollout_logprob"]).tolist() == [True, True, False]
+    assert np.ma.getmaskarray(tokens["rank"]).tolist() == [True, True, False]
+    assert tokens["rollout_logprob"][2] == np.float32(-1)
+
+
+def test_tokens_of_a_streaming_input_session_are_counted_as_lost_not_misplaced() -> None:
+    rows, session = V1Rows(num_blocks=2), request("s")
+    session.resumable = True
+    rows.add(("requests", 1, session))
+    tables = step(rows, {"s": (1, 4)}, {"s": [5]})
+    assert "requests" not in tables and not len(tables["tokens"]["token_id"])
+    assert rows.take_orphans() == {"tokens": 1, "scheduled": 1}
 
 
 def test_without_logprobs_they_are_null() -> None:

@@ -41,6 +41,7 @@ class Sink:
         self.stored: list[Any] = []
         self.lost: Counter[str] = Counter()
         self.put_once = threading.Event()
+        self.lose_once = threading.Event()
 
     def put(self, tables: dict[str, Any]) -> None:
         self.stored += tables["tokens"]
@@ -49,6 +50,7 @@ class Sink:
     def lose(self, rows: dict[str, int], reason: str) -> None:
         for table in rows:  # fails where somebody still adds to it
             self.lost[table] += rows[table]
+        self.lose_once.set()
 
     def close(self, timeout_secs: float) -> None:
         pass
@@ -59,23 +61,20 @@ def test_a_value_that_no_column_holds_costs_its_batch_and_nothing_after_it(monke
     sink = Sink()
     session = Session(Encoder(), sink)
     session.append((OverflowError("-1 in a column of u4"),))
-    while not sink.lost:
-        pass
+    assert sink.lose_once.wait(10)
     session.append(("after",))
     assert sink.put_once.wait(10)
     session.close()
     assert sink.stored == ["after"] * 3 and sink.lost == {"tokens": 3}
 
 
-def test_an_encoder_that_breaks_in_an_unforeseen_place_does_not_end_the_thread(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    encoder, sink = Encoder(), Sink()
+def test_an_encoder_that_breaks_in_an_unforeseen_place_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, sink, said = Encoder(), Sink(), threading.Event()
     monkeypatch.setattr(encoder, "take_orphans", lambda: 1 / 0)
+    monkeypatch.setattr(module, "say_once", lambda text: said.set() if "drained" in text else None)
     session = Session(encoder, sink)
     session.append(("before",))
-    while "drained" not in capsys.readouterr().err:
-        pass
+    assert said.wait(10)
     monkeypatch.setattr(encoder, "take_orphans", dict)
     session.close()
     assert sink.stored == ["before"] * 3

@@ -62,8 +62,8 @@ class Session:
         self._wake = threading.Event()
         self._closing = False
         self._closed = threading.Lock()
-        self._overflow: dict[str, int] = {}
-        self._overflow_lock = threading.Lock()  # held for an addition or a swap, and only once the queue is full
+        self._lost: dict[str, dict[str, int]] = {}  # rows by table, by reason
+        self._lost_lock = threading.Lock()  # held for an addition or a swap, and only where something is lost
         self._last_send = time.monotonic()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
@@ -80,12 +80,17 @@ class Session:
         if self._closing:
             return
         if len(self._events) >= MAX_EVENTS:
-            rows = self._encoder.count(event)
-            with self._overflow_lock:
-                for table, count in rows.items():
-                    self._overflow[table] = self._overflow.get(table, 0) + count
+            self.lose(event, "recorder queue full")
             return
         self._events.append(event)
+
+    def lose(self, event: tuple[Any, ...], reason: str) -> None:
+        """Count the rows of an event as lost; also on the engine's thread."""
+        rows = self._encoder.count(event)
+        with self._lost_lock:
+            lost = self._lost.setdefault(reason, {})
+            for table, count in rows.items():
+                lost[table] = lost.get(table, 0) + count
 
     def close(self, timeout_secs: float = 5.0) -> None:
         """Encode and deliver what is queued, within ``timeout_secs``; safe to call twice."""
@@ -125,10 +130,11 @@ class Session:
             time.sleep(0)
             if self._encoder.num_tokens() >= SEND_TOKENS:
                 self._send()
-        if self._overflow:
-            with self._overflow_lock:
-                rows, self._overflow = self._overflow, {}
-            self._sink.lose(rows, "recorder queue full")
+        if self._lost:
+            with self._lost_lock:
+                lost, self._lost = self._lost, {}
+            for reason, rows in lost.items():
+                self._sink.lose(rows, reason)
         if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
             self._send()
 

@@ -23,7 +23,7 @@ from tracekit.recorder.settings import daemon_address
 CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
 
 # Worker RPCs that leave the weights alone; any other name may change them and starts a new weight version.
-READ_ONLY_RPC = ("get_", "list_", "check_", "save_", "is_", "init_", "profile", "report_", "execute_dummy")
+READ_ONLY_RPC = ("get_", "list_", "check_", "save_", "is_", "init_", "profile", "report_", "execute_", "compute_")
 
 CONTROL = ("pause_scheduler", "resume_scheduler", "reset_prefix_cache", "sleep", "wake_up", "abort_requests")
 CONTROL_LORA = ("add_lora", "remove_lora")
@@ -98,8 +98,12 @@ class Recording:
     def on_output(self, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
         """Hand a finished step to the session: references only."""
         at = self.dispatched.pop(id(scheduled), None)
+        event = ("output", at, scheduled, raw, outputs, time.monotonic_ns())
         if at is not None:
-            self.session.append(("output", at, scheduled, raw, outputs, time.monotonic_ns()))
+            self.session.append(event)
+        elif scheduled.total_num_scheduled_tokens:
+            # a scheduler class with a schedule() of its own: which weights sampled these tokens is not known
+            self.session.lose(event, "the step was not seen when it was scheduled")
 
 
 def _of(owner: Any) -> Recording | None:
@@ -127,18 +131,18 @@ def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def _after(owner: type, name: str, hook: Callable[..., None]) -> None:
-    """Call ``hook(self, result, *args)`` after ``owner.name``; whatever the hook raises stays with us."""
+    """Call ``hook(self, result, *args, **kwargs)`` after ``owner.name``; whatever the hook raises stays with us."""
     guarded = never_raise(hook)
 
     def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        guarded(self, result, *args)
+        guarded(self, result, *args, **kwargs)
         return result
 
     _wrap(owner, name, around)
 
 
-def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any) -> None:
+def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
     from tracekit.recorder.stream import Stream
 
     address = daemon_address()
@@ -176,14 +180,14 @@ def _describe(engine_id: str, config: Any, scheduler: Any) -> dict[str, Any]:
     }
 
 
-def _on_preprocess(core: Any, _result: Any, request: Any, *_args: Any) -> None:
+def _on_preprocess(core: Any, _result: Any, request: Any) -> None:
     # runs in the input thread, before the scheduler sees the request; Request itself drops the caller's id
     recording = _of(core)
     if recording is not None:
         recording.session.append(("external", request.request_id, request.external_req_id or request.request_id))
 
 
-def _on_request(scheduler: Any, _result: None, request: Any, *_args: Any) -> None:
+def _on_request(scheduler: Any, _result: None, request: Any) -> None:
     recording = _of(scheduler)
     if recording is not None and scheduler.requests.get(request.request_id) is request:
         recording.session.append(("requests", time.monotonic_ns(), request))
@@ -204,16 +208,18 @@ def _schedule(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _update_from_output(original: Callable[..., Any]) -> Callable[..., Any]:
-    def update_from_output(self: Any, scheduled: Any, sampled: Any) -> Any:
+    # the names are vLLM's, so that it may also be called with keywords
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         recording = getattr(self, "_tracekit_recording", None)
         if recording is None:
-            return original(self, scheduled, sampled)
-        ids = sampled.sampled_token_ids
+            return original(self, scheduler_output, model_runner_output)
+        ids = model_runner_output.sampled_token_ids
         if recording.copies_sampled and ids:
             ids = [list(row) for row in ids]
-        outputs = original(self, scheduled, sampled)
+        outputs = original(self, scheduler_output, model_runner_output)
         try:
-            recording.on_output(scheduled, (ids, sampled.req_id_to_index, sampled.logprobs), outputs)
+            raw = (ids, model_runner_output.req_id_to_index, model_runner_output.logprobs)
+            recording.on_output(scheduler_output, raw, outputs)
         except Exception as error:
             failed("update_from_output", error)
         return outputs
@@ -221,29 +227,29 @@ def _update_from_output(original: Callable[..., Any]) -> Callable[..., Any]:
     return update_from_output
 
 
-def _on_finish_requests(scheduler: Any, result: Any, _ids: Any, status: Any = None, *_args: Any) -> None:
+def _on_finish_requests(scheduler: Any, result: Any, request_ids: Any, finished_status: Any) -> None:
     recording = _of(scheduler)
     if recording is None or not result:
         return
     # 0.18 returns (request id, client) pairs, 0.32 the requests themselves
-    request_ids = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
-    reason = "abort" if "ABORT" in str(status) else "error"
-    recording.session.append(("finished", request_ids, reason, recording.engine_step, time.monotonic_ns()))
+    ended = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
+    reason = "abort" if "ABORT" in str(finished_status) else "error"
+    recording.session.append(("finished", ended, reason, recording.engine_step, time.monotonic_ns()))
 
 
-def _collective_rpc(original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+def _collective_rpc(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     recording = _of(self)
     begin_ns = time.monotonic_ns()
     try:
-        return original(self, method, *args, **kwargs)
+        return original(self, *args, **kwargs)
     finally:
         if recording is not None:
             # also where it raised: some of the weights may have changed
-            _on_rpc(recording, method, begin_ns)
+            _on_rpc(recording, begin_ns, *args, **kwargs)
 
 
 @never_raise
-def _on_rpc(recording: Recording, method: Any, begin_ns: int) -> None:
+def _on_rpc(recording: Recording, begin_ns: int, method: Any, *_args: Any, **_kwargs: Any) -> None:
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     if name.startswith(READ_ONLY_RPC):
         return

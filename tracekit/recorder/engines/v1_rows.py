@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.recorder.engines.snapshot import dumps, jsonable
+from tracekit.recorder.guard import say_once
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
 Row = dict[str, Any]
@@ -23,10 +24,11 @@ Dispatch = tuple[int, int, int, int, int]
 class _Request:
     """What the encoder keeps of a live request."""
 
-    __slots__ = ("next_position", "num_prompt", "number")
+    __slots__ = ("asked", "next_position", "num_prompt", "number")
 
-    def __init__(self, number: int, num_prompt: int) -> None:
+    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
         self.number = number
+        self.asked = asked  # for logprobs: the engine computes them for the whole batch when any of it asks
         self.num_prompt = num_prompt
         self.next_position = num_prompt
 
@@ -104,6 +106,10 @@ class V1Rows:
 
     def _add_request(self, time_ns: int, request: Any) -> None:
         request_id = request.request_id
+        if getattr(request, "resumable", False):
+            # a streaming-input session rewrites its own prompt and takes back tokens: its positions are not these
+            say_once("streaming-input sessions are not recorded, their tokens are counted as lost")
+            return
         prompt = request.prompt_token_ids or []
         external = self._external.pop(request_id, None) or request_id.rsplit("-", 1)[0]
         # a child of an n>1 request is named "{index}_{parent}" (v1/engine/parallel_sampling.py)
@@ -112,7 +118,7 @@ class V1Rows:
         params = request.sampling_params
         extra = dict(getattr(params, "extra_args", None) or {})
         headers = {k: v for k, v in (getattr(request, "trace_headers", None) or {}).items()}
-        self._live[request_id] = _Request(self._num_requests, request.num_prompt_tokens)
+        self._live[request_id] = _Request(self._num_requests, request.num_prompt_tokens, _asks(params))
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
         self._append(
@@ -185,8 +191,13 @@ class V1Rows:
         else:
             first = logprobs.cu_num_generated_tokens or range(len(raw_ids))
             index = [first[row] + i for _, row, ids, _ in picked for i in range(len(ids))]
-            columns["rollout_logprob"] += logprobs.logprobs[index, 0].tolist()
-            columns["rank"] += logprobs.sampled_token_ranks[index].tolist()
+            chosen, ranks = logprobs.logprobs[index, 0].tolist(), logprobs.sampled_token_ranks[index].tolist()
+            if not all(q.asked for q, *_ in picked):
+                asked = [q.asked for q, _, ids, _ in picked for _ in ids]
+                chosen = [value if a else None for value, a in zip(chosen, asked, strict=True)]
+                ranks = [value if a else None for value, a in zip(ranks, asked, strict=True)]
+            columns["rollout_logprob"] += chosen
+            columns["rank"] += ranks
         for request, _, _, n in picked:
             request.next_position += n
 
@@ -220,6 +231,11 @@ class V1Rows:
             self._finished.popitem(last=False)
         row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
         self._append("finishes", {**row, "num_output_tokens": request.next_position - request.num_prompt})
+
+
+def _asks(params: Any) -> bool:
+    """Whether the client of a request gets logprobs of its tokens; 0.32 has more ways to ask, and a property."""
+    return getattr(params, "num_logprobs", getattr(params, "logprobs", None)) is not None
 
 
 def _column(kind: str, values: Iterable[Any]) -> Any:
