@@ -102,7 +102,7 @@ def make_tables(
             "output_ns": (start_ns + np.arange(tokens) * 20_000_000 + 15_000_000).astype("i8"),
             "weight_version": np.full(tokens, weight_version, "u4"),
             "num_requests": np.full(tokens, num_requests, "u4"),
-            "num_scheduled_tokens": np.full(tokens, num_requests, "u4"),
+            "num_scheduled_tokens": (num_requests * np.where(steps == first_step, prompt_tokens, 1)).astype("u4"),
             "num_waiting": np.zeros(tokens, "u4"),
             "kv_usage": rng.random(tokens).astype("f4"),
         },

@@ -14,6 +14,7 @@ COMMANDS = {
     "cat": "Print rows of one table of a trace.",
     "daemon": "Run tracekitd, the sidecar that writes traces.",
     "demo": "The whole story on a real engine: record twice, replay, compare.",
+    "doctor": "Prove a trace against itself, and against what the client received.",
     "engine": "Install and list engine environments.",
     "export": "Write the tables of a trace as Parquet.",
     "info": "Say what a trace holds.",

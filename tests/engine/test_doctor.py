@@ -1,0 +1,43 @@
+"""The doctor on what real engines recorded: hits, a reload, a pause, preemptions, children and an abort are sound."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.conftest import JOBS, run_cli
+from tracekit.tables import PREEMPTED, RESUMED
+from tracekit.trace.reader import open_trace
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module", params=["v1", "latest"])
+def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(f"doctor-{request.param}")
+    job = ("python", JOBS / "stale_hits.py", tiny_model, folder / "view.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        patch.setenv("TRACEKIT_STRICT", "1")
+        done = run_cli("record", "--engine", request.param, "-o", folder / "trace.arrow", "--", *job)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_what_an_engine_recorded_is_sound_and_is_what_the_client_received(recorded: Path) -> None:
+    done = run_cli("doctor", recorded / "trace.arrow", "--completions", recorded / "view.jsonl", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 17
+    assert done.returncode == 0
+    flags = open_trace(recorded / "trace.arrow").table("scheduled").column("flags").to_numpy()
+    assert (flags & PREEMPTED).any() and (flags & RESUMED).any()
+
+
+def test_one_changed_bit_of_the_clients_view_is_found(recorded: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (recorded / "view.jsonl").read_text().splitlines()]
+    rows[4]["logprobs"][7] = float(np.nextafter(np.float32(rows[4]["logprobs"][7]), np.float32(-9)))
+    (tmp_path / "view.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_cli("doctor", recorded / "trace.arrow", "--completions", tmp_path / "view.jsonl")
+    assert done.returncode == 1
+    assert f"{rows[4]['request_id']!r}: the logprob of output token 7" in done.stdout

@@ -1,0 +1,306 @@
+"""``tracekit doctor`` on sound traces, and on traces that break each rule once: the rule and the place are named."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from factories import make_engine, make_tables, write_spool, write_trace
+
+from tracekit.cli.doctor import command
+from tracekit.diagnose.doctor.client import client_view
+from tracekit.diagnose.doctor.counters import conserved
+from tracekit.diagnose.doctor.examine import examine
+from tracekit.diagnose.doctor.rows import read_engines
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
+from tracekit.trace.loss import Loss
+from tracekit.trace.reader import open_trace
+
+FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}
+
+
+def asking(**engine):
+    """Two requests of eight tokens that asked for logprobs, on weights that change before step 4."""
+    tables = make_tables(2, 8, sampling_params={"temperature": 1.0, "logprobs": 0}, engine=make_engine(**engine))
+    tables["weights"] = {
+        "weight_version": np.array([1], "u4"),
+        "method": ["reload_weights"],
+        "engine_step": np.array([4], "u4"),
+        "begin_ns": np.array([2_000_000_000], "i8"),
+        "end_ns": np.array([2_000_000_001], "i8"),
+        "label": [None],
+    }
+    tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}  # from what scheduled shares
+    for name in ("tokens", "steps"):
+        tables[name]["weight_version"] = (tables[name]["engine_step"] >= 4).astype("u4")
+    return tables
+
+
+def report_of(path, tables, view=None, **spool):
+    write_trace(path / "t.arrow", [tables], **spool)
+    return examine(open_trace(path / "t.arrow"), view)
+
+
+def found(report):
+    return {(f.check, e.request, e.engine_step) for f in report.violations for e in f.examples}
+
+
+def at(tables, name, **where):
+    """Index of the one row with these values."""
+    columns = tables[name]
+    (index,) = np.flatnonzero(np.logical_and.reduce([columns[key] == value for key, value in where.items()]))
+    return index
+
+
+def put(tables, name, index, **values):
+    for column, value in values.items():
+        tables[name][column][index] = value
+
+
+def drop(tables, name, index):
+    for column, values in tables[name].items():
+        kept = [v for i, v in enumerate(values) if i != index]
+        tables[name][column] = np.ma.masked_array(kept, dtype=values.dtype) if isinstance(values, np.ndarray) else kept
+
+
+def append(tables, name, **values):
+    for column, old in tables[name].items():
+        more = [values[column]]
+        tables[name][column] = np.ma.append(old, np.array(more, old.dtype)) if hasattr(old, "dtype") else old + more
+
+
+def test_a_sound_trace_is_sound(tmp_path):
+    report = report_of(tmp_path, asking())
+    assert report.violations == [] and report.excused == [] and report.exit_code == 0
+    assert report.counts["tokens"] == 16
+
+
+def test_a_continuous_batch_in_several_batches_is_sound(tmp_path):
+    batches = [make_tables(3, 8, first_request=3 * n, first_step=8 * n, engine=n == 0, seed=n) for n in range(4)]
+    write_trace(tmp_path / "t.arrow", batches)
+    assert examine(open_trace(tmp_path / "t.arrow")).exit_code == 0
+    assert examine(open_trace(write_spool(tmp_path / "spool", batches))).exit_code == 0
+
+
+def token(place, /, *, of=0, **values):
+    return lambda t: put(t, "tokens", at(t, "tokens", request=of, position=place), **values)
+
+
+def scheduled(step, /, *, of=0, **values):
+    return lambda t: put(t, "scheduled", at(t, "scheduled", request=of, engine_step=step), **values)
+
+
+def step(number, **values):
+    return lambda t: put(t, "steps", number, **values)
+
+
+def both(*changes):
+    return lambda t: [change(t) for change in changes]
+
+
+NAN_ENGINE = json.dumps({"hf_config": {"vocab_size": 1000}})
+
+# the rule, the place it must name, what is done to the trace
+CORRUPTIONS = [
+    ("logprob-positive", (0, 2), token(7, rollout_logprob=0.25)),
+    ("logprob-nan", (1, 3), token(8, of=1, rollout_logprob=np.nan)),
+    ("logprob-infinite", (0, 2), token(7, rollout_logprob=-np.inf)),
+    ("logprob-missing", (0, 2), token(7, rollout_logprob=np.ma.masked, rank=np.ma.masked)),
+    ("token-outside-vocabulary", (0, 2), token(7, token_id=1000)),
+    ("position-twice", (0, 3), token(8, position=7)),
+    ("position-hole", (0, 3), token(8, position=20)),
+    ("position-computed", (0, 7), token(12, position=13)),
+    ("token-order", (0, 1), token(7, engine_step=1)),
+    ("token-unscheduled", (0, 7), both(token(12, engine_step=7), lambda t: drop(t, "scheduled", 14))),
+    ("token-in-partial-chunk", (0, 3), scheduled(3, flags=PARTIAL)),
+    ("row-without-token", (1, 7), lambda t: drop(t, "tokens", at(t, "tokens", request=1, position=12))),
+    ("unknown-request", (9, 2), token(7, request=9)),
+    ("request-twice", (0, None), lambda t: put(t, "requests", 1, request=0)),
+    ("step-hole", (None, 4), lambda t: drop(t, "steps", 3)),
+    ("step-twice", (None, 3), step(4, engine_step=3)),
+    ("step-requests", (None, 3), step(3, num_requests=5)),
+    ("step-tokens", (None, 3), step(3, num_scheduled_tokens=5)),
+    ("step-unknown", (0, 7), lambda t: drop(t, "steps", 7)),
+    ("scheduled-twice", (0, 3), scheduled(4, engine_step=3)),
+    ("scheduled-nothing", (0, 3), scheduled(3, num_tokens=0)),
+    ("chain-start", (0, 0), scheduled(0, flags=PREFILL)),
+    ("new-again", (0, 3), scheduled(3, flags=NEW)),
+    ("computed-jump", (0, 3), scheduled(3, num_computed=9)),
+    ("preempted-and-running", (0, 4), scheduled(3, flags=PREEMPTED, num_tokens=0, num_computed=0)),
+    ("hit-beyond-prompt", (0, 0), scheduled(0, num_computed=5, num_tokens=1)),
+    ("hit-unexplained", (1, 0), scheduled(0, of=1, num_computed=3, num_tokens=2)),
+    ("version-hole", (None, 4), lambda t: put(t, "weights", 0, weight_version=2)),
+    ("version-time", (None, 4), lambda t: put(t, "weights", 0, end_ns=5)),
+    ("version-backwards", (None, 6), step(6, weight_version=0)),
+    ("version-of-step", (None, 3), step(3, weight_version=1)),
+    ("version-of-token", (0, 3), token(8, weight_version=1)),
+    ("finish-twice", (0, 7), lambda t: put(t, "finishes", 1, request=0)),
+    ("finish-count", (1, 7), lambda t: put(t, "finishes", 1, num_output_tokens=7)),
+    ("token-after-finish", (1, 6), lambda t: put(t, "finishes", 1, engine_step=6)),
+    ("time-backwards", (None, 3), step(3, time_ns=1_000_000_001)),
+    ("time-of-output", (None, 3), step(3, output_ns=1_050_000_000)),
+    ("time-of-finish", (1, 7), lambda t: put(t, "finishes", 1, time_ns=5)),
+    ("time-of-admission", (1, 0), lambda t: put(t, "requests", 1, time_ns=1_010_000_000)),
+    ("time-before-engine", (0, None), lambda t: put(t, "requests", 0, time_ns=5)),
+]
+
+
+@pytest.mark.parametrize(("check", "place", "harm"), CORRUPTIONS, ids=[c[0] for c in CORRUPTIONS])
+def test_each_violation_is_named_with_its_place(tmp_path, check, place, harm):
+    tables = asking(config=NAN_ENGINE)
+    harm(tables)
+    report = report_of(tmp_path, tables)
+    assert (check, *place) in found(report)
+    assert report.exit_code == 1
+
+
+def test_a_hit_needs_a_prefix_cache(tmp_path):
+    tables = asking(config=json.dumps(FORBIDDEN_CACHE))
+    scheduled(0, of=1, num_computed=3, num_tokens=2)(tables)
+    assert ("hit-without-cache", 1, 0) in found(report_of(tmp_path, tables))
+
+
+def twice(columns):
+    return {name: values * 2 if isinstance(values, list) else np.repeat(values, 2) for name, values in columns.items()}
+
+
+def shared_prompt():
+    """Request 1 has the prompt of request 0; its first step comes one step later and finds three tokens computed."""
+    tables = make_tables(1, 8)
+    tables["requests"] = {
+        k: list(v) * 2 if isinstance(v, list) else np.repeat(v, 2) for k, v in tables["requests"].items()
+    }
+    put(tables, "requests", 1, request=1, request_id="internal-1", external_id="request-1")
+    for name in ("tokens", "scheduled"):
+        mine = {k: v[:7].copy() for k, v in tables[name].items()}
+        mine["request"][:] = 1
+        mine["engine_step"] = mine["engine_step"] + np.uint32(1)
+        tables[name] = {k: np.ma.concatenate([v, mine[k]]) for k, v in tables[name].items()}
+    scheduled(1, of=1, num_computed=3, num_tokens=2)(tables)
+    for number in range(1, 8):
+        put(tables, "steps", number, num_requests=2, num_scheduled_tokens=3 if number == 1 else 2)
+    tables["finishes"] = {
+        k: list(v) * 2 if isinstance(v, list) else np.repeat(v, 2) for k, v in tables["finishes"].items()
+    }
+    put(tables, "finishes", 1, request=1, num_output_tokens=7)
+    return tables
+
+
+def test_a_hit_that_an_earlier_request_explains_is_sound(tmp_path):
+    assert report_of(tmp_path, shared_prompt()).violations == []
+
+
+def test_a_cache_salt_separates_the_same_prompt(tmp_path):
+    tables = shared_prompt()
+    put(tables, "requests", 1, cache_salt="v1")
+    assert found(report_of(tmp_path, tables)) == {("hit-unexplained", 1, 1)}
+
+
+def test_a_preemption_and_a_resumption_explain_a_jump(tmp_path):
+    tables = asking()
+    for name, index in (("scheduled", at(tables, "scheduled", request=0, engine_step=7)),):
+        drop(tables, name, index)
+    drop(tables, "tokens", at(tables, "tokens", request=0, position=12))
+    append(tables, "scheduled", engine_step=7, request=0, num_tokens=0, num_computed=0, flags=PREEMPTED)
+    put(tables, "steps", 7, num_requests=1, num_scheduled_tokens=1)
+    start = {"time_ns": 1_160_000_000, "output_ns": 1_165_000_000, "weight_version": 1, "num_waiting": 0, "kv_usage": 0}
+    append(tables, "steps", engine_step=8, num_requests=1, num_scheduled_tokens=12, **start)
+    append(tables, "scheduled", engine_step=8, request=0, num_tokens=12, num_computed=0, flags=RESUMED | PREFILL)
+    sampled = {"token_id": 5, "rollout_logprob": -1, "rank": 1, "weight_version": 1, "flags": ACCEPTED}
+    append(tables, "tokens", request=0, position=12, engine_step=8, **sampled)
+    put(tables, "finishes", 0, engine_step=8)
+    assert report_of(tmp_path, tables).violations == []
+
+
+def test_a_discarded_token_is_no_hole(tmp_path):
+    tables = asking()
+    token(12, flags=DISCARDED)(tables)
+    put(tables, "finishes", 0, num_output_tokens=7, reason="abort")
+    assert report_of(tmp_path, tables).violations == []
+
+
+def test_lost_rows_excuse_what_they_explain_and_nothing_else(tmp_path):
+    batches = [make_tables(3, 8, first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(3)]
+    report = examine(open_trace(write_spool(tmp_path / "spool", batches, skip={2})))
+    assert report.violations == [] and report.exit_code == 3
+    assert {"step-hole"} <= {f.check for f in report.excused}
+    batches[2]["tokens"]["rollout_logprob"][0] = 1.0
+    report = examine(open_trace(write_spool(tmp_path / "other", batches, skip={2})))
+    assert {f.check for f in report.violations} == {"logprob-positive"} and report.exit_code == 1
+
+
+def test_counters_are_conserved(tmp_path):
+    write_trace(tmp_path / "t.arrow", [asking()])
+    trace = open_trace(tmp_path / "t.arrow")
+    (tally,) = trace.tallies.values()
+    assert conserved(tally, trace.all_losses()) == []
+    (wrong,) = conserved(tally, [Loss(0, 1, 1, "buffer full", {"tokens": 5})])
+    assert wrong.examples[0].text == "tokens: produced 16, stored 16, lost 5"
+
+
+def view_of(tables):
+    """What the clients of these tables received."""
+    tokens = tables["tokens"]
+    for number, name in enumerate(tables["requests"]["external_id"]):
+        own = np.flatnonzero((tokens["request"] == number) & (tokens["flags"] == ACCEPTED))
+        yield {
+            "request_id": name,
+            "index": 0,
+            "prompt_token_ids": tables["requests"]["prompt_token_ids"][number].tolist(),
+            "token_ids": tokens["token_id"][own].tolist(),
+            "logprobs": [float(v) for v in tokens["rollout_logprob"][own]],
+            "finish_reason": "length",
+        }
+
+
+def test_the_clients_view_is_compared_bit_for_bit(tmp_path):
+    tables = asking()
+    view = list(view_of(tables))
+    report = report_of(tmp_path, tables, view)
+    assert report.violations == [] and report.completions == 2
+    engines = list(read_engines(open_trace(tmp_path / "t.arrow")))
+    nearly = float(np.nextafter(np.float32(view[1]["logprobs"][3]), np.float32(0)))
+    for change, check in (
+        ({"logprobs": [*view[1]["logprobs"][:3], nearly, *view[1]["logprobs"][4:]]}, "client-logprobs"),
+        ({"logprobs": view[1]["logprobs"][:7]}, "client-logprobs"),
+        ({"token_ids": [1, *view[1]["token_ids"][1:]]}, "client-tokens"),
+        ({"token_ids": view[1]["token_ids"][:7], "logprobs": None}, "client-tokens"),
+        ({"prompt_token_ids": [1]}, "client-prompt"),
+        ({"finish_reason": "stop"}, "client-finish"),
+        ({"request_id": "nobody"}, "client-unknown"),
+    ):
+        assert [f.check for f in client_view(engines, [view[0], {**view[1], **change}])] == [check]
+
+
+def test_the_client_may_have_fewer_tokens_of_a_request_that_it_aborted(tmp_path):
+    tables = asking()
+    view = list(view_of(tables))
+    tables["finishes"]["reason"][0] = "abort"
+    view[0].update(token_ids=view[0]["token_ids"][:5], logprobs=view[0]["logprobs"][:5], finish_reason="stop")
+    assert report_of(tmp_path, tables, view).violations == []
+
+
+def test_the_command_prints_and_ends_with_the_right_code(tmp_path):
+    tables = asking()
+    path, view = tmp_path / "t.arrow", tmp_path / "view.jsonl"
+    write_trace(path, [tables])
+    view.write_text("".join(json.dumps(row) + "\n" for row in view_of(tables)))
+    done = CliRunner().invoke(command, [str(path), "--completions", str(view)], standalone_mode=False)
+    assert done.return_value == 0 and "2 completions" in done.output and "sound" in done.output
+    token(7, rollout_logprob=0.5)(tables)
+    write_trace(tmp_path / "bad.arrow", [tables])
+    done = CliRunner().invoke(command, [str(tmp_path / "bad.arrow")], standalone_mode=False)
+    assert done.return_value == 1
+    assert "engine 0, request 0, engine step 2: position 7 has logprob 0.5" in done.output
+    done = CliRunner().invoke(command, [str(tmp_path / "bad.arrow"), "--json"], standalone_mode=False)
+    facts = json.loads(done.output)
+    assert facts["sound"] is False and facts["violations"][0]["check"] == "logprob-positive"
+
+
+@pytest.mark.parametrize("text", ["not json\n", '{"index": 0}\n', None])
+def test_completions_that_are_none_are_a_usage_error(tmp_path, text):
+    write_trace(tmp_path / "t.arrow", [asking()])
+    if text is not None:
+        (tmp_path / "view").write_text(text)
+    done = CliRunner().invoke(command, [str(tmp_path / "t.arrow"), "--completions", str(tmp_path / "view")])
+    assert type(done.exception).__name__ == "UsageError"

@@ -1,0 +1,1 @@
+"""Proves a trace against itself: every check is a pure function over one engine's rows."""

@@ -1,0 +1,126 @@
+"""One engine's tables as numpy columns, which all checks share."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracekit.diagnose.doctor.types import Array, Columns
+from tracekit.tables import ACCEPTED, TABLES
+from tracekit.trace.reader import Trace
+
+__all__ = ["EngineRows", "read_engines", "sequence_key"]
+
+_NUMBERS = ("u1", "u4", "u8", "i8", "f4")
+
+
+@dataclass(frozen=True)
+class EngineRows:
+    """Everything recorded of one engine.
+
+    ``tables`` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
+    the order of ``trace.reader.ORDER``; ``requests`` and ``engines`` stay Arrow for their texts and lists.
+    """
+
+    engine: int
+    tables: dict[str, Columns]
+    requests: pa.Table
+    reasons: list[str]  # of each row of finishes
+    about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
+
+    def __getitem__(self, table: str) -> Columns:
+        return self.tables[table]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The recorded configuration; empty where there is none."""
+        found: Any = json.loads(self.about.get("config") or "{}")
+        return found if isinstance(found, dict) else {}
+
+    def setting(self, *path: str) -> Any:
+        """Return ``config["vllm"][path[0]]...``, None where it was not recorded."""
+        value: Any = self.config.get("vllm")
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    @cached_property
+    def speculates(self) -> bool:
+        """Whether a step may accept several tokens of a request."""
+        return self.setting("speculative_config") is not None
+
+    @cached_property
+    def accepted(self) -> Columns:
+        """The accepted tokens in order of (request, position)."""
+        keep = (self["tokens"]["flags"] & ACCEPTED) != 0
+        return {name: values[keep] for name, values in self["tokens"].items()}
+
+    @cached_property
+    def num_prompt(self) -> Array:
+        """Prompt length of each row of ``requests``."""
+        lengths = pc.list_value_length(self.requests.column("prompt_token_ids"))
+        return np.asarray(lengths.to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def sampling(self) -> list[dict[str, Any]]:
+        """Sampling parameters of each row of ``requests``."""
+        texts = self.requests.column("sampling_params").to_pylist()
+        parsed = {text: json.loads(text) or {} for text in set(texts)}
+        return [parsed[text] for text in texts]
+
+    def row_of(self, requests: Array) -> Array:
+        """Return for each request number its row in ``requests``; -1 where there is none."""
+        numbers = self["requests"]["request"]
+        if not numbers.size:
+            return np.full(requests.shape, -1)
+        at = np.minimum(np.searchsorted(numbers, requests), numbers.size - 1)
+        return np.where(numbers[at] == requests, at, -1)
+
+
+def sequence_key(step: Array, request: Array) -> Array:
+    """One number for each (engine_step, request)."""
+    return step.astype(np.int64) << 32 | request.astype(np.int64)
+
+
+def read_engines(trace: Trace) -> Iterator[EngineRows]:
+    """Yield the rows of each engine of a trace, in order of their numbers.
+
+    Raises:
+        TraceCorruptError: a batch is not what was written.
+    """
+    whole = {name: trace.table(name) for name in TABLES if name != "losses"}
+    about = {row["engine"]: row for row in trace.engines()}
+    for engine in sorted(trace.tallies):
+        own = {name: _of_engine(table, engine) for name, table in whole.items()}
+        tables = {name: _columns(name, table) for name, table in own.items()}
+        yield EngineRows(
+            engine, tables, own["requests"], own["finishes"].column("reason").to_pylist(), about.get(engine, {})
+        )
+
+
+def _of_engine(table: pa.Table, engine: int) -> pa.Table:
+    column = table.column("engine").to_numpy()
+    if column.size and (column == engine).all():
+        return table
+    return table.filter(pa.array(column == engine))
+
+
+def _columns(name: str, table: pa.Table) -> Columns:
+    found: Columns = {}
+    for column, kind in TABLES[name].items():
+        base = kind.rstrip("?")
+        if base not in _NUMBERS or column not in table.column_names:
+            continue
+        values = table.column(column)
+        if base == "f4":
+            found[column] = values.to_numpy().astype(np.float32)
+        else:
+            found[column] = (pc.fill_null(values, 0) if values.null_count else values).to_numpy().astype(np.int64)
+            if values.null_count:
+                found[column][values.is_null().to_numpy()] = -1
+    return found
