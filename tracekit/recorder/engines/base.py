@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-SUPPORTED = "vLLM V1 engines, 0.18 to 0.32"
+SUPPORTED = "vLLM V1 engines, 0.18 to 0.32, and the V0 engine of vLLM 0.8.5"
 
 
 class UnsupportedEngine(Exception):
@@ -34,9 +34,14 @@ def select_adapter() -> EngineAdapter:
     Raises:
         UnsupportedEngine: no adapter fits.
     """
-    from tracekit.recorder.engines import v1
+    from tracekit.recorder.engines import v0, v1
 
-    missing = v1.missing_features()
+    # a vLLM with both has a V1 engine older than what the V1 adapter knows
+    adapter: EngineAdapter
+    if v0.is_installed():
+        adapter, missing = v0.V0Adapter(), v0.missing_features()
+    else:
+        adapter, missing = v1.V1Adapter(), v1.missing_features()
     if not missing:
-        return v1.V1Adapter()
+        return adapter
     raise UnsupportedEngine(f"vLLM {vllm_version()} is not supported (it lacks {missing}); supported are {SUPPORTED}")

@@ -1,0 +1,93 @@
+"""Rows of the trace's tables, collected as columns: what the encoders of all engine generations share."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from tracekit.tables import TABLES
+
+Row = dict[str, Any]
+
+# tokens of a finished request can still come, one or two steps after an abort
+REMEMBER_FINISHED = 4096
+
+
+class LiveRequest:
+    """What an encoder keeps of a request."""
+
+    __slots__ = ("next_position", "num_prompt", "number")
+
+    def __init__(self, number: int, num_prompt: int) -> None:
+        self.number = number
+        self.num_prompt = num_prompt
+        self.next_position = num_prompt
+
+
+R = TypeVar("R", bound=LiveRequest)
+
+
+class Rows(Generic[R]):
+    """Numbers requests and collects rows until they are taken; used by the recorder's background thread only."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, R] = {}
+        self._finished: OrderedDict[str, R] = OrderedDict()
+        self._orphans: dict[str, int] = {}
+        self._num_requests = 0
+        self._rows: dict[str, dict[str, list[Any]]] = {}
+
+    def num_tokens(self) -> int:
+        """Token rows collected since the last `take`."""
+        tokens = self._rows.get("tokens")
+        return len(tokens["token_id"]) if tokens else 0
+
+    def take_orphans(self) -> dict[str, int]:
+        """Rows by table whose request is not in the trace (its admission was lost), since the last call."""
+        orphans, self._orphans = self._orphans, {}
+        return orphans
+
+    def take(self) -> dict[str, dict[str, Any]]:
+        """Return the collected rows as columns and start anew; empty when there are none."""
+        rows, self._rows = self._rows, {}
+        return {table: {name: column(TABLES[table][name], v) for name, v in c.items()} for table, c in rows.items()}
+
+    def _append(self, table: str, row: Row) -> None:
+        columns = self._rows.get(table)
+        if columns is None:
+            columns = self._rows[table] = {name: [] for name in TABLES[table] if name != "engine"}
+        for name, values in columns.items():
+            values.append(row[name])
+
+    def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
+        request = self._live.get(request_id) or self._finished.get(request_id)
+        if request is None:
+            self._orphans[table] = self._orphans.get(table, 0) + num_rows
+        return request
+
+    def _retire(self, request_id: str) -> R | None:
+        """Move a live request to the finished ones; None where it is not live."""
+        request = self._live.pop(request_id, None)
+        if request is not None:
+            self._finished[request_id] = request
+            if len(self._finished) > REMEMBER_FINISHED:
+                self._finished.popitem(last=False)
+        return request
+
+
+def column(kind: str, values: Iterable[Any]) -> Any:
+    """A column in the numpy form the wire takes: arrays for numbers, lists for text and lists, masked for nulls.
+
+    Args:
+        kind: a column type of `tracekit.tables`.
+    """
+    base = kind.rstrip("?")
+    values = list(values)
+    if base == "str" or base.startswith("list<"):
+        return values
+    if kind.endswith("?"):
+        missing = [v is None for v in values]
+        if any(missing):
+            return np.ma.MaskedArray(np.array([0 if v is None else v for v in values], dtype=base), mask=missing)
+    return np.array(values, dtype=base)

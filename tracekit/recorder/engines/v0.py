@@ -1,0 +1,389 @@
+"""vLLM V0 (0.8.5): class-level wraps, in the process that holds the LLMEngine.
+
+`SchedulerContext.append_output` is called once a step, after the forward and before the next schedule, by the sync, the
+async and the multiprocessing engine alike; the driver worker's `execute_model` is where a step meets its weights
+(vllm/engine/llm_engine.py, vllm/engine/async_llm_engine.py, vllm/worker/worker_base.py).
+"""
+
+import atexit
+import importlib.util
+import os
+import socket
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import tracekit
+from tracekit.recorder.engines.base import vllm_version
+from tracekit.recorder.engines.hooks import after, wrap
+from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
+from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
+from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.session import Session, new_engine_id
+from tracekit.recorder.settings import daemon_address
+
+CLOSE_SECS = 2.0  # the API server kills its engine process four seconds after asking it to end
+
+# RPCs to the workers that leave the weights alone; any other name may change them
+HARMLESS_RPC = (
+    *("get_", "list_", "check_", "save_", "is_", "init", "profile", "report_", "execute_", "determine_", "start_"),
+    *("stop_", "sleep", "wake_up", "add_lora", "remove_lora", "pin_", "add_prompt", "remove_prompt"),
+)
+CONTROL = ("reset_prefix_cache", "sleep", "wake_up", "abort_request", "add_lora", "remove_lora")
+
+_of_model: "weakref.WeakKeyDictionary[Any, Recording]" = weakref.WeakKeyDictionary()
+
+
+def is_installed() -> bool:
+    """Whether this vLLM has the V0 engine's scheduler."""
+    try:
+        return importlib.util.find_spec("vllm.core.scheduler") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def missing_features() -> str:
+    """Name what this vLLM lacks of what the adapter relies on; empty when nothing is missing."""
+    try:
+        from vllm.core.scheduler import Scheduler
+        from vllm.engine import llm_engine
+        from vllm.worker.worker_base import LocalOrDistributedWorkerBase
+    except Exception as error:
+        return f"the V0 engine: {error}"
+    engine, context = llm_engine.LLMEngine, getattr(llm_engine, "SchedulerContext", None)
+    if engine.__module__ != llm_engine.__name__:
+        return "the V0 engine, which VLLM_USE_V1=0 chooses"
+    needs = {
+        "SchedulerContext.append_output": hasattr(context, "append_output"),
+        "LLMEngine._create_sequence_group_with_sampling": hasattr(engine, "_create_sequence_group_with_sampling"),
+        "Scheduler._preempt": hasattr(Scheduler, "_preempt"),
+        "Scheduler._free_finished_seq_group": hasattr(Scheduler, "_free_finished_seq_group"),
+        "LocalOrDistributedWorkerBase.execute_model": hasattr(LocalOrDistributedWorkerBase, "execute_model"),
+    }
+    return ", ".join(name for name, there in needs.items() if not there)
+
+
+class V0Adapter:
+    """Wraps the classes once per process; every engine made afterwards gets a recording of its own."""
+
+    kind = "v0"
+
+    def attach(self) -> None:
+        """Wrap engine, scheduler, executors and worker; idempotent, opens nothing until an engine is built."""
+        if (
+            getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+            == "vllm.model_executor.models.registry"
+        ):
+            return  # the short-lived process that looks at the model's class
+        from vllm.core.scheduler import Scheduler
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.engine.llm_engine import LLMEngine, SchedulerContext
+        from vllm.engine.multiprocessing.engine import MQLLMEngine
+        from vllm.executor.executor_base import DistributedExecutorBase, ExecutorBase
+        from vllm.executor.uniproc_executor import UniProcExecutor
+        from vllm.worker.worker_base import LocalOrDistributedWorkerBase
+
+        after(EngineArgs, "create_engine_config", _on_config)
+        after(LLMEngine, "__init__", _on_engine_built)
+        after(LLMEngine, "_create_sequence_group_with_sampling", _on_request)
+        after(Scheduler, "schedule", _on_schedule)
+        after(SchedulerContext, "append_output", _on_output)
+        after(Scheduler, "_preempt", _on_preempt)
+        after(Scheduler, "_free_finished_seq_group", _on_free)
+        wrap(Scheduler, "free_finished_seq_groups", _free_stopped)
+        wrap(Scheduler, "abort_seq_group", _abort)
+        wrap(LocalOrDistributedWorkerBase, "execute_model", _execute_model)
+        wrap(DistributedExecutorBase, "collective_rpc", _collective_rpc)
+        wrap(UniProcExecutor, "collective_rpc", _collective_rpc)
+        wrap(ExecutorBase, "apply_model", _apply_model)
+        wrap(MQLLMEngine, "cleanup", _cleanup)
+        for name in CONTROL:
+            wrap(LLMEngine, name, _control)
+
+
+class Recording:
+    """One engine's counters and its session; hangs on the objects that the hooks see."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.engine_step = 0
+        self.weight_version = 0
+        self.has_driver = False
+        self.time_ns = 0
+        self.num_waiting = 0
+        self.num_free_blocks = 0
+        self.live: dict[str, Any] = {}
+        self._changes: list[tuple[str, int, int]] = []
+
+    def weights_may_change(self, name: str, begin_ns: int) -> None:
+        """Note a call that may have changed weights; the version starts with the next forward."""
+        # what began inside this call is part of it
+        self._changes = [change for change in self._changes if change[1] < begin_ns]
+        self._changes.append((name, begin_ns, time.monotonic_ns()))
+
+    def dispatch(self) -> None:
+        """Stamp the forward that starts now: later would be after an update that its tokens do not see."""
+        self.time_ns = time.monotonic_ns()
+        if self._changes:
+            self.start_version()
+
+    def start_version(self) -> None:
+        """Let all changes since the last forward be one new version."""
+        changes, self._changes = self._changes, []
+        if not changes:
+            return
+        self.weight_version += 1
+        row = {
+            "weight_version": self.weight_version,
+            "method": "+".join(dict.fromkeys(name for name, _, _ in changes)),
+            "engine_step": self.engine_step,
+            "begin_ns": min(begin for _, begin, _ in changes),
+            "end_ns": max(end for _, _, end in changes),
+            "label": None,
+        }
+        self.session.append(("weights", row))
+
+    def finished(self, group: Any) -> None:
+        """Note that a request has come to its end, however it did."""
+        if self.live.pop(group.request_id, None) is None:
+            return
+        (sequence,) = group.seqs
+        reason = type(sequence.status).get_finished_reason(sequence.status) or "error"
+        time_ns, num_tokens = time.monotonic_ns(), sequence.get_output_len()
+        self.session.append(("finished", group.request_id, reason, self.engine_step, time_ns, num_tokens))
+
+
+def _of(owner: Any) -> Recording | None:
+    return getattr(owner, "_tracekit_recording", None)
+
+
+def _on_config(_args: Any, _config: Any, *_a: Any, **_k: Any) -> None:
+    from vllm import envs
+
+    if envs.VLLM_USE_V1:
+        say_once(
+            f"the V1 engine of vLLM {vllm_version()} is not supported, its V0 engine (VLLM_USE_V1=0) is; "
+            "recording is off, the engine is untouched"
+        )
+
+
+def _unsupported(config: Any) -> str:
+    scheduler = config.scheduler_config
+    if config.model_config.runner_type != "generate":
+        return "an engine that does not generate"
+    if getattr(scheduler, "num_scheduler_steps", 1) > 1:
+        return "several steps at once (num_scheduler_steps)"
+    if getattr(config, "speculative_config", None) is not None:
+        return "speculative decoding"
+    if config.parallel_config.pipeline_parallel_size > 1:
+        return "pipeline parallelism"
+    return ""
+
+
+def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    from tracekit.recorder.stream import Stream
+
+    address = daemon_address()
+    if address is None or _of(engine) is not None:
+        return
+    config = engine.vllm_config
+    unsupported = _unsupported(config)
+    if unsupported:
+        say_once(f"{unsupported} is not recorded from a V0 engine; recording is off, the engine is untouched")
+        return
+    engine_id = new_engine_id()
+    cache = config.cache_config
+    session = Session(V0Rows(cache.num_gpu_blocks or 0, cache.block_size), Stream(address, engine_id))
+    recording = Recording(session)
+    for owner in (engine, engine.model_executor, *engine.scheduler, *engine.scheduler_contexts):
+        owner._tracekit_recording = recording
+    session.append(("engines", _describe(engine_id, engine)))
+    # runs before the session's own: a change with no forward after it is a version too
+    atexit.register(never_raise(recording.start_version))
+    _watch_driver(recording, engine.model_executor)
+
+
+def _watch_driver(recording: Recording, executor: Any) -> None:
+    """Follow the driver's worker and its model, where they live in this process (Ray's do not)."""
+    from vllm.worker.worker_base import LocalOrDistributedWorkerBase
+
+    worker = getattr(getattr(executor, "driver_worker", None), "worker", None)
+    if not isinstance(worker, LocalOrDistributedWorkerBase):
+        return
+    worker._tracekit_recording = recording
+    recording.has_driver = True
+    model = worker.get_model()
+    _of_model[model] = recording
+    for owner in type(model).__mro__:
+        if "load_weights" in vars(owner):
+            wrap(owner, "load_weights", _load_weights)
+            break
+
+
+def _describe(engine_id: str, engine: Any) -> dict[str, Any]:
+    config = engine.vllm_config
+    model = config.model_config
+    resolved = {
+        "vllm": jsonable(config),
+        "hf_config": jsonable(model.hf_config),
+        "scheduler_class": type(engine.scheduler[0]).__qualname__,
+        "executor_class": type(engine.model_executor).__qualname__,
+        "generation_config": jsonable(engine.generation_config_fields),
+        "num_gpu_blocks": config.cache_config.num_gpu_blocks,
+        "environment": vllm_environment(),
+    }
+    return {
+        "engine_id": engine_id,
+        "kind": V0Adapter.kind,
+        "engine_version": vllm_version(),
+        "recorder_version": tracekit.__version__,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "rank": getattr(config.parallel_config, "data_parallel_rank", 0) or 0,
+        "wall_ns": time.time_ns(),
+        "mono_ns": time.monotonic_ns(),
+        "model": str(model.model),
+        "logprobs_mode": "processed_logprobs",
+        "config": dumps(resolved),
+    }
+
+
+def _on_request(engine: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:
+    recording = _of(engine)
+    if recording is not None:
+        recording.live[group.request_id] = group
+        recording.session.append(("requests", time.monotonic_ns(), group))
+
+
+def _on_schedule(scheduler: Any, result: Any, *_args: Any, **_kwargs: Any) -> None:
+    recording = _of(scheduler)
+    if recording is None:
+        return
+    recording.num_waiting = len(scheduler.waiting)
+    recording.num_free_blocks = scheduler.block_manager.get_num_free_gpu_blocks()
+    if not recording.has_driver:
+        recording.dispatch()
+    for group in result[1].ignored_seq_groups:  # longer than the model's maximum
+        recording.finished(group)
+
+
+def _execute_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self)
+    if recording is not None:
+        never_raise(recording.dispatch)()
+    return original(self, *args, **kwargs)
+
+
+def _on_output(
+    context: Any,
+    _result: None,
+    outputs: Any,
+    seq_group_metadata_list: Any,
+    *_args: Any,
+    **_kwargs: Any,
+) -> None:
+    recording = _of(context)
+    if recording is None or not seq_group_metadata_list:
+        return
+    at = Dispatch(
+        recording.engine_step,
+        recording.time_ns,
+        recording.weight_version,
+        recording.num_waiting,
+        recording.num_free_blocks,
+    )
+    recording.engine_step += 1
+    recording.session.append(("output", at, seq_group_metadata_list, outputs[0].outputs, time.monotonic_ns()))
+
+
+def _on_preempt(scheduler: Any, mode: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:
+    recording = _of(scheduler)
+    if recording is not None:
+        recording.session.append(("preempted", group.request_id, mode.name == "RECOMPUTE"))
+
+
+def _on_free(scheduler: Any, _result: None, group: Any, *_args: Any, **_kwargs: Any) -> None:
+    recording = _of(scheduler)
+    if recording is not None and group.is_finished():
+        recording.finished(group)
+
+
+def _free_stopped(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self)
+    stopped = list(self._async_stopped) if recording is not None else ()
+    result = original(self, *args, **kwargs)
+    for group in stopped:
+        never_raise(_on_free)(self, None, group)
+    return result
+
+
+def _abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(self, *args, **kwargs)
+    recording = _of(self)
+    if recording is not None:
+        _on_abort(recording)
+    return result
+
+
+@never_raise
+def _on_abort(recording: Recording) -> None:
+    for group in [group for group in recording.live.values() if group.is_finished()]:
+        recording.finished(group)
+
+
+def _collective_rpc(original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    recording = _of(self)
+    if recording is None or name.startswith(HARMLESS_RPC):
+        return original(self, method, *args, **kwargs)
+    return _changing(recording, name, original, self, method, *args, **kwargs)
+
+
+def _apply_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _changing(_of(self), "apply_model", original, self, *args, **kwargs)
+
+
+def _load_weights(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _changing(_of_model.get(self), "load_weights", original, self, *args, **kwargs)
+
+
+def _changing(recording: Recording | None, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    begin_ns = time.monotonic_ns()
+    try:
+        return original(*args, **kwargs)
+    finally:
+        if recording is not None:
+            # also where it raised: some of the weights may have changed
+            never_raise(recording.weights_may_change)(name, begin_ns)
+
+
+def _control(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    time_ns = time.monotonic_ns()
+    answer = original(self, *args, **kwargs)
+    recording = _of(self)
+    if recording is not None:
+        _on_control(recording, time_ns, original.__name__, args, kwargs, answer)
+    return answer
+
+
+@never_raise
+def _on_control(recording: Recording, time_ns: int, name: str, args: Any, kwargs: Any, answer: Any) -> None:
+    row = {
+        "engine_step": recording.engine_step,
+        "time_ns": time_ns,
+        "name": name,
+        "arguments": dumps({"args": args, "kwargs": kwargs}),
+        "answer": dumps(answer),
+    }
+    recording.session.append(("control", row))
+
+
+def _cleanup(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self.engine)
+    if recording is not None:
+        # this process ends without running exit handlers
+        never_raise(recording.start_version)()
+        never_raise(recording.session.close)(CLOSE_SECS)
+    return original(self, *args, **kwargs)

@@ -1,0 +1,211 @@
+"""Events of the V0 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
+
+import functools
+from typing import Any, NamedTuple
+
+from tracekit.recorder.engines.rows import LiveRequest, Row, Rows
+from tracekit.recorder.engines.snapshot import dumps, jsonable
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
+
+# a child of an n>1 request is named so (vllm/sequence.py, ParallelSampleSequenceGroup)
+CHILD = "_parallel_sample_"
+
+
+class Dispatch(NamedTuple):
+    """What is known of a step when its forward starts."""
+
+    engine_step: int
+    time_ns: int
+    weight_version: int
+    num_waiting: int
+    num_free_blocks: int
+
+
+class V0Request(LiveRequest):
+    """A live request of a V0 engine."""
+
+    __slots__ = ("asked", "computed", "scheduled", "step")
+
+    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
+        super().__init__(number, num_prompt)
+        self.asked = asked  # for logprobs; else the engine reports infinities
+        self.computed = 0  # tokens with KV
+        self.scheduled = NEW  # flag of the next time it is scheduled
+        self.step = 0  # of its last token
+
+
+class V0Rows(Rows[V0Request]):
+    """The encoder of one V0 engine.
+
+    Args:
+        num_blocks: KV blocks of the engine.
+        block_size: tokens in one.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        super().__init__()
+        self._num_blocks = max(num_blocks, 1)
+        self._block_size = block_size
+        self._preempted: list[int] = []
+
+    def count(self, event: tuple[Any, ...]) -> dict[str, int]:
+        """Rows by table that an event stands for, where they cannot be encoded."""
+        kind = event[0]
+        if kind == "output":
+            scheduled = event[2]
+            return {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
+        if kind == "finished":
+            return {"finishes": 1}
+        return {kind: 1} if kind in TABLES else {}
+
+    def add(self, event: tuple[Any, ...]) -> None:
+        """Encode one event: ("output", …), ("requests", …), ("finished", …), ("preempted", …) or (table name, row)."""
+        kind = event[0]
+        if kind == "output":
+            self._add_output(*event[1:])
+        elif kind == "requests":
+            self._add_request(*event[1:])
+        elif kind == "finished":
+            self._finish(*event[1:])
+        elif kind == "preempted":
+            self._preempt(*event[1:])
+        else:
+            self._append(kind, event[1])
+
+    def _add_request(self, time_ns: int, group: Any) -> None:
+        request_id = group.request_id
+        external, child, index = request_id.rpartition(CHILD)
+        is_child = bool(child) and index.isdigit()
+        (sequence,) = group.seqs
+        params = group.sampling_params
+        self._live[request_id] = V0Request(
+            self._num_requests, sequence.get_prompt_len(), getattr(params, "logprobs", None) is not None
+        )
+        labels = {**(group.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
+        self._append(
+            "requests",
+            {
+                "request": self._num_requests,
+                "time_ns": time_ns,
+                "request_id": request_id,
+                "external_id": external if is_child else request_id,
+                "parent_id": external if is_child else None,
+                "index": int(index) if is_child else 0,
+                "prompt_token_ids": list(sequence.prompt_token_ids),
+                "sampling_params": dumps(sampling_of(params)),
+                "lora": getattr(group.lora_request, "lora_name", None),
+                "cache_salt": None,
+                "labels": dumps(labels),
+            },
+        )
+        self._num_requests += 1
+
+    def _preempt(self, request_id: str, recomputes: bool) -> None:
+        request = self._live.get(request_id)
+        if request is None:
+            return
+        request.scheduled = RESUMED
+        if recomputes:
+            request.computed = 0
+        self._preempted.append(request.number)
+
+    def _add_output(self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int) -> None:
+        num_tokens = 0
+        for number in self._preempted:
+            self._append_scheduled(at.engine_step, number, 0, 0, PREEMPTED)
+        self._preempted = []
+        for group, output in zip(scheduled, outputs, strict=True):
+            request = self._find(group.request_id, "scheduled", 1)
+            if request is None:
+                self._orphans["tokens"] = self._orphans.get("tokens", 0) + bool(group.do_sample)
+                continue
+            num_tokens += self._add_scheduled(at.engine_step, request, group)
+            if group.do_sample:
+                self._add_token(at, request, group.request_id in self._live, output)
+        self._append(
+            "steps",
+            {
+                "engine_step": at.engine_step,
+                "time_ns": at.time_ns,
+                "output_ns": output_ns,
+                "weight_version": at.weight_version,
+                "num_requests": len(scheduled),
+                "num_scheduled_tokens": num_tokens,
+                "num_waiting": at.num_waiting,
+                "kv_usage": 1 - at.num_free_blocks / self._num_blocks,
+            },
+        )
+
+    def _add_scheduled(self, engine_step: int, request: V0Request, group: Any) -> int:
+        """Append one row and return the tokens computed; V0 counts those of a prefix hit to the chunk, we do not."""
+        first = request.computed
+        end = first + int(group.token_chunk_size)
+        flags = request.scheduled | (0 if group.do_sample else PARTIAL)
+        if group.is_prompt:
+            flags |= PREFILL
+            cached = len(group.computed_block_nums or ()) * self._block_size
+            # as the model runners do: of a prompt that is cached whole, the last token is computed again
+            first = max(first, min(cached, end - 1))
+        self._append_scheduled(engine_step, request.number, end - first, first, flags)
+        request.computed = end
+        request.scheduled = 0
+        return end - first
+
+    def _append_scheduled(self, engine_step: int, number: int, num_tokens: int, num_computed: int, flags: int) -> None:
+        row = {"engine_step": engine_step, "request": number, "num_tokens": num_tokens}
+        self._append("scheduled", {**row, "num_computed": num_computed, "flags": flags})
+
+    def _add_token(self, at: Dispatch, request: V0Request, accepted: bool, output: Any) -> None:
+        (sample,) = output.samples
+        reported = sample.logprobs[sample.output_token] if request.asked else None
+        self._append(
+            "tokens",
+            {
+                "request": request.number,
+                "position": request.next_position,
+                "token_id": sample.output_token,
+                "rollout_logprob": reported.logprob if reported else None,
+                "rank": reported.rank if reported else None,
+                "engine_step": at.engine_step,
+                "weight_version": at.weight_version,
+                "flags": ACCEPTED if accepted else DISCARDED,
+            },
+        )
+        if accepted:
+            request.next_position += 1
+            request.step = at.engine_step
+
+    def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int) -> None:
+        request = self._retire(request_id)
+        if request is None:
+            return
+        # with async output processing the engine learns of the end one step later
+        step = engine_step if reason == "abort" else request.step
+        row: Row = {"request": request.number, "engine_step": step, "time_ns": time_ns, "reason": reason}
+        self._append("finishes", {**row, "num_output_tokens": num_output_tokens})
+
+
+def sampling_of(params: Any) -> dict[str, Any]:
+    """The sampling parameters of one request as JSON types.
+
+    V0 turns biases, allowed ids and bad words into functions and forgets the first two (LLMEngine.
+    _build_logits_processors); they are read back from the functions, so that only the caller's own remain as such.
+    """
+    sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
+    others = []
+    for processor in getattr(params, "logits_processors", None) or ():
+        name = type(processor).__name__
+        if isinstance(processor, functools.partial) and processor.func.__name__ == "logit_bias_logits_processor":
+            sampling["logit_bias"] = jsonable(processor.args[0])
+        elif name == "AllowedTokenIdsLogitsProcessor":
+            # its first call replaces the ids by a mask of all others
+            ids = processor.allowed_ids
+            sampling["allowed_token_ids"] = jsonable(
+                ids if ids is not None else (~processor.mask).nonzero().flatten().tolist()
+            )
+        elif name == "NoBadWordsLogitsProcessor":
+            sampling["bad_words_token_ids"] = jsonable(processor.bad_words_ids)
+        else:
+            others.append(jsonable(processor))
+    sampling["logits_processors"] = others or None
+    return sampling
