@@ -13,9 +13,9 @@ from tracekit.recorder.guard import say_once
 Tables = dict[str, dict[str, Any]]
 
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
-SEND_SECS = 0.25  # a batch goes out this often, or when it is full
+SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
-MAX_EVENTS = 20_000  # steps that may wait for the encoder; beyond, the newest are dropped and counted
+MAX_EVENTS = 4096  # steps that may wait for the encoder; beyond, the newest are dropped and counted
 
 
 class Encoder(Protocol):
