@@ -1,4 +1,4 @@
-"""The doctor on what real engines recorded: hits, a reload, a pause, preemptions, children and an abort are sound."""
+"""Doctor and lint on what real engines recorded: hits, a reload, a pause, preemptions, children and an abort."""
 
 import json
 from pathlib import Path
@@ -41,3 +41,16 @@ def test_one_changed_bit_of_the_clients_view_is_found(recorded: Path, tmp_path: 
     done = run_cli("doctor", recorded / "trace.arrow", "--completions", tmp_path / "view.jsonl")
     assert done.returncode == 1
     assert f"{rows[4]['request_id']!r}: the logprob of output token 7" in done.stdout
+
+
+def test_lint_names_the_one_hit_on_blocks_of_the_old_weights(recorded: Path) -> None:
+    done = run_cli("lint", recorded / "trace.arrow", "--json")
+    assert done.returncode == 4
+    found = {one["id"]: one["detail"] for one in json.loads(done.stdout)["fired"]}
+    requests = open_trace(recorded / "trace.arrow").table("requests").to_pylist()
+    stale = {r["external_id"]: r["request"] for r in requests}["stale"]
+    assert found["stale-prefix-hits"].startswith(f"1 hits: request {stale} in engine step")
+    assert "64 tokens cached since weight version 0, sampled under 1" in found["stale-prefix-hits"]
+    assert found["raw-logprobs-with-temperature"] == "17 of 17 requests: temperature 0.7"
+    assert {"pause-keep-recomputes", "preemptions", "one-sided-fp32-head"} <= set(found)
+    assert not {"deleted-token", "pause-keep-deletes-a-token", "in-flight-update"} & set(found)

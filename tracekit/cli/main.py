@@ -18,6 +18,7 @@ COMMANDS = {
     "engine": "Install and list engine environments.",
     "export": "Write the tables of a trace as Parquet.",
     "info": "Say what a trace holds.",
+    "lint": "Name settings that are known to break parity, from a trace or before a run.",
     "record": "Record a prompts file, or any command that uses vLLM.",
     "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
 }

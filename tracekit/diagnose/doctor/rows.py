@@ -31,6 +31,7 @@ class EngineRows:
     tables: dict[str, Columns]
     requests: pa.Table
     reasons: list[str]  # of each row of finishes
+    control: list[dict[str, Any]]
     about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
 
     def __getitem__(self, table: str) -> Columns:
@@ -98,9 +99,8 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
     for engine in sorted(trace.tallies):
         own = {name: _of_engine(table, engine) for name, table in whole.items()}
         tables = {name: _columns(name, table) for name, table in own.items()}
-        yield EngineRows(
-            engine, tables, own["requests"], own["finishes"].column("reason").to_pylist(), about.get(engine, {})
-        )
+        reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()
+        yield EngineRows(engine, tables, own["requests"], reasons, control, about.get(engine, {}))
 
 
 def _of_engine(table: pa.Table, engine: int) -> pa.Table:

@@ -1,0 +1,365 @@
+"""``tracekit lint``: each rule on a subject that has it and on one that has not, from files and from traces."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from factories import make_engine, make_tables, write_spool, write_trace
+
+from tracekit.cli.lint import command
+from tracekit.diagnose.lint.from_file import subject_of
+from tracekit.diagnose.lint.from_trace import subjects_of, version_of
+from tracekit.diagnose.lint.run import RULES, lint
+from tracekit.diagnose.lint.types import BREAKS, SEVERITIES
+from tracekit.errors import UsageError
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL
+from tracekit.trace.reader import open_trace
+
+PARITY = {
+    "logprobs_mode": "processed_logprobs",
+    "enable_prefix_caching": False,
+    "async_scheduling": False,
+    "enforce_eager": True,
+    "generation_config": "vllm",
+    "dtype": "float32",
+}
+ASKED = {"temperature": 1.0, "logprobs": 0}
+RAW = {"logprobs_mode": "raw_logprobs"}
+UPDATE = {"mode": "keep", "clear_cache": False}
+
+
+def fired(engine="v1", sampling=None, weight_update=None, **arguments):
+    sections = {} if weight_update is None else {"weight_update": weight_update}
+    subject, _ = subject_of({**PARITY, **arguments, "sampling": {**ASKED, **(sampling or {})}, **sections}, engine, "f")
+    return {one.rule.id for one in lint([subject])}
+
+
+# rule -> engine arguments and sections that have it
+BEFORE_A_RUN = {
+    "raw-logprobs-with-temperature": {**RAW, "sampling": {"temperature": 0.7}},
+    "raw-logprobs-with-truncation": {**RAW, "sampling": {"top_p": 0.9}},
+    "raw-logprobs-with-penalties": {**RAW, "sampling": {"temperature": 0, "repetition_penalty": 1.1}},
+    "raw-logprobs-with-masks": {**RAW, "sampling": {"min_tokens": 4}},
+    "raw-logprobs-with-processors": {**RAW, "logits_processors": ["mine:Mine"]},
+    "logits-not-logprobs": {"logprobs_mode": "processed_logits"},
+    "logprobs-not-asked": {"sampling": {"logprobs": None}},
+    "trainer-temperature": {"sampling": {"temperature": 0.7}},
+    "truncated-support": {"sampling": {"min_p": 0.1}},
+    "penalties-in-the-trainer": {"sampling": {"frequency_penalty": 0.5}},
+    "masks-in-the-trainer": {"sampling": {"bad_words": ["x"]}},
+    "structured-outputs": {"sampling": {"structured_outputs": {"regex": "a+"}}},
+    "generation-config-sampling": {"generation_config": "auto", "sampling": {"repetition_penalty": 1.1}},
+    "prefix-caching-with-weight-updates": {"enable_prefix_caching": True, "weight_update": UPDATE},
+    "pause-keep-deletes-a-token": {"async_scheduling": True, "weight_update": {"mode": "keep"}},
+    "pause-keep-recomputes": {"weight_update": {"mode": "keep", "clear_cache": True}},
+    "kv-connector-with-weight-updates": {"kv_transfer_config": {"kv_connector": "x"}, "weight_update": UPDATE},
+    "async-scheduling": {"async_scheduling": True},
+    "async-scheduling-with-penalties": {"async_scheduling": True, "sampling": {"presence_penalty": 1.0}},
+    "prompt-logprobs": {"sampling": {"prompt_logprobs": 0}},
+    "greedy-by-tiny-temperature": {"sampling": {"temperature": 1e-6}},
+    "one-sided-fp32-head": {"dtype": "bfloat16"},
+    "quantized-kv-cache": {"kv_cache_dtype": "fp8_e4m3"},
+    "quantized-weights": {"quantization": "fp8"},
+    "float16": {"dtype": "float16"},
+    "cascade-attention": {"disable_cascade_attn": False},
+    "speculative-decoding": {"speculative_config": {"method": "ngram"}},
+    "compiled": {"enforce_eager": False},
+    "tensor-parallel": {"tensor_parallel_size": 2},
+    "mixture-of-experts": {"is_moe": True},
+}
+FROM_TRACES = {"stale-prefix-hits", "deleted-token", "in-flight-update", "lora-name-reused", "seeds-ignored"}
+FROM_TRACES |= {"prefix-hits", "preemptions"}
+
+
+def test_settings_for_parity_fire_nothing():
+    assert fired() == set() and fired("latest") == set()
+    assert fired(weight_update=UPDATE) == set()
+
+
+@pytest.mark.parametrize("rule", BEFORE_A_RUN)
+def test_a_rule_holds_for_what_has_it(rule):
+    assert rule in fired(**BEFORE_A_RUN[rule])
+
+
+def test_every_rule_is_tested_and_says_all_it_has_to():
+    assert {rule.id for rule in RULES} == set(BEFORE_A_RUN) | FROM_TRACES
+    assert len({rule.id for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.severity in SEVERITIES and rule.fix and rule.reference and rule.why.endswith(".")
+
+
+def test_what_an_engine_does_by_default_breaks_parity_at_another_temperature():
+    for engine in ("v1", "latest"):
+        subject, _ = subject_of({"sampling": {"temperature": 0.7, "logprobs": 0}}, engine, "f")
+        found = {one.rule.id: one for one in lint([subject])}
+        assert found["raw-logprobs-with-temperature"].rule.severity == BREAKS
+        assert {"async-scheduling", "compiled"} <= set(found)
+    assert "pause-keep-deletes-a-token" not in fired("latest", weight_update={"mode": "keep"}, async_scheduling=True)
+    assert "async-scheduling" not in fired(device="cpu", async_scheduling=True)
+
+
+def test_greedy_requests_have_no_temperature_and_no_truncation():
+    assert fired(**RAW, sampling={"temperature": 0, "top_p": 0.5, "top_k": 3}) == set()
+
+
+def test_an_fp32_head_is_no_fp32_head_where_the_engine_ignores_it():
+    head = {"dtype": "bfloat16", "hf_overrides": {"head_dtype": "float32"}}
+    assert "one-sided-fp32-head" in fired("v1", **head) and "one-sided-fp32-head" not in fired("latest", **head)
+
+
+def test_names_may_be_those_of_the_command_line(tmp_path):
+    text = """
+logprobs-mode = "processed-logprobs"
+no-enable-prefix-caching = true
+hf-overrides = '{"head_dtype": "float32"}'
+port = 8000
+[sampling]
+temperature = 1.0
+"""
+    path = tmp_path / "engine.toml"
+    path.write_text(text.replace("processed-logprobs", "processed_logprobs"))
+    done = CliRunner().invoke(command, ["--engine-config", str(path), "--engine", "latest", "--json"])
+    facts = json.loads(done.output)
+    assert {one["where"] for one in facts["fired"]} == {str(path)}
+    assert facts["not_looked_at"] == ["port"] and facts["breaks_parity"] == 0
+    assert "prefix-caching-with-weight-updates" not in {one["id"] for one in facts["fired"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.yaml", "{}", "come as .json or .toml"),
+        ("a.json", "{", "this is not JSON"),
+        ("a.json", "[]", "one object"),
+        ("a.toml", "= 3", "this is not TOML"),
+        ("a.json", '{"sampling": 3}', "'sampling'"),
+        ("a.json", '{"engine": 3}', "'engine'"),
+        ("a.json", '{"sampling": {"temperature": "hot"}}', "temperature is a number"),
+        ("a.json", '{"hf_overrides": 3}', "hf_overrides is an object"),
+        ("a.json", '{"hf_overrides": "{x"}', "this is not JSON"),
+        ("missing.json", None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_is_a_usage_error(tmp_path, name, text, says):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    done = CliRunner().invoke(command, ["--engine-config", str(tmp_path / name)])
+    assert isinstance(done.exception, UsageError) and says in str(done.exception)
+
+
+def test_either_a_trace_or_a_file():
+    for arguments in ([], ["t.arrow", "--engine-config", "f.json"]):
+        assert isinstance(CliRunner().invoke(command, arguments).exception, UsageError)
+
+
+def test_versions():
+    assert version_of("0.18.1+cpu") == (0, 18, 1) and version_of("dev") == ()
+
+
+def recorded(path, tables):
+    write_trace(path / "t.arrow", [tables])
+    (subject,) = subjects_of(open_trace(path / "t.arrow"))
+    return {one.rule.id: one.detail for one in lint([subject])}
+
+
+def config(**changes):
+    vllm = {
+        "model_config": {"dtype": "torch.bfloat16", "logprobs_mode": "raw_logprobs", "generation_config": "auto"},
+        "cache_config": {"enable_prefix_caching": True, "block_size": 4, "cache_dtype": "auto"},
+        "scheduler_config": {"async_scheduling": False},
+        "device_config": {"device_type": "cpu"},
+    }
+    for name, values in changes.items():
+        vllm[name] = {**vllm.get(name, {}), **values}
+    return json.dumps({"vllm": vllm})
+
+
+def engine(tables, **changes):
+    tables["engines"] = make_engine(config=config(**changes))
+    return tables
+
+
+def test_a_trace_like_the_defaults_and_one_for_parity(tmp_path):
+    params = {"temperature": 0.7, "top_p": 0.9, "logprobs": 0}
+    found = recorded(tmp_path, engine(make_tables(3, 8, sampling_params=params)))
+    assert found["raw-logprobs-with-temperature"] == "3 of 3 requests: temperature 0.7"
+    assert set(found) == {"raw-logprobs-with-temperature", "raw-logprobs-with-truncation", "one-sided-fp32-head"}
+    for name in FROM_TRACES:
+        assert name not in found
+    tables = make_tables(3, 8, sampling_params=params)
+    tables["engines"] = make_engine(config=config(), logprobs_mode="processed_logprobs")
+    (tmp_path / "parity").mkdir()
+    found = recorded(tmp_path / "parity", tables)
+    assert set(found) == {"trainer-temperature", "truncated-support", "one-sided-fp32-head"}
+
+
+def weights(tables, first_step):
+    tables["weights"] = {
+        "weight_version": np.array([1], "u4"),
+        "method": ["reload_weights"],
+        "engine_step": np.array([first_step], "u4"),
+        "begin_ns": np.array([2_000_000_000], "i8"),
+        "end_ns": np.array([2_000_000_001], "i8"),
+        "label": [None],
+    }
+    tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}
+    for name in ("tokens", "steps"):
+        tables[name]["weight_version"] = (tables[name]["engine_step"] >= first_step).astype("u4")
+
+
+def control(tables, *rows):
+    tables["control"] = {
+        "engine_step": np.array([row[0] for row in rows], "u4"),
+        "time_ns": np.full(len(rows), 2_000_000_000, "i8"),
+        "name": [row[1] for row in rows],
+        "arguments": [json.dumps(row[2]) for row in rows],
+        "answer": [json.dumps(row[3]) for row in rows],
+    }
+
+
+def hit_after_update():
+    """Request 0 in steps 0 to 7; weights change before step 4; request 1 has its prompt and starts with a hit at 4."""
+    tables = engine(make_tables(2, 8))
+    prompts = tables["requests"]["prompt_token_ids"]
+    prompts[1] = prompts[0]
+    weights(tables, 4)
+    mine = tables["scheduled"]["request"] == 1
+    early = mine & (tables["scheduled"]["engine_step"] < 4)
+    tables["scheduled"] = {name: values[~early].copy() for name, values in tables["scheduled"].items()}
+    at = np.flatnonzero((tables["scheduled"]["request"] == 1) & (tables["scheduled"]["engine_step"] == 4))
+    tables["scheduled"]["num_computed"][at] = 4
+    tables["scheduled"]["num_tokens"][at] = 1
+    tables["scheduled"]["flags"][at] = NEW | PREFILL
+    return tables
+
+
+def test_a_stale_hit_is_named_with_its_request_and_versions(tmp_path):
+    found = recorded(tmp_path, hit_after_update())
+    says = "request 1 in engine step 4: 4 tokens cached since weight version 0, sampled under 1"
+    assert found["stale-prefix-hits"] == f"1 hits: {says}"
+    assert found["prefix-hits"] == "1 requests, 4 tokens"
+    assert "weights changed 1 times" in found["prefix-caching-with-weight-updates"]
+    assert "2 rollouts" in found["in-flight-update"]
+
+
+def no_change(tables):
+    del tables["weights"]
+    for name in ("tokens", "steps"):
+        tables[name]["weight_version"][:] = 0
+
+
+def salted(tables):
+    tables["requests"]["cache_salt"] = ["v0", "v1"]
+
+
+def other_prompt(tables):
+    tables["requests"]["prompt_token_ids"][1] = np.arange(5, dtype="u4")
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        no_change,
+        salted,
+        other_prompt,
+        lambda t: control(t, (4, "reset_prefix_cache", {"args": [], "kwargs": {}}, True)),
+    ],
+    ids=["no-change", "salted", "other-prompt", "reset"],
+)
+def test_a_hit_that_cannot_be_stale_is_not_named(tmp_path, harmless):
+    tables = hit_after_update()
+    harmless(tables)
+    assert "stale-prefix-hits" not in recorded(tmp_path, tables)
+
+
+def test_a_reset_that_the_engine_refused_is_none(tmp_path):
+    tables = hit_after_update()
+    control(tables, (4, "reset_prefix_cache", {"args": [], "kwargs": {}}, False))
+    assert "stale-prefix-hits" in recorded(tmp_path, tables)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_async", "rule"),
+    [
+        ({"args": ["keep", True], "kwargs": {}}, True, "pause-keep-deletes-a-token"),
+        ({"args": [], "kwargs": {"mode": "keep"}}, True, "pause-keep-deletes-a-token"),
+        ({"args": ["keep", True], "kwargs": {}}, False, "pause-keep-recomputes"),
+        ({"args": ["keep", False], "kwargs": {}}, True, None),
+        ({"args": ["abort", True], "kwargs": {}}, True, None),
+    ],
+)
+def test_a_pause_that_keeps_the_rollouts_and_clears_their_cache(tmp_path, arguments, is_async, rule):
+    tables = engine(make_tables(2, 8), scheduler_config={"async_scheduling": is_async})
+    control(tables, (3, "pause_scheduler", arguments, None))
+    found = recorded(tmp_path, tables)
+    assert {r for r in found if r.startswith("pause-keep")} == ({rule} if rule else set())
+    if rule:
+        assert found[rule] == "1 times, before engine step 3"
+
+
+def test_a_deleted_token_is_found_where_the_rollout_goes_on_without_it(tmp_path):
+    tables = engine(make_tables(2, 8))
+    tokens = {name: values.copy() for name, values in tables["tokens"].items()}
+    mine = np.flatnonzero(tokens["request"] == 0)
+    tokens["flags"][mine[3]] = DISCARDED
+    tokens["position"][mine[4:]] -= 1  # what follows moves up by one, the engine's KV does not
+    tables["tokens"] = tokens
+    found = recorded(tmp_path, tables)
+    assert found["deleted-token"] == "1 rollouts: request 0 at position 8"
+
+
+def test_a_token_that_was_discarded_and_sampled_anew_is_not_deleted(tmp_path):
+    tables = engine(make_tables(2, 8))
+    tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}
+    last = np.flatnonzero(tables["tokens"]["request"] == 0)[-1]
+    tables["tokens"]["flags"][last] = DISCARDED
+    assert (tables["tokens"]["flags"] == ACCEPTED).sum() == 15
+    assert "deleted-token" not in recorded(tmp_path, tables)
+
+
+def adapter(path):
+    return {"args": [{"lora_name": "policy", "lora_int_id": 1, "lora_path": path}], "kwargs": {}}
+
+
+def test_an_adapter_that_is_loaded_anew_under_its_name(tmp_path):
+    tables = engine(make_tables(2, 8))
+    control(tables, (1, "add_lora", adapter("/a"), True), (4, "add_lora", adapter("/b"), True))
+    assert recorded(tmp_path, tables)["lora-name-reused"] == "'policy' was /a (1), then /b (1)"
+    control(tables, (1, "add_lora", adapter("/a"), True), (4, "add_lora", adapter("/a"), True))
+    (tmp_path / "same").mkdir()
+    assert "lora-name-reused" not in recorded(tmp_path / "same", tables)
+
+
+def test_seeds_beside_requests_without_one_on_the_cpu(tmp_path):
+    tables = engine(make_tables(2, 8))
+    tables["requests"]["sampling_params"][1] = json.dumps({"temperature": 1.0, "seed": 7})
+    assert recorded(tmp_path, tables)["seeds-ignored"].startswith("8 engine steps")
+    engine(tables, device_config={"device_type": "cuda"})
+    (tmp_path / "gpu").mkdir()
+    assert "seeds-ignored" not in recorded(tmp_path / "gpu", tables)
+
+
+def test_preemptions_are_counted(tmp_path):
+    tables = engine(make_tables(2, 8))
+    tables["scheduled"]["flags"] = np.where(tables["scheduled"]["engine_step"] == 5, PREEMPTED, 0).astype("u1")
+    assert recorded(tmp_path, tables)["preemptions"] == "2 preemptions of 2 requests"
+
+
+def test_a_configuration_that_was_not_recorded_fires_nothing(tmp_path):
+    assert recorded(tmp_path, make_tables(2, 8, sampling_params=ASKED)) == {}
+
+
+def test_exit_codes_and_text(tmp_path):
+    write_trace(tmp_path / "bad.arrow", [hit_after_update()])
+    done = CliRunner().invoke(command, [str(tmp_path / "bad.arrow")], standalone_mode=False)
+    assert done.return_value == 4 and "BREAKS PARITY  stale-prefix-hits" in done.output
+    assert (
+        "reset_prefix_cache() after each update" in done.output and "github.com/NVIDIA-NeMo/RL/pull/4018" in done.output
+    )
+    write_trace(tmp_path / "good.arrow", [make_tables(2, 8, sampling_params=ASKED)])
+    assert CliRunner().invoke(command, [str(tmp_path / "good.arrow")], standalone_mode=False).return_value == 0
+    batches = [make_tables(3, 8, first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(3)]
+    spool = write_spool(tmp_path / "spool", batches, skip={2})
+    done = CliRunner().invoke(command, [str(spool)], standalone_mode=False)
+    assert done.return_value == 3 and "data was lost" in done.output
