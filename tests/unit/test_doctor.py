@@ -127,6 +127,14 @@ CORRUPTIONS = [
     ("new-again", (0, 3), scheduled(3, flags=NEW)),
     ("computed-jump", (0, 3), scheduled(3, num_computed=9)),
     ("preempted-and-running", (0, 4), scheduled(3, flags=PREEMPTED, num_tokens=0, num_computed=0)),
+    ("chain-start", (1, 0), scheduled(0, of=1, flags=PREFILL | RESUMED)),
+    ("resumed-unexplained", (0, 3), scheduled(3, flags=RESUMED)),
+    ("prefill-unflagged", (0, 0), scheduled(0, flags=NEW)),
+    (
+        "preempted-twice",
+        (0, 4),
+        both(*(scheduled(n, flags=PREEMPTED, num_tokens=0, num_computed=0) for n in (3, 4))),
+    ),
     ("hit-beyond-prompt", (0, 0), scheduled(0, num_computed=5, num_tokens=1)),
     ("hit-unexplained", (1, 0), scheduled(0, of=1, num_computed=3, num_tokens=2)),
     ("version-hole", (None, 4), lambda t: put(t, "weights", 0, weight_version=2)),
@@ -152,6 +160,38 @@ def test_each_violation_is_named_with_its_place(tmp_path, check, place, harm):
     report = report_of(tmp_path, tables)
     assert (check, *place) in found(report)
     assert report.exit_code == 1
+
+
+def test_versions_begin_in_their_order(tmp_path):
+    tables = asking()
+    append(tables, "weights", weight_version=2, method="x", engine_step=2, begin_ns=3 << 30, end_ns=3 << 30, label=None)
+    assert ("version-order", None, 2) in found(report_of(tmp_path, tables))
+
+
+# what nothing else in a trace tells: a changed value is not found
+FREE = {
+    *{("tokens", "token_id"), ("tokens", "rollout_logprob"), ("tokens", "rank")},
+    *{("steps", "num_waiting"), ("steps", "kv_usage"), ("steps", "time_ns"), ("steps", "output_ns")},
+    *{("requests", "time_ns"), ("requests", "index"), ("finishes", "time_ns")},
+    *{("weights", "begin_ns"), ("weights", "end_ns")},
+}
+
+
+def numbers():
+    tables = asking()
+    kinds = {name: columns for name, columns in tables.items() if name != "engines"}
+    return [(t, c) for t, columns in kinds.items() for c, v in columns.items() if isinstance(v, np.ndarray)]
+
+
+@pytest.mark.parametrize(("table", "column"), [n for n in numbers() if n not in FREE], ids=str)
+def test_any_other_number_in_any_row_is_tied_to_the_rest(tmp_path, table, column):
+    values = asking()[table][column]
+    for row in range(len(values)):
+        tables = asking()
+        tables["scheduled"] = {name: v.copy() for name, v in tables["scheduled"].items()}
+        tables[table][column][row] ^= 1 if column != "flags" else 3
+        (tmp_path / str(row)).mkdir()
+        assert report_of(tmp_path / str(row), tables).violations, f"{table}.{column} of row {row}"
 
 
 def test_a_hit_needs_a_prefix_cache(tmp_path):

@@ -4,9 +4,9 @@ import numpy as np
 
 from tracekit.diagnose.doctor.rows import EngineRows, sequence_key
 from tracekit.diagnose.doctor.types import Array, Columns, Finding, finding
-from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, RESUMED
+from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
-__all__ = ["computed", "sampled_positions"]
+__all__ = ["computed", "flagged", "sampled_positions"]
 
 
 def computed(rows: EngineRows) -> list[Finding]:
@@ -29,7 +29,7 @@ def computed(rows: EngineRows) -> list[Finding]:
         return f"starts at {num_computed[i]} computed tokens where the row before left {left[i]}"
 
     return [
-        *finding("chain-start", rows.engine, first & ~starts, chain, lambda _: "runs without having been new"),
+        *finding("chain-start", rows.engine, first & (~new | resumed), chain, lambda _: "its first row is not new"),
         *finding(
             # some runners bring a request back as a new one after a preemption
             "new-again",
@@ -49,6 +49,43 @@ def computed(rows: EngineRows) -> list[Finding]:
             "preempted-twice", rows.engine, was_preempted & preempted, chain, lambda _: "preempted while it was out"
         ),
         *finding("computed-jump", rows.engine, goes_on & ~fits, chain, jump),
+    ]
+
+
+def flagged(rows: EngineRows) -> list[Finding]:
+    """A request resumes after a preemption or a reset of the cache, and what computes prompt tokens says so."""
+    chain = _by_request(rows["scheduled"])
+    request, flags, step = chain["request"], chain["flags"], chain["engine_step"]
+    if not request.size:
+        return []
+    going_on = np.r_[False, request[1:] == request[:-1]]
+    was_preempted = np.r_[False, (flags[:-1] & PREEMPTED) != 0] & going_on
+    resets = np.array(
+        [row["engine_step"] for row in rows.control if row["name"] == "reset_prefix_cache"], dtype=np.int64
+    )
+    resets.sort()
+    before = np.r_[0, step[:-1]]
+    # a reset with running requests preempts them all without a row for each
+    reset = np.searchsorted(resets, before, side="right") < np.searchsorted(resets, step, side="right")
+    resumed = ((flags & RESUMED) != 0) & going_on
+    at = rows.row_of(request)
+    prompt = np.where(at < 0, 0, rows.num_prompt[at] if rows.num_prompt.size else 0)
+    ran = (flags & PREEMPTED) == 0
+    return [
+        *finding(
+            "resumed-unexplained",
+            rows.engine,
+            resumed & ~was_preempted & ~reset,
+            chain,
+            lambda _: "resumed without a preemption or a reset of the cache",
+        ),
+        *finding(
+            "prefill-unflagged",
+            rows.engine,
+            ran & (chain["num_computed"] < prompt) & ((flags & PREFILL) == 0),
+            chain,
+            lambda i: f"computes prompt tokens from {chain['num_computed'][i]} on and is not flagged as prefill",
+        ),
     ]
 
 

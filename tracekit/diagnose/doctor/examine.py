@@ -28,6 +28,7 @@ CHECKS: tuple[tuple[Check, frozenset[str]], ...] = (
     (steps.accounting, frozenset({"steps", "scheduled"})),
     (steps.sampling, frozenset({"tokens", "scheduled"})),
     (chains.computed, frozenset({"scheduled"})),
+    (chains.flagged, frozenset({"requests", "scheduled", "control"})),
     (chains.sampled_positions, frozenset({"tokens", "scheduled"})),
     (hits.possible, frozenset({"requests"})),
     (hits.explained, frozenset({"requests", "tokens", "scheduled"})),
