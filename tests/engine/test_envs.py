@@ -82,7 +82,9 @@ def test_an_environment_given_by_its_python_is_the_same_engine(v1_env):
     assert own.python == v1_env.python
 
 
-def test_the_driver_writes_the_clients_view(v1_env, tiny_model, tmp_path):
+@pytest.mark.parametrize("name", ["v0", "v1"])
+def test_the_driver_writes_the_clients_view(name, tiny_model, tmp_path):
+    found = env.ensure(name)
     job = {
         "model": str(tiny_model),
         "engine_args": {"max_model_len": 256, "enforce_eager": True, "max_num_seqs": 8},
@@ -95,8 +97,8 @@ def test_the_driver_writes_the_clients_view(v1_env, tiny_model, tmp_path):
         "output": str(tmp_path / "view.jsonl"),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [v1_env.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
-    done = subprocess.run(command, env={**os.environ, **v1_env.environ}, capture_output=True, text=True)
+    command = [found.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
+    done = subprocess.run(command, env={**os.environ, **found.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = rollout.read_view(tmp_path / "view.jsonl")
     assert [(row["request"], row["index"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]

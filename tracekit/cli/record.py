@@ -15,7 +15,7 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EngineEnvError
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
-@click.option("--engine", metavar="v1|latest", help="The engine environment to run in (built on first use).")
+@click.option("--engine", metavar="v0|v1|latest", help="The engine environment to run in (built on first use).")
 @click.option("--python", "python", type=click.Path(path_type=Path), help="Run in your own environment instead.")
 @click.option("--model", metavar="DIR|demo", help="Model folder for --prompts; 'demo' is SmolLM2-135M-Instruct.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="JSONL: prompt, messages or prompt_token_ids a line.")

@@ -7,18 +7,23 @@ from typing import Any
 from tracekit.recorder.guard import never_raise
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+def install(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once."""
     original = vars(owner)[name]
     if getattr(original, "_tracekit", False):
         return
-
-    @functools.wraps(original)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return around(original, self, *args, **kwargs)
-
+    wrapper = functools.wraps(original)(make(original))
     wrapper._tracekit = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
+
+
+def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, *args, **kwargs: around(original, self, *args, **kwargs)
+
+    install(owner, name, make)
 
 
 def after(owner: type, name: str, hook: Callable[..., None]) -> None:

@@ -17,10 +17,11 @@ REMEMBER_FINISHED = 4096
 class LiveRequest:
     """What an encoder keeps of a request."""
 
-    __slots__ = ("next_position", "num_prompt", "number")
+    __slots__ = ("asked", "next_position", "num_prompt", "number")
 
-    def __init__(self, number: int, num_prompt: int) -> None:
+    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
         self.number = number
+        self.asked = asked  # for logprobs: for who did not, the engine reports others' leavings or infinities
         self.num_prompt = num_prompt
         self.next_position = num_prompt
 
@@ -53,11 +54,14 @@ class Rows(Generic[R]):
         rows, self._rows = self._rows, {}
         return {table: {name: column(TABLES[table][name], v) for name, v in c.items()} for table, c in rows.items()}
 
-    def _append(self, table: str, row: Row) -> None:
+    def _columns(self, table: str) -> dict[str, list[Any]]:
         columns = self._rows.get(table)
         if columns is None:
             columns = self._rows[table] = {name: [] for name in TABLES[table] if name != "engine"}
-        for name, values in columns.items():
+        return columns
+
+    def _append(self, table: str, row: Row) -> None:
+        for name, values in self._columns(table).items():
             values.append(row[name])
 
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:

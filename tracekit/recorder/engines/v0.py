@@ -7,18 +7,16 @@ async and the multiprocessing engine alike; the driver worker's `execute_model` 
 
 import atexit
 import importlib.util
-import os
-import socket
 import sys
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import tracekit
 from tracekit.recorder.engines.base import vllm_version
+from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, wrap
-from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
+from tracekit.recorder.engines.snapshot import dumps, jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
@@ -223,31 +221,13 @@ def _watch_driver(recording: Recording, executor: Any) -> None:
 
 
 def _describe(engine_id: str, engine: Any) -> dict[str, Any]:
-    config = engine.vllm_config
-    model = config.model_config
     resolved = {
-        "vllm": jsonable(config),
-        "hf_config": jsonable(model.hf_config),
         "scheduler_class": type(engine.scheduler[0]).__qualname__,
         "executor_class": type(engine.model_executor).__qualname__,
         "generation_config": jsonable(engine.generation_config_fields),
-        "num_gpu_blocks": config.cache_config.num_gpu_blocks,
-        "environment": vllm_environment(),
+        "num_gpu_blocks": engine.vllm_config.cache_config.num_gpu_blocks,
     }
-    return {
-        "engine_id": engine_id,
-        "kind": V0Adapter.kind,
-        "engine_version": vllm_version(),
-        "recorder_version": tracekit.__version__,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "rank": getattr(config.parallel_config, "data_parallel_rank", 0) or 0,
-        "wall_ns": time.time_ns(),
-        "mono_ns": time.monotonic_ns(),
-        "model": str(model.model),
-        "logprobs_mode": "processed_logprobs",
-        "config": dumps(resolved),
-    }
+    return engine_row(engine_id, V0Adapter.kind, engine.vllm_config, "processed_logprobs", resolved)
 
 
 def _on_request(engine: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:

@@ -24,11 +24,10 @@ class Dispatch(NamedTuple):
 class V0Request(LiveRequest):
     """A live request of a V0 engine."""
 
-    __slots__ = ("asked", "computed", "scheduled", "step")
+    __slots__ = ("computed", "scheduled", "step")
 
     def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
-        super().__init__(number, num_prompt)
-        self.asked = asked  # for logprobs; else the engine reports infinities
+        super().__init__(number, num_prompt, asked)
         self.computed = 0  # tokens with KV
         self.scheduled = NEW  # flag of the next time it is scheduled
         self.step = 0  # of its last token
@@ -110,18 +109,12 @@ class V0Rows(Rows[V0Request]):
         self._preempted.append(request.number)
 
     def _add_output(self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int) -> None:
-        num_tokens = 0
-        for number in self._preempted:
-            self._append_scheduled(at.engine_step, number, 0, 0, PREEMPTED)
-        self._preempted = []
-        for group, output in zip(scheduled, outputs, strict=True):
-            request = self._find(group.request_id, "scheduled", 1)
-            if request is None:
-                self._orphans["tokens"] = self._orphans.get("tokens", 0) + bool(group.do_sample)
-                continue
-            num_tokens += self._add_scheduled(at.engine_step, request, group)
-            if group.do_sample:
-                self._add_token(at, request, group.request_id in self._live, output)
+        found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
+        unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
+        if unknown:
+            self._orphans["tokens"] = self._orphans.get("tokens", 0) + unknown
+        num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
+        self._add_tokens(at, [(q, s.request_id, o) for q, s, o in found if q is not None and s.do_sample])
         self._append(
             "steps",
             {
@@ -136,44 +129,56 @@ class V0Rows(Rows[V0Request]):
             },
         )
 
-    def _add_scheduled(self, engine_step: int, request: V0Request, group: Any) -> int:
-        """Append one row and return the tokens computed; V0 counts those of a prefix hit to the chunk, we do not."""
+    def _add_scheduled(self, engine_step: int, picked: list[tuple[V0Request, Any]]) -> int:
+        """Append a row for each request and each preempted one; return the tokens computed.
+
+        V0 counts tokens of a prefix hit to the chunk, we do not.
+        """
+        columns = self._columns("scheduled")
+        spans = [self._span(request, group) for request, group in picked]
+        gone, self._preempted = self._preempted, []
+        columns["request"] += [request.number for request, _ in picked] + gone
+        columns["num_tokens"] += [end - first for first, end in spans] + [0] * len(gone)
+        columns["num_computed"] += [first for first, _ in spans] + [0] * len(gone)
+        columns["flags"] += [
+            request.scheduled | (PREFILL if group.is_prompt else 0) | (0 if group.do_sample else PARTIAL)
+            for request, group in picked
+        ] + [PREEMPTED] * len(gone)
+        columns["engine_step"] += [engine_step] * (len(picked) + len(gone))
+        for (request, _), (_, end) in zip(picked, spans, strict=True):
+            request.computed = end
+            request.scheduled = 0
+        return sum(end - first for first, end in spans)
+
+    def _span(self, request: V0Request, group: Any) -> tuple[int, int]:
         first = request.computed
         end = first + int(group.token_chunk_size)
-        flags = request.scheduled | (0 if group.do_sample else PARTIAL)
-        if group.is_prompt:
-            flags |= PREFILL
-            cached = len(group.computed_block_nums or ()) * self._block_size
+        if group.is_prompt and group.computed_block_nums:
+            cached = len(group.computed_block_nums) * self._block_size
             # as the model runners do: of a prompt that is cached whole, the last token is computed again
             first = max(first, min(cached, end - 1))
-        self._append_scheduled(engine_step, request.number, end - first, first, flags)
-        request.computed = end
-        request.scheduled = 0
-        return end - first
+        return first, end
 
-    def _append_scheduled(self, engine_step: int, number: int, num_tokens: int, num_computed: int, flags: int) -> None:
-        row = {"engine_step": engine_step, "request": number, "num_tokens": num_tokens}
-        self._append("scheduled", {**row, "num_computed": num_computed, "flags": flags})
-
-    def _add_token(self, at: Dispatch, request: V0Request, accepted: bool, output: Any) -> None:
-        (sample,) = output.samples
-        reported = sample.logprobs[sample.output_token] if request.asked else None
-        self._append(
-            "tokens",
-            {
-                "request": request.number,
-                "position": request.next_position,
-                "token_id": sample.output_token,
-                "rollout_logprob": reported.logprob if reported else None,
-                "rank": reported.rank if reported else None,
-                "engine_step": at.engine_step,
-                "weight_version": at.weight_version,
-                "flags": ACCEPTED if accepted else DISCARDED,
-            },
-        )
-        if accepted:
-            request.next_position += 1
-            request.step = at.engine_step
+    def _add_tokens(self, at: Dispatch, picked: list[tuple[V0Request, str, Any]]) -> None:
+        columns = self._columns("tokens")
+        samples = [output.samples[0] for _, _, output in picked]
+        reported = [
+            sample.logprobs[sample.output_token] if request.asked else None
+            for (request, _, _), sample in zip(picked, samples, strict=True)
+        ]
+        accepted = [request_id in self._live for _, request_id, _ in picked]
+        columns["request"] += [request.number for request, _, _ in picked]
+        columns["position"] += [request.next_position for request, _, _ in picked]
+        columns["token_id"] += [sample.output_token for sample in samples]
+        columns["rollout_logprob"] += [r.logprob if r else None for r in reported]
+        columns["rank"] += [r.rank if r else None for r in reported]
+        columns["flags"] += [ACCEPTED if a else DISCARDED for a in accepted]
+        columns["engine_step"] += [at.engine_step] * len(picked)
+        columns["weight_version"] += [at.weight_version] * len(picked)
+        for (request, _, _), a in zip(picked, accepted, strict=True):
+            if a:
+                request.next_position += 1
+                request.step = at.engine_step
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int) -> None:
         request = self._retire(request_id)

@@ -5,16 +5,13 @@ logprob are on the host together; the same SchedulerOutput object goes through b
 (vllm/v1/core/sched/scheduler.py, vllm/v1/engine/core.py `step` and `step_with_batch_queue`).
 """
 
-import functools
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-import tracekit
-from tracekit.recorder.engines.base import vllm_version
-from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
+from tracekit.recorder.engines.describe import engine_row
+from tracekit.recorder.engines.hooks import after, install, wrap
+from tracekit.recorder.engines.snapshot import dumps
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
 from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.session import Session, new_engine_id
@@ -57,19 +54,19 @@ class V1Adapter:
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.engine import core
 
-        _after(Scheduler, "__init__", _on_scheduler_built)
-        _after(Scheduler, "add_request", _on_request)
-        _install(Scheduler, "schedule", _schedule)
-        _after(Scheduler, "finish_requests", _on_finish_requests)
-        _install(Scheduler, "update_from_output", _update_from_output)
-        _after(core.EngineCore, "preprocess_add_request", _on_preprocess)
-        _wrap(core.EngineCore, "collective_rpc", _collective_rpc)
-        _wrap(core.EngineCore, "shutdown", _shutdown)
+        after(Scheduler, "__init__", _on_scheduler_built)
+        after(Scheduler, "add_request", _on_request)
+        install(Scheduler, "schedule", _schedule)
+        after(Scheduler, "finish_requests", _on_finish_requests)
+        install(Scheduler, "update_from_output", _update_from_output)
+        after(core.EngineCore, "preprocess_add_request", _on_preprocess)
+        wrap(core.EngineCore, "collective_rpc", _collective_rpc)
+        wrap(core.EngineCore, "shutdown", _shutdown)
         classes = [c for c in vars(core).values() if isinstance(c, type) and issubclass(c, core.EngineCore)]
         for engine_class in classes:
             for name in CONTROL + CONTROL_LORA:
                 if name in vars(engine_class):
-                    _wrap(engine_class, name, _control)
+                    wrap(engine_class, name, _control)
 
 
 class Recording:
@@ -111,37 +108,6 @@ def _of(owner: Any) -> Recording | None:
     return getattr(scheduler, "_tracekit_recording", None)
 
 
-def _install(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once."""
-    original = vars(owner)[name]
-    if getattr(original, "_tracekit", False):
-        return
-    wrapper = functools.wraps(original)(make(original))
-    wrapper._tracekit = True  # type: ignore[attr-defined]
-    setattr(owner, name, wrapper)
-
-
-def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, *args, **kwargs: around(original, self, *args, **kwargs)
-
-    _install(owner, name, make)
-
-
-def _after(owner: type, name: str, hook: Callable[..., None]) -> None:
-    """Call ``hook(self, result, *args, **kwargs)`` after ``owner.name``; whatever the hook raises stays with us."""
-    guarded = never_raise(hook)
-
-    def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        guarded(self, result, *args, **kwargs)
-        return result
-
-    _wrap(owner, name, around)
-
-
 def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
     from tracekit.recorder.stream import Stream
 
@@ -156,28 +122,12 @@ def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: A
 
 
 def _describe(engine_id: str, config: Any, scheduler: Any) -> dict[str, Any]:
-    model = config.model_config
     resolved = {
-        "vllm": jsonable(config),
-        "hf_config": jsonable(model.hf_config),
         "scheduler_class": type(scheduler).__qualname__,
         "num_gpu_blocks": getattr(scheduler.kv_cache_config, "num_blocks", None),
-        "environment": vllm_environment(),
     }
-    return {
-        "engine_id": engine_id,
-        "kind": V1Adapter.kind,
-        "engine_version": vllm_version(),
-        "recorder_version": tracekit.__version__,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "rank": getattr(config.parallel_config, "data_parallel_rank", 0) or 0,
-        "wall_ns": time.time_ns(),
-        "mono_ns": time.monotonic_ns(),
-        "model": str(model.model),
-        "logprobs_mode": str(getattr(model, "logprobs_mode", "raw_logprobs")),
-        "config": dumps(resolved),
-    }
+    mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
+    return engine_row(engine_id, V1Adapter.kind, config, mode, resolved)
 
 
 def _on_preprocess(core: Any, _result: Any, request: Any) -> None:

@@ -1,58 +1,28 @@
 """Events of the V1 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
 
-from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
+from tracekit.recorder.engines.rows import LiveRequest, Rows
 from tracekit.recorder.engines.snapshot import dumps, jsonable
 from tracekit.recorder.guard import say_once
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
-
-Row = dict[str, Any]
-
-# async scheduling returns a token one or two steps after its request was aborted
-REMEMBER_FINISHED = 4096
-
 
 # What the engine's thread stamps when a step is scheduled: engine_step, time_ns, weight_version, number of waiting
 # requests, number of free KV blocks.
 Dispatch = tuple[int, int, int, int, int]
 
 
-class _Request:
-    """What the encoder keeps of a live request."""
-
-    __slots__ = ("asked", "next_position", "num_prompt", "number")
-
-    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
-        self.number = number
-        self.asked = asked  # for logprobs: the engine computes them for the whole batch when any of it asks
-        self.num_prompt = num_prompt
-        self.next_position = num_prompt
-
-
-class V1Rows:
-    """Keeps the numbering of requests and positions, and collects rows until they are taken.
+class V1Rows(Rows[LiveRequest]):
+    """The encoder of one V1 engine.
 
     Args:
         num_blocks: KV blocks of the engine, the null block included.
     """
 
     def __init__(self, num_blocks: int) -> None:
+        super().__init__()
         self._num_usable_blocks = max(num_blocks - 1, 1)
-        self._live: dict[str, _Request] = {}
-        self._finished: OrderedDict[str, _Request] = OrderedDict()
-        self._orphans: dict[str, int] = {}
         self._external: dict[str, str] = {}
-        self._num_requests = 0
-        self._rows: dict[str, dict[str, list[Any]]] = {}
-
-    def num_tokens(self) -> int:
-        """Token rows collected since the last `take`."""
-        tokens = self._rows.get("tokens")
-        return len(tokens["token_id"]) if tokens else 0
 
     def count(self, event: tuple[Any, ...]) -> dict[str, int]:
         """Rows by table that an event stands for, where they cannot be encoded."""
@@ -62,16 +32,6 @@ class V1Rows:
             sampled = sum(len(ids) for ids in raw[0])
             return {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
         return {kind: 1} if kind in TABLES else {}
-
-    def take_orphans(self) -> dict[str, int]:
-        """Rows by table whose request is not in the trace (its admission was lost), since the last call."""
-        orphans, self._orphans = self._orphans, {}
-        return orphans
-
-    def take(self) -> dict[str, dict[str, Any]]:
-        """Return the collected rows as columns and start anew; empty when there are none."""
-        rows, self._rows = self._rows, {}
-        return {table: {name: _column(TABLES[table][name], v) for name, v in c.items()} for table, c in rows.items()}
 
     def add(self, event: tuple[Any, ...]) -> None:
         """Encode one event: ("external", id, id), ("output", …), or (table name, row)."""
@@ -88,22 +48,6 @@ class V1Rows:
         else:
             self._append(kind, event[1])
 
-    def _find(self, request_id: str, table: str, num_rows: int) -> _Request | None:
-        request = self._live.get(request_id) or self._finished.get(request_id)
-        if request is None:
-            self._orphans[table] = self._orphans.get(table, 0) + num_rows
-        return request
-
-    def _columns(self, table: str) -> dict[str, list[Any]]:
-        columns = self._rows.get(table)
-        if columns is None:
-            columns = self._rows[table] = {name: [] for name in TABLES[table] if name != "engine"}
-        return columns
-
-    def _append(self, table: str, row: Row) -> None:
-        for name, values in self._columns(table).items():
-            values.append(row[name])
-
     def _add_request(self, time_ns: int, request: Any) -> None:
         request_id = request.request_id
         if getattr(request, "resumable", False):
@@ -118,7 +62,7 @@ class V1Rows:
         params = request.sampling_params
         extra = dict(getattr(params, "extra_args", None) or {})
         headers = {k: v for k, v in (getattr(request, "trace_headers", None) or {}).items()}
-        self._live[request_id] = _Request(self._num_requests, request.num_prompt_tokens, _asks(params))
+        self._live[request_id] = LiveRequest(self._num_requests, request.num_prompt_tokens, _asks(params))
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
         self._append(
@@ -223,12 +167,9 @@ class V1Rows:
         columns["engine_step"] += [engine_step] * (len(picked) + len(gone))
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int) -> None:
-        request = self._live.pop(request_id, None)
+        request = self._retire(request_id)
         if request is None:
             return
-        self._finished[request_id] = request
-        if len(self._finished) > REMEMBER_FINISHED:
-            self._finished.popitem(last=False)
         row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
         self._append("finishes", {**row, "num_output_tokens": request.next_position - request.num_prompt})
 
@@ -236,16 +177,3 @@ class V1Rows:
 def _asks(params: Any) -> bool:
     """Whether the client of a request gets logprobs of its tokens; 0.32 has more ways to ask, and a property."""
     return getattr(params, "num_logprobs", getattr(params, "logprobs", None)) is not None
-
-
-def _column(kind: str, values: Iterable[Any]) -> Any:
-    """A column in the numpy form the wire takes: arrays for numbers, lists for text and lists, masked for nulls."""
-    base = kind.rstrip("?")
-    values = list(values)
-    if base == "str" or base.startswith("list<"):
-        return values
-    if kind.endswith("?"):
-        missing = [v is None for v in values]
-        if any(missing):
-            return np.ma.MaskedArray(np.array([0 if v is None else v for v in values], dtype=base), mask=missing)
-    return np.array(values, dtype=base)

@@ -1,0 +1,150 @@
+"""The encoder of V0's hooks, on objects made here: what no CPU engine does (async output, swap), and what is lost."""
+
+import functools
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows, sampling_of
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
+
+
+@dataclass
+class Params:
+    logprobs: int | None = 0
+    extra_args: dict[str, Any] = field(default_factory=lambda: {"rollout": 7})
+    logits_processors: list[Any] | None = None
+
+
+def admitted(request_id: str, num_prompt: int = 20, logprobs: int | None = 0) -> tuple[Any, ...]:
+    sequence = SimpleNamespace(get_prompt_len=lambda: num_prompt, prompt_token_ids=list(range(num_prompt)))
+    fields = {"sampling_params": Params(logprobs), "trace_headers": None, "lora_request": None}
+    group = SimpleNamespace(request_id=request_id, seqs=[sequence], **fields)
+    return ("requests", 1, group)
+
+
+def part(request_id: str, chunk: int, *, is_prompt: bool, do_sample: bool = True, hits: tuple[int, ...] = ()) -> Any:
+    return SimpleNamespace(
+        request_id=request_id,
+        token_chunk_size=chunk,
+        is_prompt=is_prompt,
+        do_sample=do_sample,
+        computed_block_nums=hits,
+    )
+
+
+def step(number: int, *parts: Any, version: int = 0) -> tuple[Any, ...]:
+    """A step that samples token 100 + its number, with logprob minus that number, for each part."""
+    reported = SimpleNamespace(logprob=-float(number), rank=1)
+    sample = SimpleNamespace(output_token=100 + number, logprobs={100 + number: reported})
+    outputs = [SimpleNamespace(samples=[sample] if p.do_sample else []) for p in parts]
+    return ("output", Dispatch(number, 10 * number, version, 0, 25), list(parts), outputs, 10 * number + 5)
+
+
+def encode(*events: tuple[Any, ...]) -> tuple[dict[str, Any], V0Rows]:
+    rows = V0Rows(num_blocks=100, block_size=16)
+    for event in events:
+        rows.add(event)
+    return rows.take(), rows
+
+
+def test_a_token_sampled_after_the_end_is_discarded() -> None:
+    # with async output processing a finished request runs one more step
+    tables, _ = encode(
+        admitted("a"),
+        step(0, part("a", 20, is_prompt=True)),
+        step(1, part("a", 1, is_prompt=False)),
+        ("finished", "a", "stop", 2, 99, 2),
+        step(2, part("a", 1, is_prompt=False)),
+    )
+    tokens = tables["tokens"]
+    assert tokens["flags"].tolist() == [ACCEPTED, ACCEPTED, DISCARDED]
+    assert tokens["position"].tolist() == [20, 21, 22]
+    assert tokens["rollout_logprob"].tolist() == [0.0, -1.0, -2.0]
+    assert tables["finishes"]["engine_step"].tolist() == [1]
+    assert tables["finishes"]["num_output_tokens"].tolist() == [2]
+    assert tables["steps"]["kv_usage"].tolist() == [0.75] * 3
+
+
+def test_recomputed_and_swapped_requests_come_back() -> None:
+    tables, _ = encode(
+        admitted("a"),
+        admitted("b"),
+        step(0, part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)),
+        ("preempted", "a", True),
+        ("preempted", "b", False),
+        step(1, part("a", 21, is_prompt=True), part("b", 1, is_prompt=False)),
+    )
+    rows = tables["scheduled"]
+    found = list(
+        zip(*(rows[c].tolist() for c in ("engine_step", "request", "num_computed", "num_tokens", "flags")), strict=True)
+    )
+    assert found == [
+        (0, 0, 0, 20, NEW | PREFILL),
+        (0, 1, 0, 20, NEW | PREFILL),
+        (1, 0, 0, 21, RESUMED | PREFILL),
+        (1, 1, 20, 1, RESUMED),
+        (1, 0, 0, 0, PREEMPTED),
+        (1, 1, 0, 0, PREEMPTED),
+    ]
+    assert tables["tokens"]["position"].tolist() == [20, 20, 21, 21]
+
+
+def test_tokens_of_a_prefix_hit_are_not_computed_but_the_last_always_is() -> None:
+    tables, _ = encode(
+        admitted("a", 40),
+        admitted("b", 32),
+        step(
+            0, part("a", 36, is_prompt=True, do_sample=False, hits=(1, 2)), part("b", 32, is_prompt=True, hits=(1, 2))
+        ),
+        step(1, part("a", 4, is_prompt=True, hits=(1, 2))),
+    )
+    assert tables["scheduled"]["num_computed"].tolist() == [32, 31, 36]
+    assert tables["scheduled"]["num_tokens"].tolist() == [4, 1, 4]
+    assert tables["steps"]["num_scheduled_tokens"].tolist() == [5, 4]
+
+
+def test_logprobs_are_null_for_who_did_not_ask() -> None:
+    tables, _ = encode(admitted("a", logprobs=None), step(3, part("a", 20, is_prompt=True)))
+    assert tables["tokens"]["rollout_logprob"].tolist() == [None]
+    assert tables["tokens"]["rank"].tolist() == [None]
+
+
+def test_rows_of_a_request_that_was_not_admitted_are_counted() -> None:
+    parts = [part("x", 20, is_prompt=True), part("y", 5, is_prompt=True, do_sample=False)]
+    tables, rows = encode(step(0, *parts), ("finished", "x", "stop", 0, 9, 1))
+    assert [len(tables[name]["engine_step"]) for name in ("steps", "scheduled", "tokens")] == [1, 0, 0]
+    assert "finishes" not in tables
+    assert rows.take_orphans() == {"scheduled": 2, "tokens": 1}
+    assert rows.take_orphans() == {}
+    assert rows.count(step(0, *parts)) == {"steps": 1, "scheduled": 2, "tokens": 1}
+
+
+def test_children_know_their_parent() -> None:
+    tables, _ = encode(admitted("job_parallel_sample_2"), admitted("odd_parallel_sample_"))
+    assert tables["requests"]["external_id"] == ["job", "odd_parallel_sample_"]
+    assert tables["requests"]["parent_id"] == ["job", None]
+    assert tables["requests"]["index"].tolist() == [2, 0]
+    assert json.loads(tables["requests"]["labels"][0]) == {"rollout": 7}
+
+
+def logit_bias_logits_processor(bias: Any, ids: Any, logits: Any) -> Any:
+    return logits
+
+
+class AllowedTokenIdsLogitsProcessor:
+    allowed_ids = (3, 5)
+
+
+class NoBadWordsLogitsProcessor:
+    bad_words_ids = ((8, 9),)
+
+
+def test_what_the_engine_turned_into_functions_is_read_back() -> None:
+    bias = functools.partial(logit_bias_logits_processor, {4: 1.5})
+    own = [bias, AllowedTokenIdsLogitsProcessor(), NoBadWordsLogitsProcessor()]
+    found = sampling_of(Params(logits_processors=own))
+    assert found["logit_bias"] == {"4": 1.5} and found["allowed_token_ids"] == [3, 5]
+    assert found["bad_words_token_ids"] == [[8, 9]] and found["logits_processors"] is None
+    assert len(sampling_of(Params(logits_processors=[bias, len]))["logits_processors"]) == 1
