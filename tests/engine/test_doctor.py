@@ -54,3 +54,24 @@ def test_lint_names_the_one_hit_on_blocks_of_the_old_weights(recorded: Path) -> 
     assert found["raw-logprobs-with-temperature"] == "17 of 17 requests: temperature 0.7"
     assert {"pause-keep-recomputes", "preemptions", "one-sided-fp32-head"} <= set(found)
     assert not {"deleted-token", "pause-keep-deletes-a-token", "in-flight-update"} & set(found)
+
+
+@pytest.mark.parametrize("engine", ["v0", "v1"])
+def test_prompts_that_preempt_each_other_are_sound_beside_the_completions(
+    engine: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    shared = [i % 900 + 300 for i in range(72)]
+    prompts = [{"prompt_token_ids": [i + 5, *shared], "max_tokens": 90, "ignore_eos": True} for i in range(8)]
+    prompts += [{"prompt_token_ids": shared[:20], "n": 2, "max_tokens": 8}]
+    prompts += [{"prompt_token_ids": shared[:20], "stop": ["e", "a"], "max_tokens": 60}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    small = ("block_size=32", "num_gpu_blocks_override=24", "max_model_len=256", "enforce_eager=true")
+    arguments = [word for pair in small for word in ("--engine-arg", pair)]
+    into = ("--completions", tmp_path / "view.jsonl", "-o", tmp_path / "t.arrow")
+    what = ("--model", tiny_model, "--prompts", tmp_path / "p.jsonl", "--sampling", "temperature=0.7")
+    done = run_cli("record", "--engine", engine, *what, *arguments, *into)
+    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_cli("doctor", tmp_path / "t.arrow", "--completions", tmp_path / "view.jsonl")
+    assert done.returncode == 0 and "11 completions compared" in done.stdout, done.stdout
+    flags = open_trace(tmp_path / "t.arrow").table("scheduled").column("flags").to_numpy()
+    assert (flags & PREEMPTED).any()
