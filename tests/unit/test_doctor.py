@@ -172,7 +172,7 @@ def test_versions_begin_in_their_order(tmp_path):
 FREE = {
     *{("tokens", "token_id"), ("tokens", "rollout_logprob"), ("tokens", "rank")},
     *{("steps", "num_waiting"), ("steps", "kv_usage"), ("steps", "time_ns"), ("steps", "output_ns")},
-    *{("requests", "time_ns"), ("requests", "index"), ("finishes", "time_ns")},
+    *{("requests", "time_ns"), ("requests", "index"), ("requests", "num_mm_features"), ("finishes", "time_ns")},
     *{("weights", "begin_ns"), ("weights", "end_ns")},
 }
 
