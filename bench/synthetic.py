@@ -124,6 +124,7 @@ def _requests(numbers, prompt, time_ns, rng):
         "parent_id": [None for _ in numbers],
         "index": np.zeros(len(numbers), "u4"),
         "prompt_token_ids": [_text(rng, int(prompt[number])).astype("u4") for number in numbers],
+        "num_mm_features": np.zeros(len(numbers), "u4"),
         "sampling_params": ['{"max_tokens":1024,"temperature":1.0,"top_p":1.0}' for _ in numbers],
         "lora": [None for _ in numbers],
         "cache_salt": [None for _ in numbers],

@@ -81,6 +81,7 @@ def make_tables(
             "parent_id": [None] * num_requests,
             "index": np.zeros(num_requests, "u4"),
             "prompt_token_ids": [rng.integers(3, 1000, prompt_tokens).astype("u4") for _ in numbers],
+            "num_mm_features": np.zeros(num_requests, "u4"),
             "sampling_params": [json.dumps(sampling_params or {"temperature": 1.0})] * num_requests,
             "lora": [None] * num_requests,
             "cache_salt": [None] * num_requests,

@@ -44,6 +44,7 @@ TABLES: dict[str, dict[str, str]] = {
         "parent_id": "str?",  # external id of the n>1 request this is a child of
         "index": "u4",  # which of the n completions
         "prompt_token_ids": "list<u4>",
+        "num_mm_features": "u4",  # images, audio…: their places in the prompt hold placeholder ids
         "sampling_params": "str",  # JSON, after the engine merged its defaults
         "lora": "str?",
         "cache_salt": "str?",

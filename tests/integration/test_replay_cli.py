@@ -309,14 +309,24 @@ def test_progress_is_silent_where_it_is_quick_and_stdout_is_json_alone(tmp_path,
     assert json.loads(out)["data"]["num_tokens"] == NUM_REQUESTS * NUM_TOKENS
 
 
+def test_a_model_of_another_vocabulary_is_refused_by_what_the_engine_said(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["engines"]["config"] = [json.dumps({"hf_config": {"vocab_size": VOCAB + 64}})]
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, err = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 1 and out == ""
+    assert f"vocabulary of {VOCAB + 64}" in err and str(VOCAB) in err
+
+
 def test_requests_of_an_adapter_or_of_embeddings_are_left_out_and_no_loss(tmp_path, recorded, tracekit):
     tables = recorded.tables()
     tables["requests"]["lora"] = ["sql"] + [None] * (NUM_REQUESTS - 1)
     tables["requests"]["prompt_token_ids"][1] = np.zeros(0, "u4")
+    tables["requests"]["num_mm_features"][2] = 1
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
     facts = json.loads(out)
-    assert code == 0 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 2 and not facts["data"]["lost"]
+    assert code == 0 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 3 and not facts["data"]["lost"]
     assert {reason.partition(": ")[2].split()[0] for reason in facts["data"]["skipped_requests"]} == {"a", "their"}
     tables["requests"]["lora"] = ["sql"] * NUM_REQUESTS
     write_trace(tmp_path / "u.arrow", [tables])

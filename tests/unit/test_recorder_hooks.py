@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tracekit.recorder.engines import v1
+from tracekit.recorder.engines import hooks, v1
 
 
 class Session:
@@ -38,10 +38,10 @@ def scheduler() -> Any:
         def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> Any:
             return [method]
 
-    v1._install(Scheduler, "schedule", v1._schedule)
-    v1._install(Scheduler, "update_from_output", v1._update_from_output)
-    v1._after(Scheduler, "finish_requests", v1._on_finish_requests)
-    v1._wrap(Scheduler, "collective_rpc", v1._collective_rpc)
+    hooks.install(Scheduler, "schedule", v1._schedule)
+    hooks.install(Scheduler, "update_from_output", v1._update_from_output)
+    hooks.after(Scheduler, "finish_requests", v1._on_finish_requests)
+    hooks.wrap(Scheduler, "collective_rpc", v1._collective_rpc)
     made: Any = Scheduler()
     made._tracekit_recording = v1.Recording(made, Session())  # type: ignore[arg-type]
     return made

@@ -39,6 +39,9 @@ class ScorerLike(Protocol):
     @property
     def device(self) -> str: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
     def score(
         self, sequences: list[Sequence], *, max_batch_tokens: int, on_tokens: Callable[[int], None] | None = None
     ) -> list[TokenScores]: ...

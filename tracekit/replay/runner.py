@@ -112,6 +112,11 @@ def replay(
     first = scorers(next(iter(folders.values())), dtype)
     shape = max_batch_tokens or BATCH_TOKENS.get(first.device.split(":")[0], BATCH_TOKENS_GPU)
     name, used_device = first.name, first.device
+    if recording.vocab_size not in (None, first.vocab_size):
+        raise ModelError(
+            f"the engine ran a model with a vocabulary of {recording.vocab_size} and this one has {first.vocab_size}: "
+            f"another model ({model})"
+        )
     identity_test(first, requests, shape)
 
     everything = np.arange(len(requests))

@@ -28,6 +28,7 @@ __all__ = ["Recorded", "Recording", "read_recording"]
 NOT_ASKED = "requests that did not ask for logprobs"
 UNTESTABLE = "requests whose processed logprobs cannot be recomputed: "
 NO_PROMPT_IDS = UNTESTABLE + "their prompt was given as embeddings, which the trace does not hold"
+NOT_TEXT = UNTESTABLE + "their prompt holds images or other input that replay does not load"
 ADAPTER = UNTESTABLE + "a LoRA adapter sampled them, which replay does not load"
 _HOW_TO_ASK = 'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request'
 
@@ -57,6 +58,7 @@ class Recording:
     num_lost_rows: int  # rows that the trace itself knows are missing
     logprobs_modes: tuple[str, ...]  # one per kind of engine in the trace
     model: str
+    vocab_size: int | None = None  # of the model that the engine ran, where the trace tells
 
     @property
     def data_lost(self) -> bool:
@@ -108,6 +110,7 @@ def read_recording(trace: Trace) -> Recording:
         num_lost_rows=_lost_rows(trace.losses()),
         logprobs_modes=modes,
         model=str(engines[0].get("model") or "") if engines else "",
+        vocab_size=_vocab_size(engines),
     )
 
 
@@ -155,6 +158,8 @@ def _why_not(part: dict[str, npt.NDArray[Any]], row: dict[str, Any] | None, num_
         return "requests whose own row is missing from the trace"
     if not part["has_logprob"].any():
         return NOT_ASKED
+    if row["num_mm_features"]:
+        return NOT_TEXT
     if row["lora"] is not None:
         return ADAPTER
     position = part["position"]
@@ -187,6 +192,18 @@ def _recorded(part: dict[str, npt.NDArray[Any]], row: dict[str, Any]) -> Recorde
         weight_version=part["weight_version"],
         engine_step=part["engine_step"],
     )
+
+
+def _vocab_size(engines: Seq[dict[str, Any]]) -> int | None:
+    for engine in engines:
+        try:
+            config = json.loads(engine.get("config") or "{}").get("hf_config", {})
+        except ValueError:
+            continue
+        size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+        if isinstance(size, int):
+            return size
+    return None
 
 
 def _lost_rows(losses: Seq[dict[str, Any]]) -> int:

@@ -91,6 +91,7 @@ class V0Rows(Rows[V0Request]):
                 "parent_id": external if is_child else None,
                 "index": int(index) if is_child else 0,
                 "prompt_token_ids": list(sequence.prompt_token_ids),
+                "num_mm_features": len(getattr(sequence, "multi_modal_data", None) or ()),
                 "sampling_params": dumps(sampling_of(params)),
                 "lora": getattr(group.lora_request, "lora_name", None),
                 "cache_salt": None,

@@ -75,6 +75,7 @@ class V1Rows(Rows[LiveRequest]):
                 "parent_id": external if is_child else None,
                 "index": int(index) if is_child else 0,
                 "prompt_token_ids": list(prompt),
+                "num_mm_features": len(getattr(request, "mm_features", None) or ()),
                 "sampling_params": dumps(sampling),
                 "lora": getattr(request.lora_request, "lora_name", None),
                 "cache_salt": request.cache_salt,
