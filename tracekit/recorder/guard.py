@@ -19,10 +19,10 @@ def say(text: str) -> None:
         pass
 
 
-def say_once(text: str) -> None:
-    """Print a line the first time this process asks for it."""
-    if text not in _told:
-        _told.add(text)
+def say_once(text: str, topic: str = "") -> None:
+    """Print a line the first time this process has one on this topic (the text itself, where none is named)."""
+    if (topic or text) not in _told:
+        _told.add(topic or text)
         say(text)
 
 
@@ -30,7 +30,9 @@ def failed(hook: str, error: Exception) -> None:
     """Say that a hook failed; under ``TRACEKIT_STRICT=1`` raise it instead."""
     if os.environ.get("TRACEKIT_STRICT") == "1":
         raise error
-    say_once(f"the hook {hook} failed and this part is not recorded: {type(error).__name__}: {error}")
+    kind = type(error).__name__
+    # an error's text may hold ids: one line a hook and kind of error, or a long job fills its log
+    say_once(f"the hook {hook} failed and this part is not recorded: {kind}: {error}", f"{hook} {kind}")
 
 
 def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
