@@ -6,6 +6,7 @@ Refuses what cannot be judged; what was skipped because rows are missing is coun
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from tracekit import tables
 from tracekit.errors import ReplayRefused
 from tracekit.replay.params import untestable
+from tracekit.replay.rounding import round_sampling, sampling_dtype
 from tracekit.replay.types import Sequence
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ def read_recording(trace: Trace) -> Recording:
         raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
     finishes = trace.table("finishes").to_pylist()
     promised = {(int(f["engine"]), int(f["request"])): int(f["num_output_tokens"]) for f in finishes}
-    requests, skipped = _join(tokens, trace.table("requests").to_pylist(), promised)
+    rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
+    requests, skipped = _join(tokens, trace.table("requests").to_pylist(), promised, rounding)
     if not requests:
         reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
         raise ReplayRefused(f"no recorded request can be scored ({reasons})")
@@ -130,7 +133,10 @@ def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
 
 
 def _join(
-    tokens: dict[str, npt.NDArray[Any]], rows: Seq[dict[str, Any]], promised: dict[tuple[int, int], int]
+    tokens: dict[str, npt.NDArray[Any]],
+    rows: Seq[dict[str, Any]],
+    promised: dict[tuple[int, int], int],
+    rounding: Mapping[int, str | None],
 ) -> tuple[list[Recorded], dict[str, int]]:
     by_key = {(int(r["engine"]), int(r["request"])): r for r in rows}
     engine, request = tokens["engine"], tokens["request"]
@@ -144,7 +150,7 @@ def _join(
         if reason:
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        recorded = _recorded(part, by_key[key])
+        recorded = _recorded(part, by_key[key], rounding.get(key[0]))
         reason = untestable(recorded.sequence.sampling)
         if reason:
             skipped[UNTESTABLE + reason] = skipped.get(UNTESTABLE + reason, 0) + 1
@@ -173,7 +179,7 @@ def _why_not(part: dict[str, npt.NDArray[Any]], row: dict[str, Any] | None, num_
     return None
 
 
-def _recorded(part: dict[str, npt.NDArray[Any]], row: dict[str, Any]) -> Recorded:
+def _recorded(part: dict[str, npt.NDArray[Any]], row: dict[str, Any], dtype: str | None) -> Recorded:
     try:
         sampling = json.loads(row["sampling_params"])
     except ValueError as error:
@@ -183,7 +189,7 @@ def _recorded(part: dict[str, npt.NDArray[Any]], row: dict[str, Any]) -> Recorde
         request=int(row["request"]),
         prompt_token_ids=np.asarray(row["prompt_token_ids"], dtype=np.uint32),
         token_ids=part["token_id"].astype(np.uint32),
-        sampling=sampling,
+        sampling=round_sampling(sampling, dtype) if dtype else sampling,
     )
     return Recorded(
         sequence=sequence,

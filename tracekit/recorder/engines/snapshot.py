@@ -25,8 +25,10 @@ def jsonable(value: Any, depth: int = 0) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names: Any = [field.name for field in dataclasses.fields(value)]
     else:
-        # msgspec structs (sampling parameters) name their fields so
+        # msgspec structs (sampling parameters) name their fields so; some configurations of 0.8.5 are plain objects
         names = getattr(type(value), "__struct_fields__", None)
+        if names is None and type(value).__module__.startswith("vllm.config") and not isinstance(value, type):
+            names = [name for name in vars(value) if not name.startswith("_")]
     if names is not None:
         return _fields({name: getattr(value, name, None) for name in names}, depth)
     if isinstance(value, Mapping):
