@@ -13,10 +13,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.engines import control
 from tracekit.recorder.engines.base import vllm_version
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, wrap
-from tracekit.recorder.engines.snapshot import dumps, jsonable
+from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
@@ -98,7 +99,7 @@ class V0Adapter:
         wrap(ExecutorBase, "apply_model", _apply_model)
         wrap(MQLLMEngine, "cleanup", _cleanup)
         for name in CONTROL:
-            wrap(LLMEngine, name, _control)
+            wrap(LLMEngine, name, control.recorded(_of))
 
 
 class Recording:
@@ -337,27 +338,6 @@ def _changing(recording: Recording | None, name: str, original: Callable[..., An
         if recording is not None:
             # also where it raised: some of the weights may have changed
             never_raise(recording.weights_may_change)(name, begin_ns)
-
-
-def _control(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    time_ns = time.monotonic_ns()
-    answer = original(self, *args, **kwargs)
-    recording = _of(self)
-    if recording is not None:
-        _on_control(recording, time_ns, original.__name__, args, kwargs, answer)
-    return answer
-
-
-@never_raise
-def _on_control(recording: Recording, time_ns: int, name: str, args: Any, kwargs: Any, answer: Any) -> None:
-    row = {
-        "engine_step": recording.engine_step,
-        "time_ns": time_ns,
-        "name": name,
-        "arguments": dumps({"args": args, "kwargs": kwargs}),
-        "answer": dumps(answer),
-    }
-    recording.session.append(("control", row))
 
 
 def _cleanup(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.engines import control
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
-from tracekit.recorder.engines.snapshot import dumps
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
 from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.session import Session, new_engine_id
@@ -66,7 +66,7 @@ class V1Adapter:
         for engine_class in classes:
             for name in CONTROL + CONTROL_LORA:
                 if name in vars(engine_class):
-                    wrap(engine_class, name, _control)
+                    wrap(engine_class, name, control.recorded(_of))
 
 
 class Recording:
@@ -213,27 +213,6 @@ def _on_rpc(recording: Recording, begin_ns: int, method: Any, *_args: Any, **_kw
         "label": None,
     }
     recording.session.append(("weights", row))
-
-
-def _control(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    time_ns = time.monotonic_ns()
-    answer = original(self, *args, **kwargs)
-    recording = _of(self)
-    if recording is not None:
-        _on_control(recording, time_ns, original.__name__, args, kwargs, answer)
-    return answer
-
-
-@never_raise
-def _on_control(recording: Recording, time_ns: int, name: str, args: Any, kwargs: Any, answer: Any) -> None:
-    row = {
-        "engine_step": recording.engine_step,
-        "time_ns": time_ns,
-        "name": name,
-        "arguments": dumps({"args": args, "kwargs": kwargs}),
-        "answer": dumps(answer),
-    }
-    recording.session.append(("control", row))
 
 
 def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Calls that steer an engine (pause, reset, sleep, abort…) become rows of the control table."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tracekit.recorder.engines.snapshot import dumps
+from tracekit.recorder.guard import never_raise
+from tracekit.recorder.session import Session
+
+
+class Recording(Protocol):
+    """What all generations' recordings have."""
+
+    engine_step: int
+    session: Session
+
+
+def recorded(of: Callable[[Any], Recording | None]) -> Callable[..., Any]:
+    """Return what goes around a control method (see ``hooks.wrap``): it calls it and records arguments and answer.
+
+    Args:
+        of: finds the recording of the object the method belongs to.
+    """
+
+    def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        time_ns = time.monotonic_ns()
+        answer = original(self, *args, **kwargs)
+        recording = of(self)
+        if recording is not None:
+            _append(recording, time_ns, original.__name__, args, kwargs, answer)
+        return answer
+
+    return around
+
+
+@never_raise
+def _append(recording: Recording, time_ns: int, name: str, args: Any, kwargs: Any, answer: Any) -> None:
+    row = {
+        "engine_step": recording.engine_step,
+        "time_ns": time_ns,
+        "name": name,
+        "arguments": dumps({"args": args, "kwargs": kwargs}),
+        "answer": dumps(answer),
+    }
+    recording.session.append(("control", row))
