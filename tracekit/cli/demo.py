@@ -119,7 +119,10 @@ def _story(facts: dict[str, dict[str, Any]], vllm: str, max_tokens: int, keep: P
         click.echo(f"  {title:24}{cells[0]:{width + 3}}{cells[1]}")
     for name, v in verdicts.items():
         click.echo(f"\n{name}: {v['cause']}")
-    click.echo(f"\nThe settings that did it: {', '.join(f'{k}={json.dumps(x)}' for k, x in PARITY.items())}")
+    click.echo(
+        f"\nChanged between the two: {', '.join(f'{k}={json.dumps(x)}' for k, x in PARITY.items())}."
+        "\nThe first moves these numbers; the others matter once weights change while rollouts run."
+    )
     if keep:
         click.echo(f"The traces are in {keep}: try `tracekit info {keep}/defaults.arrow`.")
 
