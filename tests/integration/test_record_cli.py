@@ -166,6 +166,7 @@ def test_a_job_without_vllm_is_told_so(tmp_path: Path) -> None:
     done = tracekit("record", "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", "print('hello')")
     assert done.returncode == EXIT_FAILED and done.stdout == "hello\n"
     assert "no engine reported" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_exit_status_of_a_failing_job_is_told(tmp_path: Path) -> None:

@@ -156,9 +156,10 @@ def _tell(output: Path) -> int:
     trace = open_trace(output)
     engines = trace.engines()
     if not engines:
+        output.unlink()  # empty, and in the way of the next try
         raise EngineEnvError(
-            "the job ended and no engine reported: is tracekit installed in its environment, and does it use vLLM? "
-            f"(the trace is empty: {output})"
+            "the job ended and no engine reported, so there is no trace: "
+            "is tracekit installed in the job's environment, and does it use vLLM?"
         )
     num_tokens, num_requests = trace.rows("tokens"), trace.rows("requests")
     click.echo(f"{output}: {num_tokens} tokens, {num_requests} requests, {len(engines)} engine(s)")
