@@ -2,7 +2,7 @@
 
 Both score the same sequences, in turn, in one process (ours with its float32 head, the naive one in the dtype):
 
-    python bench/scorer.py --model FOLDER [--device cuda] [--json]
+    python bench/scorer.py [--model FOLDER] [--device cuda] [--json]
 
 The time is the median over the rounds of (ours / naive); the memory is the peak above what the loaded model takes:
 on a GPU by torch's own counter, on a CPU by the high-water mark of a child process that runs one of the two once.
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tracekit.cli.models import model_folder
 from tracekit.replay.scorer import Scorer
 from tracekit.replay.types import Sequence, TokenScores
 
@@ -163,7 +164,7 @@ def measure_memory(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", default="demo", help="model folder, or demo")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--sequences", type=int, default=16)
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    args.model = str(model_folder(args.model))
     result = {"model": Path(args.model).name, "dtype": args.dtype, **measure_memory(args), **time_rounds(args)}
     if args.json:
         print(json.dumps(result))
