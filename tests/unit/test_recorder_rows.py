@@ -163,3 +163,7 @@ def test_kv_usage_is_the_share_of_usable_blocks() -> None:
     steps = step(rows_with("a"), {"a": (1, 4)}, {"a": [9]})["steps"]
     assert steps["kv_usage"].tolist() == [0.5]
     assert steps["time_ns"].tolist() == [10] and steps["output_ns"].tolist() == [20]
+
+
+def test_finishes_that_cannot_be_queued_are_counted() -> None:
+    assert V1Rows(num_blocks=2).count(("finished", ["a", "b"], "abort", 3, 15)) == {"finishes": 2}

@@ -31,6 +31,8 @@ class V1Rows(Rows[LiveRequest]):
             _, _, scheduled, raw, _, _ = event
             sampled = sum(len(ids) for ids in raw[0])
             return {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
+        if kind == "finished":
+            return {"finishes": len(event[1])}
         return {kind: 1} if kind in TABLES else {}
 
     def add(self, event: tuple[Any, ...]) -> None:
@@ -60,8 +62,7 @@ class V1Rows(Rows[LiveRequest]):
         index, _, parent = request_id.partition("_")
         is_child = index.isdigit() and parent.startswith(external)
         params = request.sampling_params
-        extra = dict(getattr(params, "extra_args", None) or {})
-        headers = {k: v for k, v in (getattr(request, "trace_headers", None) or {}).items()}
+        labels = {**(request.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
         self._live[request_id] = LiveRequest(self._num_requests, request.num_prompt_tokens, _asks(params))
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
@@ -79,7 +80,7 @@ class V1Rows(Rows[LiveRequest]):
                 "sampling_params": dumps(sampling),
                 "lora": getattr(request.lora_request, "lora_name", None),
                 "cache_salt": request.cache_salt,
-                "labels": dumps({**headers, **extra}),
+                "labels": dumps(labels),
             },
         )
         self._num_requests += 1
