@@ -1,6 +1,5 @@
 """A tracekitd of one recording: started beside the job, stopped after it, its spool sealed into the trace."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -35,13 +34,12 @@ class Sidecar:
         self._lock = threading.Lock()
         self._stopping = False
 
-    @property
-    def pid(self) -> int:
-        """Process id of the daemon, 0 before it is started."""
-        return self._process.pid if self._process else 0
-
     def __enter__(self) -> "Sidecar":
-        self._process = self._start()
+        try:
+            self._process = self._start()
+        except TracekitError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         threading.Thread(target=self._watch, name="tracekit-sidecar", daemon=True).start()
         return self
 
@@ -119,7 +117,7 @@ def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "VLLM_PLUGINS": ",".join(filter(None, [allowed, "tracekit"]))}
 
 
-def run_job(argv: list[str], environ: Mapping[str, str], cwd: str | os.PathLike[str] | None = None) -> int:
+def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
     """Run the job to its end; Ctrl-C reaches it as it would without us, and we wait for it to clean up.
 
     Returns:
@@ -129,7 +127,7 @@ def run_job(argv: list[str], environ: Mapping[str, str], cwd: str | os.PathLike[
         UsageError: it cannot be started.
     """
     try:
-        process = subprocess.Popen(argv, env=dict(environ), cwd=cwd)
+        process = subprocess.Popen(argv, env=dict(environ))
     except OSError as error:
         raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
     forward = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in (signal.SIGTERM, signal.SIGHUP)}

@@ -28,10 +28,6 @@ class Fit:
     log_likelihood: float
     num_tokens: int
 
-    def quantile(self, share_beyond: float) -> float:
-        """Return x so that |residual| / unit exceeds x with probability ``share_beyond``."""
-        return self.scale * two_sided_quantile(share_beyond, self.degrees)
-
 
 def fit_student(residual: F8, unit: F8, *, tails: tuple[float, ...] = TAILS, smallest: float = 1e-3) -> Fit:
     """Fit scale and degrees of freedom by maximum likelihood.
