@@ -39,6 +39,8 @@ def capture(num_tokens, *, num_slots=64, mean_tokens=400, prompt_tokens=180, bat
                     "token_id": token_id[rows].astype("u4"),
                     "rollout_logprob": logprob[rows],
                     "rank": rank[rows],
+                    "raw_logprob": np.ma.masked_all(len(step[rows]), "f4"),
+                    "processed_logprob": np.ma.masked_all(len(step[rows]), "f4"),
                     "engine_step": step[rows].astype("u4"),
                     "weight_version": np.zeros(len(step[rows]), "u4"),
                     "flags": np.ones(len(step[rows]), "u1"),
@@ -49,6 +51,7 @@ def capture(num_tokens, *, num_slots=64, mean_tokens=400, prompt_tokens=180, bat
                     "request": request[rows].astype("u4"),
                     "num_tokens": np.where(starts, prompt[request[rows]], 1).astype("u4"),
                     "num_computed": np.where(starts, 0, position[rows] - 1).astype("u4"),
+                    "num_draft": np.zeros(len(step[rows]), "u4"),
                     "flags": np.where(starts, 1 | 4, 0).astype("u1"),
                 },
             }
@@ -127,6 +130,8 @@ def _requests(numbers, prompt, time_ns, rng):
         "num_mm_features": np.zeros(len(numbers), "u4"),
         "sampling_params": ['{"max_tokens":1024,"temperature":1.0,"top_p":1.0}' for _ in numbers],
         "lora": [None for _ in numbers],
+        "lora_id": [None for _ in numbers],
+        "lora_path": [None for _ in numbers],
         "cache_salt": [None for _ in numbers],
         "labels": ["{}" for _ in numbers],
     }

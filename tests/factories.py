@@ -84,6 +84,8 @@ def make_tables(
             "num_mm_features": np.zeros(num_requests, "u4"),
             "sampling_params": [json.dumps(sampling_params or {"temperature": 1.0})] * num_requests,
             "lora": [None] * num_requests,
+            "lora_id": [None] * num_requests,
+            "lora_path": [None] * num_requests,
             "cache_salt": [None] * num_requests,
             "labels": ["{}"] * num_requests,
         },
@@ -92,6 +94,8 @@ def make_tables(
             "position": (prompt_tokens + index).astype("u4"),
             "token_id": rng.integers(3, 1000, count).astype("u4"),
             "rollout_logprob": logprob,
+            "raw_logprob": np.ma.masked_all(count, "f4"),
+            "processed_logprob": np.ma.masked_all(count, "f4"),
             "rank": np.ma.masked_array(rng.integers(1, 5, count).astype("u4"), mask=not logprobs),
             "engine_step": step,
             "weight_version": np.full(count, weight_version, "u4"),
@@ -112,6 +116,7 @@ def make_tables(
             "request": request,
             "num_tokens": np.where(index == 0, prompt_tokens, 1).astype("u4"),
             "num_computed": np.where(index == 0, 0, prompt_tokens + index - 1).astype("u4"),
+            "num_draft": np.zeros(count, "u4"),
             "flags": np.where(index == 0, 1 | 4, 0).astype("u1"),
         },
     }
@@ -126,6 +131,25 @@ def make_tables(
     if engine:
         tables["engines"] = make_engine() if engine is True else engine
     return tables
+
+
+def make_weights(*first_steps, **changes):
+    """The ``weights`` table with a reload before each of these engine steps; keyword arguments replace columns."""
+    count = len(first_steps)
+    columns = {
+        "weight_version": np.arange(1, count + 1, dtype="u4"),
+        "method": ["reload_weights"] * count,
+        "arguments": ["{}"] * count,
+        "engine_step": np.array(first_steps, "u4"),
+        "begin_ns": np.arange(2_000_000_000, 2_000_000_000 + count, dtype="i8"),
+        "end_ns": np.arange(2_000_000_001, 2_000_000_001 + count, dtype="i8"),
+        "label": [None] * count,
+        "checkpoint": [None] * count,
+        "lora": [None] * count,
+        "num_changed": np.ma.masked_all(count, "u4"),
+    }
+    assert set(changes) <= set(columns)
+    return columns | changes
 
 
 def count_rows(tables):

@@ -6,7 +6,7 @@ numpy scalars), ``str``, or ``list<u4>``; a trailing ``?`` makes the column null
 ``engine`` is the number the daemon gave to the engine process; a recorder does not send it.
 """
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # tokens.flags
 ACCEPTED = 1  # appended to the request's output
@@ -35,6 +35,13 @@ TABLES: dict[str, dict[str, str]] = {
         "logprobs_mode": "str",  # raw_logprobs | processed_logprobs | raw_logits | processed_logits
         "config": "str",  # JSON: every resolved setting that is known to move logprobs
     },
+    "workers": {
+        "engine": "u4",
+        "rank": "u4",
+        "pid": "u4",
+        "time_ns": "i8",
+        "config": "str",  # JSON: what only the worker knows (attention backends, sampler path, head dtype…)
+    },
     "requests": {
         "engine": "u4",
         "request": "u4",  # number of the request within its engine, from 0, in order of admission
@@ -46,7 +53,9 @@ TABLES: dict[str, dict[str, str]] = {
         "prompt_token_ids": "list<u4>",
         "num_mm_features": "u4",  # images, audio…: their places in the prompt hold placeholder ids
         "sampling_params": "str",  # JSON, after the engine merged its defaults
-        "lora": "str?",
+        "lora": "str?",  # the adapter's name
+        "lora_id": "u4?",
+        "lora_path": "str?",
         "cache_salt": "str?",
         "labels": "str",  # JSON object from extra_args or trace headers
     },
@@ -57,9 +66,19 @@ TABLES: dict[str, dict[str, str]] = {
         "token_id": "u4",
         "rollout_logprob": "f4?",  # nats, as the engine reports it; null where the client asked for none
         "rank": "u4?",  # 1 = the engine's argmax; null with the logprob
+        "raw_logprob": "f4?",  # nats; both only where the recorder was told to record both
+        "processed_logprob": "f4?",
         "engine_step": "u4",
         "weight_version": "u4",  # at dispatch
         "flags": "u1",
+    },
+    "topk": {
+        "engine": "u4",
+        "request": "u4",
+        "position": "u4",
+        "rank": "u4",  # 1 = the most likely token at this position
+        "token_id": "u4",
+        "logprob": "f4",  # nats, in the engine's logprobs_mode
     },
     "steps": {
         "engine": "u4",
@@ -78,7 +97,20 @@ TABLES: dict[str, dict[str, str]] = {
         "request": "u4",
         "num_tokens": "u4",
         "num_computed": "u4",  # tokens with KV before this step
+        "num_draft": "u4",  # of num_tokens, drafted ones that this step verifies (speculative decoding)
         "flags": "u1",
+    },
+    "cache": {  # a row is one KV block that a request found computed when it was admitted or resumed
+        "engine": "u4",
+        "engine_step": "u4",
+        "request": "u4",
+        "kv_group": "u1",
+        "block": "u4",  # place in the request's block table
+        "block_id": "u4",
+        "num_tokens": "u4",  # of the block that the hit covers
+        "hash": "u8?",  # first eight bytes of the engine's own block hash, big-endian
+        "min_weight_version": "u4?",  # oldest and newest that computed a part of it;
+        "max_weight_version": "u4?",  # null: not computed by this engine while it was recorded
     },
     "finishes": {
         "engine": "u4",
@@ -88,14 +120,27 @@ TABLES: dict[str, dict[str, str]] = {
         "reason": "str",  # stop | length | abort | error
         "num_output_tokens": "u4",
     },
-    "weights": {
+    "weights": {  # a row is a change, or a label that its caller gave to the version that is there already
         "engine": "u4",
         "weight_version": "u4",  # the version that starts here; 0 is what the engine loaded
         "method": "str",  # how it arrived: the RPC's name
+        "arguments": "str",  # JSON, long texts cut
         "engine_step": "u4",  # first step that can run on it
         "begin_ns": "i8",
         "end_ns": "i8",
-        "label": "str?",  # the caller's own
+        "label": "str?",  # the caller's own, never trusted above the fingerprints
+        "checkpoint": "str?",  # where the caller says that these weights are stored
+        "lora": "str?",  # the adapter whose weights changed; null: the model's
+        "num_changed": "u4?",  # fingerprints that differ from the version before; null: not taken
+    },
+    "fingerprints": {  # of the weights at the start of a version, a row for each tensor of each worker
+        "engine": "u4",
+        "weight_version": "u4",
+        "rank": "u4",
+        "tensor": "str",
+        "dtype": "str",
+        "shape": "list<u4>",
+        "hash": "u8?",  # of a strided sample of its bytes; null: this tensor cannot be read
     },
     "control": {
         "engine": "u4",

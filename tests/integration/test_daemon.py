@@ -230,7 +230,7 @@ def test_a_payload_that_is_not_tables_is_refused(shared):
     ("first", "code", "words"),
     [
         (hello(GOOD, protocol=2), "FAILED_PRECONDITION", "it speaks protocol 1, the recorder 2"),
-        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 1, the recorder sends 99"),
+        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 2, the recorder sends 99"),
         (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
         (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
     ],

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_engine, make_tables, write_spool, write_trace
+from factories import make_engine, make_tables, make_weights, write_spool, write_trace
 
 from tracekit.cli.doctor import command
 from tracekit.diagnose.doctor.client import client_view
 from tracekit.diagnose.doctor.counters import conserved
 from tracekit.diagnose.doctor.examine import examine
 from tracekit.diagnose.doctor.rows import read_engines
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 from tracekit.trace.loss import Loss
 from tracekit.trace.reader import open_trace
 
@@ -22,14 +22,7 @@ FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}
 def asking(**engine):
     """Two requests of eight tokens that asked for logprobs, on weights that change before step 4."""
     tables = make_tables(2, 8, sampling_params={"temperature": 1.0, "logprobs": 0}, engine=make_engine(**engine))
-    tables["weights"] = {
-        "weight_version": np.array([1], "u4"),
-        "method": ["reload_weights"],
-        "engine_step": np.array([4], "u4"),
-        "begin_ns": np.array([2_000_000_000], "i8"),
-        "end_ns": np.array([2_000_000_001], "i8"),
-        "label": [None],
-    }
+    tables["weights"] = make_weights(4)
     tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}  # from what scheduled shares
     for name in ("tokens", "steps"):
         tables[name]["weight_version"] = (tables[name]["engine_step"] >= 4).astype("u4")
@@ -64,9 +57,11 @@ def drop(tables, name, index):
 
 
 def append(tables, name, **values):
+    """Append a row; what is not named is zero, or null where it may be."""
     for column, old in tables[name].items():
-        more = [values[column]]
-        tables[name][column] = np.ma.append(old, np.array(more, old.dtype)) if hasattr(old, "dtype") else old + more
+        missing = column not in values and TABLES[name][column].endswith("?")
+        more = np.ma.masked_array([values.get(column, 0)], mask=missing, dtype=getattr(old, "dtype", object))
+        tables[name][column] = np.ma.append(old, more) if hasattr(old, "dtype") else [*old, values.get(column)]
 
 
 def test_a_sound_trace_is_sound(tmp_path):
@@ -164,7 +159,7 @@ def test_each_violation_is_named_with_its_place(tmp_path, check, place, harm):
 
 def test_versions_begin_in_their_order(tmp_path):
     tables = asking()
-    append(tables, "weights", weight_version=2, method="x", engine_step=2, begin_ns=3 << 30, end_ns=3 << 30, label=None)
+    tables["weights"] = make_weights(4, 2)
     assert ("version-order", None, 2) in found(report_of(tmp_path, tables))
 
 
@@ -174,6 +169,8 @@ FREE = {
     *{("steps", "num_waiting"), ("steps", "kv_usage"), ("steps", "time_ns"), ("steps", "output_ns")},
     *{("requests", "time_ns"), ("requests", "index"), ("requests", "num_mm_features"), ("finishes", "time_ns")},
     *{("weights", "begin_ns"), ("weights", "end_ns")},
+    # nulls here
+    *{("tokens", "raw_logprob"), ("tokens", "processed_logprob"), ("weights", "num_changed")},
 }
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_engine, make_tables, write_spool, write_trace
+from factories import make_engine, make_tables, make_weights, write_spool, write_trace
 
 from tracekit.cli.lint import command
 from tracekit.diagnose.lint.from_file import subject_of
@@ -195,14 +195,7 @@ def test_a_trace_like_the_defaults_and_one_for_parity(tmp_path):
 
 
 def weights(tables, first_step):
-    tables["weights"] = {
-        "weight_version": np.array([1], "u4"),
-        "method": ["reload_weights"],
-        "engine_step": np.array([first_step], "u4"),
-        "begin_ns": np.array([2_000_000_000], "i8"),
-        "end_ns": np.array([2_000_000_001], "i8"),
-        "label": [None],
-    }
+    tables["weights"] = make_weights(first_step)
     tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}
     for name in ("tokens", "steps"):
         tables[name]["weight_version"] = (tables[name]["engine_step"] >= first_step).astype("u4")

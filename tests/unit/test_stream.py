@@ -43,7 +43,7 @@ def test_without_the_folder_nothing_is_written(tmp_path):
 
 
 def test_a_full_window_drops_the_newest_and_counts_them(tmp_path):
-    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE, max_bytes=1000)
+    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE, max_bytes=1400)
     for start in range(0, 100, 10):
         stream.put(numbered_tokens(start, 10))
     totals = stream.close(30)

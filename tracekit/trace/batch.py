@@ -23,7 +23,9 @@ CRC_KEY = b"tracekit.crc"
 # Neighbours in a request resemble each other, so this order is what makes the columns small.
 REQUEST_MAJOR = {
     "tokens": ("request", "position"),
+    "topk": ("request", "position"),
     "scheduled": ("request", "engine_step"),
+    "cache": ("request", "engine_step"),
     "requests": ("request",),
     "finishes": ("request",),
 }

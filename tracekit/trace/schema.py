@@ -63,6 +63,8 @@ def check_schema(schema: pa.Schema, where: str) -> int:
         raise SchemaTooNewError(
             f"this trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, get a newer one: {where}"
         )
+    if version < SCHEMA_VERSION:
+        raise NotATraceError(f"this trace has schema {version}, which was never released; record it again: {where}")
     if not schema.equals(arrow_schema(), check_metadata=False):
         raise NotATraceError(f"the columns are not those of trace schema {version}: {where}")
     return version

@@ -31,6 +31,7 @@ def accounting(rows: EngineRows) -> list[Finding]:
     ordered = np.sort(key)
     again = np.isin(key, ordered[1:][ordered[1:] == ordered[:-1]])
     running = {name: values[ran] for name, values in scheduled.items()}
+    drafted = running["num_draft"]
     return [
         *finding(
             "step-requests",
@@ -48,6 +49,13 @@ def accounting(rows: EngineRows) -> list[Finding]:
         ),
         *finding("step-unknown", rows.engine, orphan, scheduled, lambda _: "scheduled in a step that is not there"),
         *finding("scheduled-twice", rows.engine, again, running, lambda _: "scheduled twice in one step"),
+        *finding(
+            "draft-of-other-length",
+            rows.engine,
+            (drafted > 0) & (tokens != drafted + 1),
+            running,
+            lambda i: f"{drafted[i]} drafted tokens among {tokens[i]}: a step verifies them after the last sampled one",
+        ),
         *finding("scheduled-nothing", rows.engine, tokens < 1, running, lambda _: "scheduled with no token"),
     ]
 

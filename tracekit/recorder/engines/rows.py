@@ -62,7 +62,8 @@ class Rows(Generic[R]):
 
     def _append(self, table: str, row: Row) -> None:
         for name, values in self._columns(table).items():
-            values.append(row[name])
+            # a nullable column may be left out
+            values.append(row.get(name) if TABLES[table][name].endswith("?") else row[name])
 
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
         request = self._live.get(request_id) or self._finished.get(request_id)

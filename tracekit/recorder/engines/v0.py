@@ -140,7 +140,7 @@ class Recording:
             "engine_step": self.engine_step,
             "begin_ns": min(begin for _, begin, _ in changes),
             "end_ns": max(end for _, _, end in changes),
-            "label": None,
+            "arguments": "{}",
         }
         self.session.append(("weights", row))
 

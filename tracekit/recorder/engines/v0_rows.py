@@ -141,6 +141,7 @@ class V0Rows(Rows[V0Request]):
         columns["request"] += [request.number for request, _ in picked] + gone
         columns["num_tokens"] += [end - first for first, end in spans] + [0] * len(gone)
         columns["num_computed"] += [first for first, _ in spans] + [0] * len(gone)
+        columns["num_draft"] += [0] * (len(picked) + len(gone))  # an engine with speculation is not recorded
         columns["flags"] += [
             request.scheduled | (PREFILL if group.is_prompt else 0) | (0 if group.do_sample else PARTIAL)
             for request, group in picked
@@ -173,6 +174,8 @@ class V0Rows(Rows[V0Request]):
         columns["token_id"] += [sample.output_token for sample in samples]
         columns["rollout_logprob"] += [r.logprob if r else None for r in reported]
         columns["rank"] += [r.rank if r else None for r in reported]
+        columns["raw_logprob"] += [None] * len(picked)
+        columns["processed_logprob"] += [None] * len(picked)
         columns["flags"] += [ACCEPTED if a else DISCARDED for a in accepted]
         columns["engine_step"] += [at.engine_step] * len(picked)
         columns["weight_version"] += [at.weight_version] * len(picked)

@@ -210,7 +210,7 @@ def _on_rpc(recording: Recording, begin_ns: int, method: Any, *_args: Any, **_kw
         "engine_step": recording.engine_step,
         "begin_ns": begin_ns,
         "end_ns": time.monotonic_ns(),
-        "label": None,
+        "arguments": "{}",
     }
     recording.session.append(("weights", row))
 

@@ -131,6 +131,8 @@ class V1Rows(Rows[LiveRequest]):
         columns["flags"] += flags
         columns["engine_step"] += [at[0]] * len(flags)
         columns["weight_version"] += [at[2]] * len(flags)
+        columns["raw_logprob"] += [None] * len(flags)
+        columns["processed_logprob"] += [None] * len(flags)
         if logprobs is None:
             columns["rollout_logprob"] += [None] * len(flags)
             columns["rank"] += [None] * len(flags)
@@ -159,6 +161,7 @@ class V1Rows(Rows[LiveRequest]):
         columns["request"] += [q.number for q, *_ in picked] + [q.number for q in gone]
         columns["num_tokens"] += [n for _, _, n, _ in picked] + [0] * len(gone)
         columns["num_computed"] += [c for *_, c in picked] + [0] * len(gone)
+        columns["num_draft"] += [0] * (len(picked) + len(gone))
         resumed = cached.resumed_req_ids
         columns["flags"] += [
             (NEW if r in new else RESUMED if r in resumed else 0)
