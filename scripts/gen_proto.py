@@ -39,6 +39,7 @@ RECORD: str
 DESCRIBE: str
 LIST_ENGINES: str
 FLUSH: str
+MARK_WEIGHTS: str
 MAX_MESSAGE_BYTES: int
 
 _T = TypeVar("_T")

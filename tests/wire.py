@@ -12,6 +12,10 @@ import grpc
 import numpy as np
 
 from tracekit.errors import DaemonError
+from tracekit.recorder.commands import Commands
+from tracekit.recorder.engines.rows import Rows, label_row
+from tracekit.recorder.session import Session
+from tracekit.recorder.stream import Stream
 from tracekit.rpc import messages
 from tracekit.rpc.client import wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack
@@ -157,6 +161,34 @@ class DaemonProcess:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGCONT)
             self.kill()
+
+
+class _Labels(Rows):
+    """Events are (table name, row)."""
+
+    def add(self, event) -> None:
+        self._append(*event)
+
+    def count(self, event) -> dict[str, int]:
+        return {event[0]: 1}
+
+
+class LabelledEngine:
+    """What a recorder has in an engine, as far as commands need it: on weight version 3, in step 7."""
+
+    def __init__(self, address: str, engine_id: str) -> None:
+        self.stream = Stream(address, engine_id)
+        self.session = Session(_Labels(), self.stream)
+        self.labels: list[tuple[str, str | None]] = []
+        Commands(self.stream, self.session, self.label)
+        self.stream.put(numbered_tokens(0, 10))
+
+    def label(self, label: str, checkpoint: str | None) -> tuple[int, int]:
+        if label == "bad":
+            raise ValueError("no such thing")
+        self.labels.append((label, checkpoint))
+        self.session.append(("weights", label_row(3, 7, label, checkpoint)))
+        return 3, 7
 
 
 def hello(engine_id: str, protocol: int = messages.PROTOCOL, schema: int = SCHEMA_VERSION) -> messages.Batch:

@@ -11,9 +11,13 @@ TracekitError                       exit 1: something failed, one sentence says 
 │   └── SchemaTooNewError           written by a newer tracekit
 ├── OutputError                     an output path exists already or cannot be written
 ├── DaemonError                     the daemon cannot be reached
-│   └── ProtocolMismatchError       it speaks another protocol version
+│   ├── ProtocolMismatchError       it speaks another protocol version
+│   └── NotMarkedError              some engine did not confirm the label of its weights
 └── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -70,6 +74,14 @@ class DaemonError(TracekitError):
 
 class ProtocolMismatchError(DaemonError):
     pass
+
+
+class NotMarkedError(DaemonError):
+    """``marks`` holds what each engine answered, those that confirmed as well."""
+
+    def __init__(self, text: str, marks: Sequence[Any]) -> None:
+        super().__init__(text)
+        self.marks = list(marks)
 
 
 class ReplayRefused(TracekitError):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tracekit.rpc import messages
 from tracekit.trace.spool import ResumePoint
 
 
@@ -19,7 +20,9 @@ class Engine:
     lost: dict[str, int] = field(default_factory=dict)
     last: bool = False  # it said goodbye, as of received_seq
     streams: int = 0  # open connections; two for a moment when it reconnects
-    progress: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when durable_seq moves
+    progress: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when anything here moves
+    commands: dict[str, messages.Command] = field(default_factory=dict)  # by id, those that are not answered
+    results: dict[str, messages.CommandResult] = field(default_factory=dict)  # of commands, durable, to be fetched
 
     @property
     def ended(self) -> bool:
@@ -27,8 +30,23 @@ class Engine:
         return self.last and self.durable_seq == self.received_seq
 
     def durable(self, seq: int) -> None:
-        """Note that everything up to `seq` is on the disk, and wake who waits for it."""
+        """Note that everything up to `seq` is on the disk."""
         self.durable_seq = max(self.durable_seq, seq)
+        self.wake()
+
+    def connected(self, change: int) -> None:
+        """Note that a stream began (1) or ended (-1)."""
+        self.streams += change
+        self.wake()
+
+    def answered(self, result: messages.CommandResult) -> None:
+        """Keep the result of a command that somebody waits for."""
+        if self.commands.pop(result.id, None) is not None:
+            self.results[result.id] = result
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake who waits for progress."""
         self.progress.set()
         self.progress = asyncio.Event()
 

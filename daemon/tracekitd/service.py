@@ -11,6 +11,7 @@ from tracekit import __version__
 from tracekit.rpc import messages
 from tracekit.tables import SCHEMA_VERSION
 from tracekitd.catalog import Catalog, Engine
+from tracekitd.commands import check_mark, choose, command, time_for
 from tracekitd.intake import Refused, check_hello, decode, find_gap, parse
 from tracekitd.writer import Writer
 
@@ -38,17 +39,20 @@ class RecorderService:
         except Refused as refused:
             await context.abort(refused.code, str(refused))
             return
-        engine.streams += 1
+        engine.connected(1)
         receiver = asyncio.create_task(self._receive(engine, requests))
         try:
-            acked = engine.durable_seq
-            yield messages.Ack(durable_seq=acked)
+            acked, commands = engine.durable_seq, dict(engine.commands)
+            sent = set(commands)
+            yield messages.Ack(durable_seq=acked, commands=commands.values())
             while not receiver.done() or engine.durable_seq < engine.received_seq or acked < engine.durable_seq:
-                if acked == engine.durable_seq:
+                commands = {name: command for name, command in engine.commands.items() if name not in sent}
+                if acked == engine.durable_seq and not commands:
                     await _first_of(engine.progress, receiver)
                     continue
                 acked = engine.durable_seq
-                yield messages.Ack(durable_seq=acked)
+                sent |= set(commands)
+                yield messages.Ack(durable_seq=acked, commands=commands.values())
             # the batches before a bad one are confirmed by now, so the recorder can tell which it was
             try:
                 await receiver
@@ -56,7 +60,7 @@ class RecorderService:
                 await context.abort(refused.code, str(refused))
         finally:
             receiver.cancel()
-            engine.streams -= 1
+            engine.connected(-1)
 
     async def _greet(self, requests: AsyncIterator[bytes]) -> Engine:
         hello = parse(await anext(requests, b""))
@@ -84,11 +88,15 @@ class RecorderService:
             engine.received_seq = meta.seq
             engine.produced, engine.lost, engine.last = meta.produced, meta.lost, meta.last
             self._queue_bytes(len(batch.payload))
-            self._writer.append(received.arrow, meta, self._confirmer(engine, meta.seq, len(batch.payload)))
+            self._writer.append(received.arrow, meta, self._confirmer(engine, batch))
 
-    def _confirmer(self, engine: Engine, seq: int, size: int) -> Any:
+    def _confirmer(self, engine: Engine, batch: messages.Batch) -> Any:
+        seq, size, results = batch.seq, len(batch.payload), list(batch.results)
+
         def confirm() -> None:
             engine.durable(seq)
+            for result in results:
+                engine.answered(result)
             self._queue_bytes(-size)
 
         return lambda: self._loop.call_soon_threadsafe(confirm)
@@ -142,6 +150,21 @@ class ControlService:
         await done.wait()
         return messages.FlushReply()
 
+    async def mark_weights(self, request: messages.MarkWeightsRequest, context: Any) -> messages.MarkWeightsReply:
+        """Answer when every asked engine has confirmed the label, or will not before the caller gives up."""
+        try:
+            engines = choose(self._catalog.engines(), list(request.engines))
+            check_mark(request.mark)
+        except Refused as refused:
+            await context.abort(refused.code, str(refused))
+        seconds = time_for(context.time_remaining())
+        results = await asyncio.gather(*(command(e, request.mark, seconds) for e in engines))
+        marked = [
+            messages.MarkedEngine(engine=engine.number, engine_id=engine.engine_id, result=result)
+            for engine, result in zip(engines, results, strict=True)
+        ]
+        return messages.MarkWeightsReply(engines=marked)
+
 
 async def _first_of(progress: asyncio.Event, receiver: "asyncio.Task[None]") -> None:
     """Wait until there is progress or, if it still runs, the receiver ends."""
@@ -169,6 +192,7 @@ def handlers(recorder: RecorderService, control: ControlService) -> list[Any]:
                 "Describe": unary(control.describe, messages.DescribeRequest, messages.DescribeReply),
                 "ListEngines": unary(control.list_engines, messages.ListEnginesRequest, messages.ListEnginesReply),
                 "Flush": unary(control.flush, messages.FlushRequest, messages.FlushReply),
+                "MarkWeights": unary(control.mark_weights, messages.MarkWeightsRequest, messages.MarkWeightsReply),
             },
         ),
     ]

@@ -82,7 +82,7 @@ def test_health_reflection_and_control_answer(daemon):
     stream.put(numbered_tokens(0, 10))
     with ControlClient(daemon.address) as client:
         described = client.describe()
-        assert described.spool == str(daemon.spool) and described.protocol == 1
+        assert described.spool == str(daemon.spool) and described.protocol == messages.PROTOCOL
         while not client.list_engines() or client.list_engines()[0].durable_seq < 1:
             client.flush()
         (engine,) = client.list_engines()
@@ -229,7 +229,7 @@ def test_a_payload_that_is_not_tables_is_refused(shared):
 @pytest.mark.parametrize(
     ("first", "code", "words"),
     [
-        (hello(GOOD, protocol=2), "FAILED_PRECONDITION", "it speaks protocol 1, the recorder 2"),
+        (hello(GOOD, protocol=1), "FAILED_PRECONDITION", "it speaks protocol 2, the recorder 1"),
         (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 2, the recorder sends 99"),
         (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
         (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
@@ -306,7 +306,7 @@ def test_a_recorder_of_another_protocol_says_one_sentence_and_counts(daemon, mon
     stream.put(TOKENS)
     totals = stream.close(CLOSE_SECS)
     assert totals.lost == totals.produced == {"tokens": 10} and not totals.undelivered
-    assert capfd.readouterr().err.count("it speaks protocol 1, the recorder 7; nothing is recorded") == 1
+    assert capfd.readouterr().err.count("it speaks protocol 2, the recorder 7; nothing is recorded") == 1
     assert daemon.stop() == 3  # the note beside the socket counts
     assert assert_conserved(daemon.out, {"tokens": 10}) == {"tokens": 10}
 

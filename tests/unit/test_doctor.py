@@ -163,6 +163,20 @@ def test_versions_begin_in_their_order(tmp_path):
     assert ("version-order", None, 2) in found(report_of(tmp_path, tables))
 
 
+def labelled(tables, version, label="step-120"):
+    append(tables, "weights", weight_version=version, engine_step=5, method="mark", arguments="{}", label=label)
+
+
+def test_a_label_is_no_change(tmp_path):
+    tables = asking()
+    for version in (0, 1, 1):
+        labelled(tables, version)
+    assert report_of(tmp_path, tables).exit_code == 0
+    labelled(tables, 2)
+    (tmp_path / "other").mkdir()
+    assert found(report_of(tmp_path / "other", tables)) == {("label-of-no-version", None, 5)}
+
+
 # what nothing else in a trace tells: a changed value is not found
 FREE = {
     *{("tokens", "token_id"), ("tokens", "rollout_logprob"), ("tokens", "rank")},

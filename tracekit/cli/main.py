@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "Write the tables of a trace as Parquet.",
     "info": "Say what a trace holds.",
     "lint": "Name settings that are known to break parity, from a trace or before a run.",
+    "mark": "Label the weights that engines have now, in the trace that is being written.",
     "record": "Record a prompts file, or any command that uses vLLM.",
     "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
 }

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tracekit.recorder.guard import say_once
@@ -15,6 +16,7 @@ Tables = dict[str, dict[str, Any]]
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
+SENT = "sent"  # the event that `after_sent` queues
 MAX_EVENTS = 4096  # steps that may wait for the encoder; beyond, the newest are dropped and counted
 
 
@@ -92,6 +94,17 @@ class Session:
             for table, count in rows.items():
                 lost[table] = lost.get(table, 0) + count
 
+    def after_sent(self, done: Callable[[], None]) -> bool:
+        """Call ``done`` on the background thread once what was appended before is with the sink, or lost and counted.
+
+        Returns:
+            False where it will not be called: the queue is full, or the session ends.
+        """
+        if self._closing or len(self._events) >= MAX_EVENTS:
+            return False
+        self._events.append((SENT, done))
+        return True
+
     def close(self, timeout_secs: float = 5.0) -> None:
         """Encode and deliver what is queued, within ``timeout_secs``; safe to call twice."""
         if not self._closed.acquire(blocking=False) or os.getpid() != self._pid:
@@ -121,6 +134,11 @@ class Session:
     def _drain(self) -> None:
         while self._events:
             event = self._events.popleft()
+            if event[0] == SENT:
+                self._tell_lost()
+                self._send()
+                event[1]()
+                continue
             try:
                 self._encoder.add(event)
             except Exception as error:
@@ -130,13 +148,16 @@ class Session:
             time.sleep(0)
             if self._encoder.num_tokens() >= SEND_TOKENS:
                 self._send()
+        self._tell_lost()
+        if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
+            self._send()
+
+    def _tell_lost(self) -> None:
         if self._lost:
             with self._lost_lock:
                 lost, self._lost = self._lost, {}
             for reason, rows in lost.items():
                 self._sink.lose(rows, reason)
-        if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
-            self._send()
 
     def _send(self) -> None:
         self._last_send = time.monotonic()

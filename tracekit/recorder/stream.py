@@ -56,6 +56,10 @@ class Stream:
         engine_id: 32 hex digits, one per engine process.
         max_bytes: un-acked bytes to keep; the newest batch is dropped and counted beyond it.
         on_state: called from the thread with "connected", "disconnected" or "refused".
+
+    Attributes:
+        on_command: called from the thread with each `messages.Command` that the daemon sends, more than once after a
+            reconnect; what comes of it goes to `answer`. Without one, every command is answered with an error.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Stream:
     ) -> None:
         self.address = address
         self.engine_id = engine_id
+        self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
         self._cond = threading.Condition()
@@ -97,6 +102,20 @@ class Stream:
         with self._cond:
             self._window.lose(rows, reason)
             self._begin()
+
+    def answer(self, result: messages.CommandResult) -> None:
+        """Tell the daemon, behind everything put before, how a command went; never blocks, never raises."""
+        if os.getpid() != self._pid:
+            return
+        with self._cond:
+            if not self._closing and not self._given_up:
+                self._window.answer(result)
+                self._cond.notify_all()
+
+    def num_lost(self, table: str) -> int:
+        """Return how many rows of a table were given up so far."""
+        with self._cond:
+            return self._window.lost[table]
 
     def close(self, timeout_secs: float) -> Totals:
         """Deliver what is kept, within `timeout_secs`, and say goodbye.
@@ -215,6 +234,8 @@ class Stream:
                     call.cancel()
             for ack in call:
                 self._acked(link, ack.durable_seq)
+                for command in ack.commands:
+                    self._obey(command)
         except grpc.RpcError as error:
             self._ended(grpc, link, error.code(), error.details())
         finally:
@@ -254,6 +275,14 @@ class Stream:
             self._cond.notify_all()
         if not answered:
             self._tell("connected")
+
+    def _obey(self, command: messages.Command) -> None:
+        try:
+            if self.on_command is None:
+                raise RuntimeError("this recorder takes no commands")
+            self.on_command(command)
+        except Exception as error:
+            self.answer(messages.CommandResult(id=command.id, error=str(error) or type(error).__name__))
 
     def _ended(self, grpc: Any, link: _Link, code: Any, details: str) -> None:
         """Act on the status that ended a connection; for most it is enough to connect again."""

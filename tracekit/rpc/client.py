@@ -1,16 +1,34 @@
 """What tools ask a daemon."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from tracekit.errors import DaemonError, ProtocolMismatchError
+from tracekit.errors import DaemonError, NotMarkedError, ProtocolMismatchError
 from tracekit.rpc import messages
 
 CALL_SECS = 10.0
+REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one engine answered to a label.
+
+    Example:
+        Mark(engine=0, engine_id="9f…", weight_version=3, engine_step=1842, error=None)
+    """
+
+    engine: int
+    engine_id: str
+    weight_version: int  # what was labelled; 0 with an error
+    engine_step: int  # the engine's count of steps at that moment
+    error: str | None  # why there is no label
 
 
 class ControlClient:
@@ -18,7 +36,7 @@ class ControlClient:
 
     Args:
         address: `unix:/path/to.sock`.
-        timeout_secs: for each call; `flush` waits for the disk, so give it time.
+        timeout_secs: for each call; `flush` waits for the disk and `mark_weights` for engines, so give them time.
     """
 
     def __init__(self, address: str, timeout_secs: float = CALL_SECS) -> None:
@@ -52,6 +70,39 @@ class ControlClient:
         """Return when everything that the daemon has received is on its disk."""
         self._ask(messages.FLUSH, messages.FlushRequest(), messages.FlushReply.FromString)
 
+    def mark_weights(self, label: str, checkpoint: str | None = None, engines: Iterable[int] = ()) -> list[Mark]:
+        """Say that the weights now in the engines are `label`; return once that is in the trace, on the disk.
+
+        Each engine stamps a row of the table ``weights`` with the weight version that it has at that moment, so call
+        this between an update and the next one. What it says is the caller's claim: nothing compares it with the
+        weights.
+
+        Args:
+            label: the caller's name of these weights, such as "step-120".
+            checkpoint: where they are stored; a path that exists here is made absolute.
+            engines: their numbers; none: every engine that has not ended.
+
+        Raises:
+            NotMarkedError: an engine did not confirm; the text names each, ``error.marks`` holds all answers.
+            DaemonError: there is no such engine, the label is empty, or the daemon went away: then the label may be
+                in the trace or not, and may be given again.
+        """
+        stored = os.path.abspath(checkpoint) if checkpoint and os.path.exists(checkpoint) else checkpoint
+        mark = messages.MarkWeights(label=label, checkpoint=stored or "")
+        request = messages.MarkWeightsRequest(mark=mark, engines=engines)
+        reply: messages.MarkWeightsReply = self._ask(
+            messages.MARK_WEIGHTS, request, messages.MarkWeightsReply.FromString
+        )
+        marks = [
+            Mark(m.engine, m.engine_id, m.result.weight_version, m.result.engine_step, m.result.error or None)
+            for m in reply.engines
+        ]
+        if failed := [mark for mark in marks if mark.error]:
+            told = "; ".join(f"engine {mark.engine}: {mark.error}" for mark in failed)
+            done = ", ".join(str(mark.engine) for mark in marks if not mark.error) or "none"
+            raise NotMarkedError(f"not every engine confirmed the label ({told}; confirmed: {done})", marks)
+        return marks
+
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
@@ -73,6 +124,8 @@ class ControlClient:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                 raise ProtocolMismatchError(f"what listens there is no tracekitd: {self.address}") from None
+            if error.code() in REFUSALS:
+                raise DaemonError(f"{error.details()}: {self.address}") from None
             raise DaemonError(f"the daemon does not answer ({error.code().name}): {self.address}") from None
 
 

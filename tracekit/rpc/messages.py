@@ -9,7 +9,7 @@ from importlib import resources
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 RECORDER_SERVICE = "tracekit.v1.Recorder"
 CONTROL_SERVICE = "tracekit.v1.Control"
@@ -17,6 +17,7 @@ RECORD = f"/{RECORDER_SERVICE}/Record"
 DESCRIBE = f"/{CONTROL_SERVICE}/Describe"
 LIST_ENGINES = f"/{CONTROL_SERVICE}/ListEngines"
 FLUSH = f"/{CONTROL_SERVICE}/Flush"
+MARK_WEIGHTS = f"/{CONTROL_SERVICE}/MarkWeights"
 
 # Both ends. The largest thing that cannot be split is one request: a prompt of a million tokens is 4 MiB, which is
 # gRPC's own default limit, so that is not enough; 64 MiB is room for sixteen million.
@@ -40,6 +41,8 @@ _CLASSES = _load()
 Ack = _CLASSES["Ack"]
 Batch = _CLASSES["Batch"]
 Column = _CLASSES["Column"]
+Command = _CLASSES["Command"]
+CommandResult = _CLASSES["CommandResult"]
 Counters = _CLASSES["Counters"]
 DescribeReply = _CLASSES["DescribeReply"]
 DescribeRequest = _CLASSES["DescribeRequest"]
@@ -50,5 +53,9 @@ Hello = _CLASSES["Hello"]
 ListEnginesReply = _CLASSES["ListEnginesReply"]
 ListEnginesRequest = _CLASSES["ListEnginesRequest"]
 Loss = _CLASSES["Loss"]
+MarkWeights = _CLASSES["MarkWeights"]
+MarkWeightsReply = _CLASSES["MarkWeightsReply"]
+MarkWeightsRequest = _CLASSES["MarkWeightsRequest"]
+MarkedEngine = _CLASSES["MarkedEngine"]
 Table = _CLASSES["Table"]
 Tables = _CLASSES["Tables"]

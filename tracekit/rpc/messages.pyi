@@ -11,6 +11,7 @@ RECORD: str
 DESCRIBE: str
 LIST_ENGINES: str
 FLUSH: str
+MARK_WEIGHTS: str
 MAX_MESSAGE_BYTES: int
 
 _T = TypeVar("_T")
@@ -76,6 +77,7 @@ class Batch(_Message):
     losses: _Repeated[Loss]
     hello: Hello
     last: bool
+    results: _Repeated[CommandResult]
     def __init__(
         self,
         *,
@@ -87,6 +89,7 @@ class Batch(_Message):
         losses: Iterable[Loss] = ...,
         hello: Hello | None = ...,
         last: bool = ...,
+        results: Iterable[CommandResult] = ...,
     ) -> None: ...
 
 class Tables(_Message):
@@ -125,10 +128,46 @@ class Column(_Message):
 
 class Ack(_Message):
     durable_seq: int
+    commands: _Repeated[Command]
     def __init__(
         self,
         *,
         durable_seq: int = ...,
+        commands: Iterable[Command] = ...,
+    ) -> None: ...
+
+class Command(_Message):
+    id: str
+    mark_weights: MarkWeights
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        mark_weights: MarkWeights | None = ...,
+    ) -> None: ...
+
+class MarkWeights(_Message):
+    label: str
+    checkpoint: str
+    def __init__(
+        self,
+        *,
+        label: str = ...,
+        checkpoint: str = ...,
+    ) -> None: ...
+
+class CommandResult(_Message):
+    id: str
+    error: str
+    weight_version: int
+    engine_step: int
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        error: str = ...,
+        weight_version: int = ...,
+        engine_step: int = ...,
     ) -> None: ...
 
 class DescribeRequest(_Message):
@@ -182,3 +221,33 @@ class FlushRequest(_Message):
 
 class FlushReply(_Message):
     def __init__(self) -> None: ...
+
+class MarkWeightsRequest(_Message):
+    mark: MarkWeights
+    engines: _Repeated[int]
+    def __init__(
+        self,
+        *,
+        mark: MarkWeights | None = ...,
+        engines: Iterable[int] = ...,
+    ) -> None: ...
+
+class MarkWeightsReply(_Message):
+    engines: _Repeated[MarkedEngine]
+    def __init__(
+        self,
+        *,
+        engines: Iterable[MarkedEngine] = ...,
+    ) -> None: ...
+
+class MarkedEngine(_Message):
+    engine: int
+    engine_id: str
+    result: CommandResult
+    def __init__(
+        self,
+        *,
+        engine: int = ...,
+        engine_id: str = ...,
+        result: CommandResult | None = ...,
+    ) -> None: ...

@@ -70,6 +70,10 @@ class Window:
         self._append(messages.Batch(), {})
         return True
 
+    def answer(self, result: messages.CommandResult) -> None:
+        """Keep a batch without rows that tells how a command went; it is confirmed after those before it."""
+        self._append(messages.Batch(results=[result]), {})
+
     def finish(self) -> None:
         """Keep the batch that says that nothing follows."""
         self._append(messages.Batch(last=True), {})
@@ -110,6 +114,8 @@ class Window:
         for other in self._items:
             for table, count in item.rows.items():
                 other.batch.totals.lost[table] += count
+            for result in other.batch.results:
+                result.error = result.error or f"its rows may be lost, a batch before it was {reason}"
         item.rows = {}
         return True
 

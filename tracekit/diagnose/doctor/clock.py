@@ -57,7 +57,7 @@ def _admitted(rows: EngineRows, columns: Columns) -> Array:
 
 
 def _forward(rows: EngineRows, table: str, column: str, what: str) -> list[Finding]:
-    columns = rows[table]
+    columns = rows.changes if table == "weights" else rows[table]
     times = columns[column]
     back = np.r_[False, times[1:] < times[:-1]] if times.size else times.astype(bool)
     return finding("time-backwards", rows.engine, back, columns, lambda _: f"{what} before the {table} row before it")

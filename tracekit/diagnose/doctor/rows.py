@@ -31,6 +31,7 @@ class EngineRows:
     tables: dict[str, Columns]
     requests: pa.Table
     reasons: list[str]  # of each row of finishes
+    labels: list[str | None]  # of each row of weights; one that has a label is no change
     control: list[dict[str, Any]]
     about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
 
@@ -60,6 +61,18 @@ class EngineRows:
         """The accepted tokens in order of (request, position)."""
         keep = (self["tokens"]["flags"] & ACCEPTED) != 0
         return {name: values[keep] for name, values in self["tokens"].items()}
+
+    @cached_property
+    def changes(self) -> Columns:
+        """The rows of ``weights`` that begin a version."""
+        keep = np.array([label is None for label in self.labels], dtype=bool)
+        return {name: values[keep] for name, values in self["weights"].items()}
+
+    @cached_property
+    def labelled(self) -> Columns:
+        """The rows of ``weights`` that name a version."""
+        keep = np.array([label is not None for label in self.labels], dtype=bool)
+        return {name: values[keep] for name, values in self["weights"].items()}
 
     @cached_property
     def num_prompt(self) -> Array:
@@ -100,7 +113,8 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
         own = {name: _of_engine(table, engine) for name, table in whole.items()}
         tables = {name: _columns(name, table) for name, table in own.items()}
         reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()
-        yield EngineRows(engine, tables, own["requests"], reasons, control, about.get(engine, {}))
+        labels = own["weights"].column("label").to_pylist()
+        yield EngineRows(engine, tables, own["requests"], reasons, labels, control, about.get(engine, {}))
 
 
 def _of_engine(table: pa.Table, engine: int) -> pa.Table:

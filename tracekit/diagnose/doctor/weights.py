@@ -10,7 +10,7 @@ __all__ = ["announced", "of_tokens"]
 
 def announced(rows: EngineRows) -> list[Finding]:
     """Versions count up from 1, and each step runs on the last one that began before it."""
-    weights, steps = rows["weights"], rows["steps"]
+    weights, steps = rows.changes, rows["steps"]
     version, since = weights["weight_version"], weights["engine_step"]
     expected = np.arange(1, version.size + 1)
     backwards = np.r_[False, since[1:] < since[:-1]] if since.size else since.astype(bool)
@@ -38,6 +38,13 @@ def announced(rows: EngineRows) -> list[Finding]:
             weights["end_ns"] < weights["begin_ns"],
             weights,
             lambda i: f"version {version[i]} ends before it begins",
+        ),
+        *finding(
+            "label-of-no-version",
+            rows.engine,
+            ~np.isin(rows.labelled["weight_version"], np.r_[0, version]),
+            rows.labelled,
+            lambda i: f"labels version {rows.labelled['weight_version'][i]}, which was never announced",
         ),
         *finding(
             "version-backwards",

@@ -40,7 +40,7 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     An eviction is not recorded: a block that was evicted and computed again is still named.
     """
     scheduled, steps = rows["scheduled"], rows["steps"]
-    if not rows["weights"]["weight_version"].size or not steps["engine_step"].size:
+    if not rows.changes["weight_version"].size or not steps["engine_step"].size:
         return []
     starts = (scheduled["flags"] & (NEW | RESUMED)) != 0
     hits = np.flatnonzero(starts & (scheduled["num_computed"] > 0))

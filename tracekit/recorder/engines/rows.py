@@ -1,5 +1,6 @@
 """Rows of the trace's tables, collected as columns: what the encoders of all engine generations share."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -10,8 +11,25 @@ from tracekit.tables import TABLES
 
 Row = dict[str, Any]
 
+MARK = "mark"  # the method of a row that is a label, not a change
+
 # tokens of a finished request can still come, one or two steps after an abort
 REMEMBER_FINISHED = 4096
+
+
+def label_row(weight_version: int, engine_step: int, label: str, checkpoint: str | None) -> Row:
+    """The row of the table ``weights`` for a label that the caller gives to a version that is there already."""
+    time_ns = time.monotonic_ns()
+    return {
+        "weight_version": weight_version,
+        "method": MARK,
+        "arguments": "{}",
+        "engine_step": engine_step,
+        "begin_ns": time_ns,
+        "end_ns": time_ns,
+        "label": label,
+        "checkpoint": checkpoint,
+    }
 
 
 class LiveRequest:

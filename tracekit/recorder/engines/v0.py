@@ -8,6 +8,7 @@ async and the multiprocessing engine alike; the driver worker's `execute_model` 
 import atexit
 import importlib.util
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tracekit.recorder.engines import control
 from tracekit.recorder.engines.base import vllm_version
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, wrap
+from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import never_raise, say_once
@@ -115,6 +117,7 @@ class Recording:
         self.num_free_blocks = 0
         self.live: dict[str, Any] = {}
         self._changes: list[tuple[str, int, int]] = []
+        self._version_lock = threading.Lock()  # held where a version begins or is labelled
 
     def weights_may_change(self, name: str, begin_ns: int) -> None:
         """Note a call that may have changed weights; the version starts with the next forward."""
@@ -130,6 +133,18 @@ class Recording:
 
     def start_version(self) -> None:
         """Let all changes since the last forward be one new version."""
+        with self._version_lock:
+            self._start_version()
+
+    def label(self, label: str, checkpoint: str | None) -> tuple[int, int]:
+        """Append the row of a label for the present weights; return its version and step. Any thread."""
+        with self._version_lock:
+            self._start_version()  # changes that no forward has seen yet are what is labelled
+            row = label_row(self.weight_version, self.engine_step, label, checkpoint)
+            self.session.append(("weights", row))
+        return row["weight_version"], row["engine_step"]
+
+    def _start_version(self) -> None:
         changes, self._changes = self._changes, []
         if not changes:
             return
@@ -182,6 +197,7 @@ def _unsupported(config: Any) -> str:
 
 
 def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    from tracekit.recorder.commands import Commands
     from tracekit.recorder.stream import Stream
 
     address = daemon_address()
@@ -194,8 +210,10 @@ def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) ->
         return
     engine_id = new_engine_id()
     cache = config.cache_config
-    session = Session(V0Rows(cache.num_gpu_blocks or 0, cache.block_size), Stream(address, engine_id))
+    stream = Stream(address, engine_id)
+    session = Session(V0Rows(cache.num_gpu_blocks or 0, cache.block_size), stream)
     recording = Recording(session)
+    Commands(stream, session, recording.label)
     for owner in (engine, engine.model_executor, *engine.scheduler, *engine.scheduler_contexts):
         owner._tracekit_recording = recording
     session.append(("engines", _describe(engine_id, engine)))

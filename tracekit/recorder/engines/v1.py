@@ -12,6 +12,7 @@ from typing import Any
 from tracekit.recorder.engines import control
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
+from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
 from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.session import Session, new_engine_id
@@ -92,6 +93,12 @@ class Recording:
         )
         self.engine_step += 1
 
+    def label(self, label: str, checkpoint: str | None) -> tuple[int, int]:
+        """Append the row of a label for the present weights; return its version and step. Any thread."""
+        row = label_row(self.weight_version, self.engine_step, label, checkpoint)
+        self.session.append(("weights", row))
+        return row["weight_version"], row["engine_step"]
+
     def on_output(self, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
         """Hand a finished step to the session: references only."""
         at = self.dispatched.pop(id(scheduled), None)
@@ -109,6 +116,7 @@ def _of(owner: Any) -> Recording | None:
 
 
 def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    from tracekit.recorder.commands import Commands
     from tracekit.recorder.stream import Stream
 
     address = daemon_address()
@@ -116,8 +124,10 @@ def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: A
         return
     config = scheduler.vllm_config
     engine_id = new_engine_id()
-    session = Session(V1Rows(scheduler.kv_cache_config.num_blocks), Stream(address, engine_id))
-    scheduler._tracekit_recording = Recording(scheduler, session)
+    stream = Stream(address, engine_id)
+    session = Session(V1Rows(scheduler.kv_cache_config.num_blocks), stream)
+    scheduler._tracekit_recording = recording = Recording(scheduler, session)
+    Commands(stream, session, recording.label)
     session.append(("engines", _describe(engine_id, config, scheduler)))
 
 
