@@ -60,7 +60,7 @@ def missing_features() -> str:
         "SchedulerContext.append_output": hasattr(context, "append_output"),
         "LLMEngine._create_sequence_group_with_sampling": hasattr(engine, "_create_sequence_group_with_sampling"),
         "Scheduler._preempt": hasattr(Scheduler, "_preempt"),
-        "Scheduler._free_finished_seq_group": hasattr(Scheduler, "_free_finished_seq_group"),
+        "Scheduler.free_finished_seq_groups": hasattr(Scheduler, "free_finished_seq_groups"),
         "LocalOrDistributedWorkerBase.execute_model": hasattr(LocalOrDistributedWorkerBase, "execute_model"),
     }
     return ", ".join(name for name, there in needs.items() if not there)
@@ -92,8 +92,7 @@ class V0Adapter:
         after(Scheduler, "schedule", _on_schedule)
         after(SchedulerContext, "append_output", _on_output)
         after(Scheduler, "_preempt", _on_preempt)
-        after(Scheduler, "_free_finished_seq_group", _on_free)
-        wrap(Scheduler, "free_finished_seq_groups", _free_stopped)
+        after(Scheduler, "free_finished_seq_groups", _on_freed)
         wrap(Scheduler, "abort_seq_group", _abort)
         wrap(LocalOrDistributedWorkerBase, "execute_model", _execute_model)
         wrap(DistributedExecutorBase, "collective_rpc", _collective_rpc)
@@ -303,19 +302,15 @@ def _on_preempt(scheduler: Any, mode: Any, group: Any, *_args: Any, **_kwargs: A
         recording.session.append(("preempted", group.request_id, mode.name == "RECOMPUTE"))
 
 
-def _on_free(scheduler: Any, _result: None, group: Any, *_args: Any, **_kwargs: Any) -> None:
+def _on_freed(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
     recording = _of(scheduler)
-    if recording is not None and group.is_finished():
-        recording.finished(group)
-
-
-def _free_stopped(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    recording = _of(self)
-    stopped = list(self._async_stopped) if recording is not None else ()
-    result = original(self, *args, **kwargs)
-    for group in stopped:
-        never_raise(_on_free)(self, None, group)
-    return result
+    if recording is None:
+        return
+    # the scheduler's own list of what has ended since its last schedule(): looking at each group costs a call apiece
+    for request_id in scheduler._finished_requests_ids:
+        group = recording.live.get(request_id)
+        if group is not None:
+            recording.finished(group)
 
 
 def _abort(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
