@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.guard import never_raise
+from tracekit.recorder.guard import failed
 
 
 def install(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -28,11 +28,16 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 def after(owner: type, name: str, hook: Callable[..., None]) -> None:
     """Call ``hook(self, result, *args, **kwargs)`` after ``owner.name``; whatever the hook raises stays with us."""
-    guarded = never_raise(hook)
 
-    def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        guarded(self, result, *args, **kwargs)
-        return result
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            try:
+                hook(self, result, *args, **kwargs)
+            except Exception as error:
+                failed(hook.__name__, error)
+            return result
 
-    wrap(owner, name, around)
+        return method
+
+    install(owner, name, make)

@@ -21,7 +21,7 @@ from tracekit.recorder.engines.hooks import after, wrap
 from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
-from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
 from tracekit.recorder.settings import daemon_address
 
@@ -270,7 +270,10 @@ def _on_schedule(scheduler: Any, result: Any, *_args: Any, **_kwargs: Any) -> No
 def _execute_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     recording = _of(self)
     if recording is not None:
-        never_raise(recording.dispatch)()
+        try:
+            recording.dispatch()
+        except Exception as error:
+            failed("execute_model", error)
     return original(self, *args, **kwargs)
 
 
