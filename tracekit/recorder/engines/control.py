@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from tracekit.recorder.engines.snapshot import dumps
@@ -41,6 +42,7 @@ def _append(recording: Recording, time_ns: int, name: str, args: Any, kwargs: An
         "time_ns": time_ns,
         "name": name,
         "arguments": dumps({"args": args, "kwargs": kwargs}),
-        "answer": dumps(answer),
+        # a pause answers when the engine is idle
+        "answer": dumps("pending" if isinstance(answer, Future) else answer),
     }
     recording.session.append(("control", row))
