@@ -51,6 +51,26 @@ def completions(trace: Trace) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
+def assert_alternatives(trace: Trace, view: Any) -> None:
+    """The topk table has the two alternatives that each child of "many" asked for, and nobody else's."""
+    numbers = {(r["external_id"], str(r["index"])): r["request"] for r in trace.table("requests").to_pylist()}
+    topk = trace.table("topk").to_pylist()
+    assert {row["request"] for row in topk} == {number for (name, _), number in numbers.items() if name == "many"}
+    for index, client in view["many"].items():
+        mine = [row for row in topk if row["request"] == numbers["many", index]]
+        assert len(mine) == 2 * len(client["tops"]) == 48
+        for i, tops in enumerate(client["tops"]):
+            found = [
+                (row["rank"], row["token_id"], float(np.float32(row["logprob"])).hex())
+                for row in mine[2 * i : 2 * i + 2]
+            ]
+            beside = [list(row) for row in found]
+            # the client's dict holds the sampled token too
+            sampled = client["token_ids"][i]
+            assert beside == [row for row in tops if row[1] != sampled or row in beside] and len(tops) in (2, 3)
+            assert {row["position"] for row in mine[2 * i : 2 * i + 2]} == {10 + i}
+
+
 def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> None:
     trace, view = recorded
     assert trace.complete
@@ -68,6 +88,11 @@ def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> N
                 assert engine["reason"] in ("abort", "length") and surplus >= 0, name
             else:
                 assert surplus == 0 and engine["reason"] == client["finish_reason"], name
+
+
+def test_alternatives_are_what_the_client_received(recorded: Any) -> None:
+    trace, view = recorded
+    assert_alternatives(trace, view)
 
 
 def test_positions_have_no_holes_and_start_after_the_prompt(recorded: Any) -> None:

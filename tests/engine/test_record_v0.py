@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import EXAMPLES, JOBS, engine_environ, run_cli
-from tests.engine.test_record_exact import completions
+from tests.engine.test_record_exact import assert_alternatives, completions
 from tracekit.engines.env import EngineEnv
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import Trace, open_trace
@@ -61,6 +61,10 @@ def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> N
                 assert engine["reason"] == "abort" and surplus >= 0
             else:
                 assert surplus == 0 and engine["reason"] == client["finish_reason"], name
+
+
+def test_alternatives_are_what_the_client_received(recorded: Any) -> None:
+    assert_alternatives(*recorded)
 
 
 def test_positions_have_no_holes_and_finishes_count_the_tokens(recorded: Any) -> None:

@@ -42,6 +42,7 @@ def step(
     new: tuple[str, ...] = (),
     resumed: tuple[str, ...] = (),
     preempted: tuple[str, ...] = (),
+    drafts: dict[str, list[int]] | None = None,
     logprobs: Any = "made",
     engine_step: int = 3,
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def step(
             req_ids=old, num_computed_tokens=[scheduled[r][1] for r in old], resumed_req_ids=set(resumed)
         ),
         preempted_req_ids=set(preempted),
+        scheduled_spec_decode_tokens=drafts or {},
     )
     ids = [sampled.get(r, []) for r in scheduled]
     starts = np.cumsum([0, *map(len, ids)]).tolist()
@@ -104,6 +106,20 @@ def test_chunks_resumptions_and_preemptions_are_flagged() -> None:
     flags = dict(zip(scheduled["request"].tolist(), scheduled["flags"].tolist(), strict=True))
     assert flags == {0: NEW | PREFILL | PARTIAL, 1: RESUMED | PREFILL, 2: 0, 3: PREEMPTED}
     assert scheduled["num_computed"].tolist() == [0, 0, 6, 0]
+
+
+def test_a_request_that_is_new_a_second_time_is_resumed() -> None:
+    rows = rows_with("a", "b")
+    assert step(rows, {"a": (4, 0)}, {"a": [1]}, new=("a",))["scheduled"]["flags"].tolist() == [NEW | PREFILL]
+    step(rows, {"b": (4, 0)}, {"b": [1]}, new=("b",), preempted=("a",))
+    again = step(rows, {"a": (5, 0), "b": (1, 4)}, {"a": [2], "b": [2]}, new=("a",))["scheduled"]
+    assert again["flags"].tolist() == [RESUMED | PREFILL, 0]
+
+
+def test_drafts_that_a_step_verifies_are_counted() -> None:
+    rows = rows_with("a", "b")
+    tables = step(rows, {"a": (3, 4), "b": (1, 4)}, {"a": [5, 6], "b": [7]}, drafts={"a": [5, 9]})
+    assert tables["scheduled"]["num_draft"].tolist() == [2, 0]
 
 
 def test_who_did_not_ask_has_no_logprobs_though_the_batch_has_them() -> None:
@@ -167,3 +183,42 @@ def test_kv_usage_is_the_share_of_usable_blocks() -> None:
 
 def test_finishes_that_cannot_be_queued_are_counted() -> None:
     assert V1Rows(num_blocks=2).count(("finished", ["a", "b"], "abort", 3, 15)) == {"finishes": 2}
+
+
+def test_each_request_has_as_many_alternatives_as_it_asked_for_though_the_batch_has_more() -> None:
+    rows = rows_with("none")
+    for name, k in (("two", 2), ("three", 3), ("all", -1)):
+        asking = request(name)
+        asking.sampling_params = Params(logprobs=k)
+        rows.add(("requests", 1, asking))
+    rows.take()
+    ids = np.arange(20, dtype="i4").reshape(5, 4)
+    made = Made(
+        logprobs=-ids.astype("f4") / 7,
+        logprob_token_ids=ids,
+        sampled_token_ranks=np.ones(5, "i8"),
+        cu_num_generated_tokens=[0, 1, 3, 4, 5],
+    )
+    lengths = {"none": 1, "two": 2, "three": 1, "all": 1}
+    sampled = {name: [9] * n for name, n in lengths.items()}
+    # the second token of "two" is a rejected draft
+    tables = step(rows, {n: (1, 4) for n in lengths}, sampled, {**sampled, "two": [9]}, logprobs=made)
+    topk = tables["topk"]
+    assert topk["request"].tolist() == [1, 1, 1, 1, 2, 2, 2]
+    assert topk["position"].tolist() == [4, 4, 5, 5, 4, 4, 4]
+    assert topk["rank"].tolist() == [1, 2, 1, 2, 1, 2, 3]
+    assert topk["token_id"].tolist() == [5, 6, 9, 10, 13, 14, 15]
+    assert topk["logprob"].tolist() == (-topk["token_id"].astype("f4") / 7).tolist()
+
+
+def test_alternatives_of_a_step_that_cannot_be_encoded_are_counted() -> None:
+    rows = rows_with("none")
+    asking = request("two")
+    asking.sampling_params = Params(logprobs=2)
+    rows.add(("requests", 1, asking))
+    wide = Made(logprobs=np.zeros((4, 6), "f4"))
+    scheduled = Made(num_scheduled_tokens={"none": 1, "two": 2, "unknown": 1})
+    raw = ([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide)
+    counted = rows.count(("output", (3, 10, 2, 0, 50), scheduled, raw, {}, 20))
+    # of a request that is still in the queue the batch's width is all that is known
+    assert counted == {"steps": 1, "scheduled": 3, "tokens": 4, "topk": 2 * 2 + 5}

@@ -31,6 +31,7 @@ def part(request_id: str, chunk: int, *, is_prompt: bool, do_sample: bool = True
         is_prompt=is_prompt,
         do_sample=do_sample,
         computed_block_nums=hits,
+        sampling_params=Params(),
     )
 
 
@@ -127,6 +128,30 @@ def test_children_know_their_parent() -> None:
     assert tables["requests"]["parent_id"] == ["job", None]
     assert tables["requests"]["index"].tolist() == [2, 0]
     assert json.loads(tables["requests"]["labels"][0]) == {"rollout": 7}
+
+
+def test_alternatives_are_ranked_whether_or_not_the_sampled_token_is_one_of_them() -> None:
+    def sampled(token_id: int, rank: int, *others: tuple[int, int]) -> Any:
+        # the sampled token first, as the engine makes it; its entry becomes that of an alternative in place
+        reported = {token_id: SimpleNamespace(logprob=-float(rank), rank=rank)}
+        for other, at in others:
+            reported[other] = SimpleNamespace(logprob=-float(at), rank=at)
+        return SimpleNamespace(samples=[SimpleNamespace(output_token=token_id, logprobs=reported)])
+
+    both = [part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)]
+    both[0].sampling_params = both[1].sampling_params = Params(2)
+    among, beyond = sampled(7, 2, (5, 1), (7, 2)), sampled(9, 40, (4, 1), (3, 2))
+    event = ("output", Dispatch(0, 10, 0, 0, 25), both, [among, beyond], 15)
+    tables, rows = encode(admitted("a", logprobs=2), admitted("b", logprobs=2), event)
+    found = {name: values.tolist() for name, values in tables["topk"].items()}
+    assert found == {
+        "request": [0, 0, 1, 1],
+        "position": [20] * 4,
+        "rank": [1, 2, 1, 2],
+        "token_id": [5, 7, 4, 3],
+        "logprob": [-1.0, -2.0, -1.0, -2.0],
+    }
+    assert rows.count(event) == {"steps": 1, "scheduled": 2, "tokens": 2, "topk": 4}
 
 
 def logit_bias_logits_processor(bias: Any, ids: Any, logits: Any) -> Any:

@@ -20,6 +20,10 @@ def note(name, completion):
         # a delta carries its own tokens; the dict holds the sampled token and, where asked for, the top ones
         pairs = zip(completion.token_ids, completion.logprobs, strict=True)
         seen["logprobs"] += [float(row[token_id].logprob).hex() for token_id, row in pairs]
+        tops = [
+            sorted((top.rank, t, float(top.logprob).hex()) for t, top in row.items()) for row in completion.logprobs
+        ]
+        seen.setdefault("tops", []).extend(tops)
     seen["finish_reason"] = completion.finish_reason
 
 

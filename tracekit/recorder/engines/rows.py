@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from tracekit.recorder.guard import say_once
 from tracekit.tables import TABLES
 
 Row = dict[str, Any]
@@ -35,13 +36,15 @@ def label_row(weight_version: int, engine_step: int, label: str, checkpoint: str
 class LiveRequest:
     """What an encoder keeps of a request."""
 
-    __slots__ = ("asked", "next_position", "num_prompt", "number")
+    __slots__ = ("asked", "next_position", "num_prompt", "num_topk", "number", "was_scheduled")
 
-    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
+    def __init__(self, number: int, num_prompt: int, asked: bool, num_topk: int = 0) -> None:
         self.number = number
         self.asked = asked  # for logprobs: for who did not, the engine reports others' leavings or infinities
+        self.num_topk = num_topk  # alternatives asked for at each position
         self.num_prompt = num_prompt
         self.next_position = num_prompt
+        self.was_scheduled = False
 
 
 R = TypeVar("R", bound=LiveRequest)
@@ -114,3 +117,13 @@ def column(kind: str, values: Iterable[Any]) -> Any:
         if any(missing):
             return np.ma.MaskedArray(np.array([0 if v is None else v for v in values], dtype=base), mask=missing)
     return np.array(values, dtype=base)
+
+
+def topk_of(params: Any) -> int:
+    """How many alternatives the client asked for at each position, as far as they are recorded."""
+    num_topk = getattr(params, "logprobs", None) or 0
+    if num_topk < 0:
+        say_once("logprobs of the whole vocabulary are not recorded, only the sampled token's")
+        return 0
+    # 0.32: these are the logprobs of tokens that the client names, not of the most likely ones
+    return 0 if getattr(params, "logprob_token_ids", None) else num_topk

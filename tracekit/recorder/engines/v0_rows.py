@@ -3,7 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
-from tracekit.recorder.engines.rows import LiveRequest, Row, Rows
+from tracekit.recorder.engines.rows import LiveRequest, Row, Rows, topk_of
 from tracekit.recorder.engines.snapshot import dumps, jsonable
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
@@ -26,8 +26,8 @@ class V0Request(LiveRequest):
 
     __slots__ = ("computed", "scheduled", "step")
 
-    def __init__(self, number: int, num_prompt: int, asked: bool) -> None:
-        super().__init__(number, num_prompt, asked)
+    def __init__(self, number: int, num_prompt: int, asked: bool, num_topk: int = 0) -> None:
+        super().__init__(number, num_prompt, asked, num_topk)
         self.computed = 0  # tokens with KV
         self.scheduled = NEW  # flag of the next time it is scheduled
         self.step = 0  # of its last token
@@ -52,7 +52,9 @@ class V0Rows(Rows[V0Request]):
         kind = event[0]
         if kind == "output":
             scheduled = event[2]
-            return {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
+            rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
+            num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
+            return {**rows, "topk": num_topk} if num_topk else rows
         if kind == "finished":
             return {"finishes": 1}
         return {kind: 1} if kind in TABLES else {}
@@ -78,7 +80,10 @@ class V0Rows(Rows[V0Request]):
         (sequence,) = group.seqs
         params = group.sampling_params
         self._live[request_id] = V0Request(
-            self._num_requests, sequence.get_prompt_len(), getattr(params, "logprobs", None) is not None
+            self._num_requests,
+            sequence.get_prompt_len(),
+            getattr(params, "logprobs", None) is not None,
+            topk_of(params),
         )
         labels = {**(group.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
         self._append(
@@ -179,10 +184,24 @@ class V0Rows(Rows[V0Request]):
         columns["flags"] += [ACCEPTED if a else DISCARDED for a in accepted]
         columns["engine_step"] += [at.engine_step] * len(picked)
         columns["weight_version"] += [at.weight_version] * len(picked)
+        for (request, _, _), sample in zip(picked, samples, strict=True):
+            if request.num_topk:
+                self._add_topk(request, sample)
         for (request, _, _), a in zip(picked, accepted, strict=True):
             if a:
                 request.next_position += 1
                 request.step = at.engine_step
+
+    def _add_topk(self, request: V0Request, sample: Any) -> None:
+        # the sampled token comes first, and is one too many where it is not among the most likely
+        found = list(sample.logprobs.items())[-request.num_topk :]
+        found.sort(key=lambda item: item[1].rank)
+        columns = self._columns("topk")
+        columns["request"] += [request.number] * len(found)
+        columns["position"] += [request.next_position] * len(found)
+        columns["rank"] += range(1, len(found) + 1)
+        columns["token_id"] += [token_id for token_id, _ in found]
+        columns["logprob"] += [reported.logprob for _, reported in found]
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int) -> None:
         request = self._retire(request_id)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from tracekit.recorder.engines.rows import LiveRequest, Rows
+import numpy as np
+
+from tracekit.recorder.engines.rows import LiveRequest, Rows, topk_of
 from tracekit.recorder.engines.snapshot import dumps, jsonable
 from tracekit.recorder.guard import say_once
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
@@ -30,7 +32,9 @@ class V1Rows(Rows[LiveRequest]):
         if kind == "output":
             _, _, scheduled, raw, _, _ = event
             sampled = sum(len(ids) for ids in raw[0])
-            return {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
+            rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
+            num_topk = self._count_topk(scheduled, raw)
+            return {**rows, "topk": num_topk} if num_topk else rows
         if kind == "finished":
             return {"finishes": len(event[1])}
         return {kind: 1} if kind in TABLES else {}
@@ -63,7 +67,9 @@ class V1Rows(Rows[LiveRequest]):
         is_child = index.isdigit() and parent.startswith(external)
         params = request.sampling_params
         labels = {**(request.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
-        self._live[request_id] = LiveRequest(self._num_requests, request.num_prompt_tokens, _asks(params))
+        self._live[request_id] = LiveRequest(
+            self._num_requests, request.num_prompt_tokens, _asks(params), topk_of(params)
+        )
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
         self._append(
@@ -125,7 +131,8 @@ class V1Rows(Rows[LiveRequest]):
         picked = [(q, row, raw_ids[row], n) for q, row, n in found if q is not None]
         columns = self._columns("tokens")
         columns["request"] += [q.number for q, _, ids, _ in picked for _ in ids]
-        columns["position"] += [q.next_position + i for q, _, ids, _ in picked for i in range(len(ids))]
+        positions = [q.next_position + i for q, _, ids, _ in picked for i in range(len(ids))]
+        columns["position"] += positions
         columns["token_id"] += [token_id for _, _, ids, _ in picked for token_id in ids]
         flags = [ACCEPTED if i < n else DISCARDED for _, _, ids, n in picked for i in range(len(ids))]
         columns["flags"] += flags
@@ -146,8 +153,46 @@ class V1Rows(Rows[LiveRequest]):
                 ranks = [value if a else None for value, a in zip(ranks, asked, strict=True)]
             columns["rollout_logprob"] += chosen
             columns["rank"] += ranks
+            self._add_topk([q for q, _, ids, _ in picked for _ in ids], positions, index, logprobs)
         for request, _, _, n in picked:
             request.next_position += n
+
+    def _add_topk(self, requests: list[LiveRequest], positions: list[int], index: list[int], logprobs: Any) -> None:
+        """Append the first columns after the sampled token's, as many as each row's request asked for.
+
+        Args:
+            requests: of each token [N].
+            positions: of each token [N].
+            index: its row in ``logprobs`` [N].
+        """
+        asked = np.array([q.num_topk for q in requests])
+        if not asked.any():
+            return
+        columns = self._columns("topk")
+        index_array, position_array = np.array(index), np.array(positions)
+        numbers = np.array([q.number for q in requests])
+        for k in np.unique(asked[asked > 0]).tolist():
+            mine = asked == k
+            at = index_array[mine]
+            columns["request"] += np.repeat(numbers[mine], k).tolist()
+            columns["position"] += np.repeat(position_array[mine], k).tolist()
+            columns["rank"] += list(range(1, k + 1)) * len(at)
+            columns["token_id"] += logprobs.logprob_token_ids[at, 1 : k + 1].ravel().tolist()
+            columns["logprob"] += logprobs.logprobs[at, 1 : k + 1].ravel().tolist()
+
+    def _count_topk(self, scheduled: Any, raw: tuple[Any, ...]) -> int:
+        """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
+        raw_ids, index_of, logprobs = raw
+        if logprobs is None or not raw_ids:
+            return 0
+        width = logprobs.logprobs.shape[1] - 1
+        total = 0
+        for request_id in scheduled.num_scheduled_tokens if width else ():
+            row = index_of.get(request_id)
+            request = self._live.get(request_id) or self._finished.get(request_id)
+            if row is not None:
+                total += len(raw_ids[row]) * (width if request is None else request.num_topk)
+        return total
 
     def _add_scheduled(self, engine_step: int, scheduled: Any, sampled: dict[str, int]) -> None:
         cached = scheduled.scheduled_cached_reqs
@@ -161,15 +206,19 @@ class V1Rows(Rows[LiveRequest]):
         columns["request"] += [q.number for q, *_ in picked] + [q.number for q in gone]
         columns["num_tokens"] += [n for _, _, n, _ in picked] + [0] * len(gone)
         columns["num_computed"] += [c for *_, c in picked] + [0] * len(gone)
-        columns["num_draft"] += [0] * (len(picked) + len(gone))
-        resumed = cached.resumed_req_ids
+        drafts = scheduled.scheduled_spec_decode_tokens
+        columns["num_draft"] += [len(drafts.get(r, ())) for _, r, *_ in picked] + [0] * len(gone)
+        # the second model runner takes a resumed request for a new one
+        again = {r for q, r, *_ in picked if r in new and q.was_scheduled} | cached.resumed_req_ids
         columns["flags"] += [
-            (NEW if r in new else RESUMED if r in resumed else 0)
+            (RESUMED if r in again else NEW if r in new else 0)
             | (PREFILL if c < q.num_prompt else 0)
             | (0 if r in sampled else PARTIAL)
             for q, r, _, c in picked
         ] + [PREEMPTED] * len(gone)
         columns["engine_step"] += [engine_step] * (len(picked) + len(gone))
+        for q, *_ in picked:
+            q.was_scheduled = True
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int) -> None:
         request = self._retire(request_id)
