@@ -54,6 +54,11 @@ def test_unknown_engine(prompts: Path, tmp_path: Path) -> None:
     check_refused(tracekit(*argv), EXIT_USAGE, "v9", "v1")
 
 
+def test_unknown_logprobs_option(prompts: Path, tmp_path: Path) -> None:
+    argv = ("record", "--logprobs", "raw", "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
+    check_refused(tracekit(*argv), EXIT_USAGE, "raw", "client, engine, both")
+
+
 def test_environment_without_vllm(prompts: Path, tmp_path: Path) -> None:
     argv = ("record", "--python", sys.executable, "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
     check_refused(tracekit(*argv), EXIT_FAILED, "vLLM is not installed")

@@ -44,6 +44,7 @@ def step(
     preempted: tuple[str, ...] = (),
     drafts: dict[str, list[int]] | None = None,
     logprobs: Any = "made",
+    other: Any = None,
     engine_step: int = 3,
 ) -> dict[str, Any]:
     """Feed one step: scheduled is id -> (num_tokens, num_computed); returns the rows it became."""
@@ -66,7 +67,7 @@ def step(
             logprobs=flat[:, None], sampled_token_ranks=np.ones(starts[-1], "i8"), cu_num_generated_tokens=starts
         )
     made = [Made(request_id=r, new_token_ids=t, finish_reason=None) for r, t in (accepted or sampled).items()]
-    raw = (ids, {r: i for i, r in enumerate(scheduled)}, logprobs)
+    raw = (ids, {r: i for i, r in enumerate(scheduled)}, logprobs, other)
     rows.add(("output", (engine_step, 10, 2, 0, 50), output, raw, {0: Made(outputs=made)}, 20))
     return rows.take()
 
@@ -133,6 +134,33 @@ def test_who_did_not_ask_has_no_logprobs_though_the_batch_has_them() -> None:
     assert np.ma.getmaskarray(tokens["rollout_logprob"]).tolist() == [True, True, False]
     assert np.ma.getmaskarray(tokens["rank"]).tolist() == [True, True, False]
     assert tokens["rollout_logprob"][2] == np.float32(-1)
+
+
+def test_everybodys_logprobs_raw_and_processed() -> None:
+    reported, other = [-1 / 3, -2 / 3], np.array([-5, -6], "f4")
+    for mode, own, computed in (
+        ("raw_logprobs", "raw_logprob", "processed_logprob"),
+        ("processed_logprobs", "processed_logprob", "raw_logprob"),
+    ):
+        rows, silent = V1Rows(2, "both", mode), request("b")
+        silent.sampling_params = Params(logprobs=None)
+        rows.add(("requests", 1, request("a")))
+        rows.add(("requests", 1, silent))
+        tokens = step(rows, {"b": (1, 4), "a": (1, 4)}, {"b": [7], "a": [9]}, other=other)["tokens"]
+        assert tokens["rollout_logprob"].tolist() == tokens[own].tolist() == np.array(reported, "f4").tolist()
+        assert tokens[computed].tolist() == [-5, -6]
+        # a step whose sampler sends nothing along
+        tokens = step(rows, {"b": (1, 5), "a": (1, 5)}, {"b": [7], "a": [9]})["tokens"]
+        assert tokens[own].tolist() == np.array(reported, "f4").tolist()
+        assert np.ma.getmaskarray(tokens[computed]).all()
+
+
+def test_logits_are_neither_raw_nor_processed_logprobs() -> None:
+    rows = V1Rows(2, "both", "raw_logits")
+    rows.add(("requests", 1, request("a")))
+    tokens = step(rows, {"a": (1, 4)}, {"a": [9]})["tokens"]
+    assert not np.ma.getmaskarray(tokens["rollout_logprob"]).any()
+    assert np.ma.getmaskarray(tokens["raw_logprob"]).all() and np.ma.getmaskarray(tokens["processed_logprob"]).all()
 
 
 def test_tokens_of_a_streaming_input_session_are_counted_as_lost_not_misplaced() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EngineEnvError, UsageError
+from tracekit.recorder.settings import LOGPROBS
 
 
 @click.command("record", context_settings={"ignore_unknown_options": False})
@@ -21,6 +22,7 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EngineEnvError
 @click.option("--prompts", type=click.Path(path_type=Path), help="JSONL: prompt, messages or prompt_token_ids a line.")
 @click.option("--sampling", multiple=True, metavar="KEY=VALUE", help="Default sampling field of all prompts.")
 @click.option("--engine-arg", multiple=True, metavar="KEY=VALUE", help="Passed to vllm.LLM; VALUE is JSON or text.")
+@click.option("--logprobs", metavar="client|engine|both", help="Also those no client asks for; raw and processed.")
 @click.option("--completions", type=click.Path(path_type=Path), help="Also write what the client received (JSONL).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The trace to write.")
 @click.option("--daemon", metavar="ADDR", help="Send to a daemon that runs already; the trace is its own.")
@@ -32,6 +34,7 @@ def command(
     prompts: Path | None,
     sampling: tuple[str, ...],
     engine_arg: tuple[str, ...],
+    logprobs: str | None,
     completions: Path | None,
     output: Path | None,
     daemon: str | None,
@@ -55,6 +58,8 @@ def command(
         raise UsageError("--prompts needs --model")
     if cmd and (model or sampling or engine_arg or completions):
         raise UsageError("--model, --sampling, --engine-arg and --completions go with --prompts, not with a command")
+    if logprobs not in (None, *LOGPROBS):
+        raise UsageError(f"--logprobs is one of {', '.join(LOGPROBS)}, not {logprobs!r}")
     if output is not None:
         check_output(output)
     if daemon is not None:
@@ -73,6 +78,8 @@ def command(
     environ = dict(os.environ)
     if engine or python or prompts:
         argv_python, environ = _environment(engine or "v1", python)
+    if logprobs is not None:
+        environ["TRACEKIT_LOGPROBS"] = logprobs
     with tempfile.TemporaryDirectory(prefix="tracekit-job-") as folder:
         argv = list(cmd)
         if prompts is not None:

@@ -1,19 +1,41 @@
-"""Where the daemon is: ``TRACEKIT_DAEMON``, or ``daemon = "unix:/path"`` in the working directory's tracekit.toml."""
+"""What the recorder is told: by environment variables, or by ``key = "value"`` lines of ``tracekit.toml`` in the job's
+working directory; a variable wins."""
 
 import os
 import re
 from pathlib import Path
 
+# whose logprobs are recorded: those the client asked for; every token's; every token's, raw and processed
+LOGPROBS = ("client", "engine", "both")
+
 
 def daemon_address() -> str | None:
-    """The address the recorder should send to, or None: then the recorder stays dormant."""
-    address = os.environ.get("TRACEKIT_DAEMON")
-    if address is not None:
-        return address or None
+    """``TRACEKIT_DAEMON`` or ``daemon``: where the recorder should send to, or None: then it stays dormant."""
+    return _setting("TRACEKIT_DAEMON", "daemon") or None
+
+
+def logprobs_option() -> str:
+    """``TRACEKIT_LOGPROBS`` or ``logprobs``: one of `LOGPROBS`; ``client`` where nothing or nonsense is said."""
+    value = _setting("TRACEKIT_LOGPROBS", "logprobs")
+    return value if value in LOGPROBS else "client"
+
+
+def logprobs_complaint() -> str:
+    """What is wrong with the logprobs option, in one sentence; empty where nothing is."""
+    value = _setting("TRACEKIT_LOGPROBS", "logprobs")
+    if not value or value in LOGPROBS:
+        return ""
+    return f"the logprobs option is one of {', '.join(LOGPROBS)}, not {value!r}; client is taken"
+
+
+def _setting(variable: str, key: str) -> str | None:
+    value = os.environ.get(variable)
+    if value is not None:
+        return value
     try:
         text = Path("tracekit.toml").read_text(encoding="utf-8")
     except OSError:
         return None
     # one key of one line: Python 3.10 engines have no tomllib
-    found = re.search(r"""^\s*daemon\s*=\s*["']([^"']+)["']\s*(#.*)?$""", text, re.MULTILINE)
+    found = re.search(rf"""^\s*{key}\s*=\s*["']([^"']+)["']\s*(#.*)?$""", text, re.MULTILINE)
     return found.group(1) if found else None

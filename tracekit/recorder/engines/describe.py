@@ -8,6 +8,7 @@ from typing import Any
 import tracekit
 from tracekit.recorder.engines.base import vllm_version
 from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
+from tracekit.recorder.settings import logprobs_option
 
 
 def engine_row(engine_id: str, kind: str, config: Any, logprobs_mode: str, resolved: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def engine_row(engine_id: str, kind: str, config: Any, logprobs_mode: str, resol
         "hf_config": jsonable(model.hf_config),
         **resolved,
         "environment": vllm_environment(),
+        "recorder": {"logprobs": logprobs_option()},
     }
     return {
         "engine_id": engine_id,

@@ -7,8 +7,8 @@ from typing import Any
 from tracekit.recorder.guard import failed
 
 
-def install(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once."""
+def install(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once; the owner is a class or a module."""
     original = vars(owner)[name]
     if getattr(original, "_tracekit", False):
         return

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control
+from tracekit.recorder.engines import control, v1_column, v1_sampler
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
 from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
-from tracekit.recorder.guard import failed, never_raise
+from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
-from tracekit.recorder.settings import daemon_address
+from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
 
 CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
 
@@ -68,6 +68,13 @@ class V1Adapter:
             for name in CONTROL + CONTROL_LORA:
                 if name in vars(engine_class):
                     wrap(engine_class, name, control.recorded(_of))
+        option = logprobs_option()
+        if option != "client":
+            v1_sampler.attach(option)
+        if option == "both":
+            from vllm.config import SchedulerConfig
+
+            after(SchedulerConfig, "get_scheduler_cls", _on_scheduler_class)
 
 
 class Recording:
@@ -115,6 +122,11 @@ def _of(owner: Any) -> Recording | None:
     return getattr(scheduler, "_tracekit_recording", None)
 
 
+def _on_scheduler_class(_config: Any, scheduler_class: type, *_args: Any, **_kwargs: Any) -> None:
+    owner = next(c for c in scheduler_class.__mro__ if "update_from_output" in vars(c))
+    install(owner, "update_from_output", v1_column.taken_before)
+
+
 def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
     from tracekit.recorder.commands import Commands
     from tracekit.recorder.stream import Stream
@@ -124,19 +136,22 @@ def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: A
         return
     config = scheduler.vllm_config
     engine_id = new_engine_id()
+    if logprobs_complaint():
+        say_once(logprobs_complaint())
+    mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
+    encoder = V1Rows(scheduler.kv_cache_config.num_blocks, logprobs_option(), mode)
     stream = Stream(address, engine_id)
-    session = Session(V1Rows(scheduler.kv_cache_config.num_blocks), stream)
+    session = Session(encoder, stream)
     scheduler._tracekit_recording = recording = Recording(scheduler, session)
     Commands(stream, session, recording.label)
-    session.append(("engines", _describe(engine_id, config, scheduler)))
+    session.append(("engines", _describe(engine_id, config, scheduler, mode)))
 
 
-def _describe(engine_id: str, config: Any, scheduler: Any) -> dict[str, Any]:
+def _describe(engine_id: str, config: Any, scheduler: Any, mode: str) -> dict[str, Any]:
     resolved = {
         "scheduler_class": type(scheduler).__qualname__,
         "num_gpu_blocks": getattr(scheduler.kv_cache_config, "num_blocks", None),
     }
-    mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
     return engine_row(engine_id, V1Adapter.kind, config, mode, resolved)
 
 
@@ -171,6 +186,11 @@ def _update_from_output(original: Callable[..., Any]) -> Callable[..., Any]:
     # the names are vLLM's, so that it may also be called with keywords
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         recording = getattr(self, "_tracekit_recording", None)
+        column = None
+        try:
+            column = v1_column.take(model_runner_output)
+        except Exception as error:
+            failed("update_from_output", error)
         if recording is None:
             return original(self, scheduler_output, model_runner_output)
         ids = model_runner_output.sampled_token_ids
@@ -178,7 +198,7 @@ def _update_from_output(original: Callable[..., Any]) -> Callable[..., Any]:
             ids = [list(row) for row in ids]
         outputs = original(self, scheduler_output, model_runner_output)
         try:
-            raw = (ids, model_runner_output.req_id_to_index, model_runner_output.logprobs)
+            raw = (ids, model_runner_output.req_id_to_index, model_runner_output.logprobs, column)
             recording.on_output(scheduler_output, raw, outputs)
         except Exception as error:
             failed("update_from_output", error)

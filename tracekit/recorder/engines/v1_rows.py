@@ -19,10 +19,20 @@ class V1Rows(Rows[LiveRequest]):
 
     Args:
         num_blocks: KV blocks of the engine, the null block included.
+        logprobs: whose are recorded, one of `settings.LOGPROBS`.
+        logprobs_mode: what the engine reports.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, logprobs: str = "client", logprobs_mode: str = "raw_logprobs") -> None:
         super().__init__()
+        self._all_asked = logprobs != "client"
+        self._reported, self._other = "", ""  # columns for what the engine reports, and what we computed beside it
+        if logprobs == "both":
+            raw, processed = "raw_logprob", "processed_logprob"
+            modes = {"raw_logprobs": (raw, processed), "processed_logprobs": (processed, raw)}
+            self._reported, self._other = modes.get(logprobs_mode, ("", ""))
+            if not self._reported:
+                say_once(f"raw and processed logprobs are not recorded from an engine that reports {logprobs_mode}")
         self._num_usable_blocks = max(num_blocks - 1, 1)
         self._external: dict[str, str] = {}
 
@@ -67,9 +77,8 @@ class V1Rows(Rows[LiveRequest]):
         is_child = index.isdigit() and parent.startswith(external)
         params = request.sampling_params
         labels = {**(request.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
-        self._live[request_id] = LiveRequest(
-            self._num_requests, request.num_prompt_tokens, _asks(params), topk_of(params)
-        )
+        asked, num_topk = self._all_asked or _asks(params), topk_of(params)
+        self._live[request_id] = LiveRequest(self._num_requests, request.num_prompt_tokens, asked, num_topk)
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
         self._append(
@@ -92,13 +101,13 @@ class V1Rows(Rows[LiveRequest]):
         self._num_requests += 1
 
     def _add_output(self, at: Dispatch, scheduled: Any, raw: tuple[Any, ...], outputs: Any, output_ns: int) -> None:
-        raw_ids, index_of, logprobs = raw
+        raw_ids, index_of, logprobs, other = raw
         made = [output for client in outputs.values() for output in client.outputs]
         rows = {r: index_of[r] for r in scheduled.num_scheduled_tokens if r in index_of} if raw_ids else {}
         sampled = {r: row for r, row in rows.items() if raw_ids[row]}  # a chunk of a prompt samples nothing
         self._add_step(at, scheduled, output_ns)
         self._add_scheduled(at[0], scheduled, sampled)
-        self._add_tokens(at, sampled, raw_ids, {o.request_id: len(o.new_token_ids) for o in made}, logprobs)
+        self._add_tokens(at, sampled, raw_ids, {o.request_id: len(o.new_token_ids) for o in made}, logprobs, other)
         for output in made:
             if output.finish_reason is not None:
                 self._finish(output.request_id, str(output.finish_reason), at[0], output_ns)
@@ -123,7 +132,13 @@ class V1Rows(Rows[LiveRequest]):
     # comprehensions, not row by row.
 
     def _add_tokens(
-        self, at: Dispatch, sampled: dict[str, int], raw_ids: Any, num_accepted: dict[str, int], logprobs: Any
+        self,
+        at: Dispatch,
+        sampled: dict[str, int],
+        raw_ids: Any,
+        num_accepted: dict[str, int],
+        logprobs: Any,
+        other: Any,
     ) -> None:
         found = [
             (self._find(r, "tokens", len(raw_ids[row])), row, num_accepted.get(r, 0)) for r, row in sampled.items()
@@ -138,8 +153,7 @@ class V1Rows(Rows[LiveRequest]):
         columns["flags"] += flags
         columns["engine_step"] += [at[0]] * len(flags)
         columns["weight_version"] += [at[2]] * len(flags)
-        columns["raw_logprob"] += [None] * len(flags)
-        columns["processed_logprob"] += [None] * len(flags)
+        both: dict[str, list[float | None]] = {}
         if logprobs is None:
             columns["rollout_logprob"] += [None] * len(flags)
             columns["rank"] += [None] * len(flags)
@@ -151,9 +165,14 @@ class V1Rows(Rows[LiveRequest]):
                 asked = [q.asked for q, _, ids, _ in picked for _ in ids]
                 chosen = [value if a else None for value, a in zip(chosen, asked, strict=True)]
                 ranks = [value if a else None for value, a in zip(ranks, asked, strict=True)]
+            both[self._reported] = chosen
+            if other is not None:
+                both[self._other] = other[index].tolist()
             columns["rollout_logprob"] += chosen
             columns["rank"] += ranks
             self._add_topk([q for q, _, ids, _ in picked for _ in ids], positions, index, logprobs)
+        for name in ("raw_logprob", "processed_logprob"):
+            columns[name] += both.get(name) or [None] * len(flags)
         for request, _, _, n in picked:
             request.next_position += n
 
@@ -182,7 +201,7 @@ class V1Rows(Rows[LiveRequest]):
 
     def _count_topk(self, scheduled: Any, raw: tuple[Any, ...]) -> int:
         """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
-        raw_ids, index_of, logprobs = raw
+        raw_ids, index_of, logprobs = raw[:3]
         if logprobs is None or not raw_ids:
             return 0
         width = logprobs.logprobs.shape[1] - 1

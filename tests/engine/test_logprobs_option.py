@@ -1,0 +1,86 @@
+"""TRACEKIT_LOGPROBS=both: every token has both values, those of vLLM to the bit, and only the trace sees them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.conftest import JOBS, engine_environ, run_cli
+from tracekit.engines.env import ensure
+from tracekit.trace.reader import Trace, open_trace
+
+pytestmark = pytest.mark.engine
+
+JOB = {"v1": "all_logprobs.py", "latest": "all_logprobs.py"}
+
+
+@pytest.fixture(scope="module", params=["v1", "latest"])
+def runs(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same job without a recorder, and recorded with both logprobs."""
+    folder = tmp_path_factory.mktemp(request.param)
+    trace, plain, recorded = folder / "trace.arrow", folder / "plain.json", folder / "recorded.json"
+    job = JOBS / JOB[request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        patch.setenv("TRACEKIT_STRICT", "1")
+        patch.delenv("TRACEKIT_DAEMON", raising=False)
+        environ = engine_environ(ensure(request.param))
+        subprocess.run(["python", job, tiny_model, plain], env=environ, check=True, timeout=600)
+        options = ("--engine", request.param, "--logprobs", "both", "-o", trace)
+        done = run_cli("record", *options, "--", "python", job, tiny_model, recorded)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return open_trace(trace), json.loads(plain.read_text()), json.loads(recorded.read_text())
+
+
+def tokens_of(trace: Trace) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Token rows by mode of the engine and by the engine's own request id, in order."""
+    modes = {e["engine"]: e["logprobs_mode"] for e in trace.engines()}
+    names = {(r["engine"], r["request"]): r["request_id"] for r in trace.table("requests").to_pylist()}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {mode: {} for mode in modes.values()}
+    for row in sorted(trace.table("tokens").to_pylist(), key=lambda t: (t["engine"], t["request"], t["position"])):
+        name = names[row["engine"], row["request"]]
+        found[modes[row["engine"]]].setdefault(name, []).append(row)
+    return found
+
+
+def bits(value: float) -> str:
+    return float(np.float32(value)).hex()
+
+
+def test_the_client_sees_what_it_sees_without_a_recorder(runs: Any) -> None:
+    _, plain, recorded = runs
+    for mode, run in recorded.items():
+        assert run["client"] == plain[mode]["client"], mode
+        seen = run["client"]
+        assert any(c["logprobs"] is None for c in seen) and any(c["logprobs"] for c in seen)
+
+
+def test_both_values_of_every_token_are_vllms_own(runs: Any) -> None:
+    trace, _, recorded = runs
+    found = tokens_of(trace)
+    assert trace.complete and set(found) == set(recorded)
+    differing = 0
+    for mode, run in recorded.items():
+        assert set(found[mode]) == set(run["truth"])
+        for name, truth in run["truth"].items():
+            rows = found[mode][name]
+            assert [[r["token_id"], bits(r["raw_logprob"]), bits(r["processed_logprob"])] for r in rows] == truth
+            own = "raw_logprob" if mode == "raw_logprobs" else "processed_logprob"
+            assert [bits(r["rollout_logprob"]) for r in rows] == [bits(r[own]) for r in rows]
+            differing += sum(raw != processed for _, raw, processed in truth)
+    assert differing > 50  # else they would be easy to mistake for each other
+
+
+def test_the_trace_says_what_was_asked_of_the_recorder(runs: Any) -> None:
+    trace, _, _ = runs
+    for engine in trace.engines():
+        assert json.loads(engine["config"])["recorder"] == {"logprobs": "both"}
+
+
+def test_the_trace_is_sound(runs: Any) -> None:
+    trace, _, _ = runs
+    done = run_cli("doctor", trace.path)
+    assert done.returncode == 0, done.stdout

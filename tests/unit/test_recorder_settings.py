@@ -1,0 +1,32 @@
+"""The recorder's settings: a variable, else a line of tracekit.toml, else the default; nonsense is named."""
+
+from pathlib import Path
+
+import pytest
+
+from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRACEKIT_DAEMON", raising=False)
+    monkeypatch.delenv("TRACEKIT_LOGPROBS", raising=False)
+
+
+def test_nothing_said() -> None:
+    assert (daemon_address(), logprobs_option(), logprobs_complaint()) == (None, "client", "")
+
+
+def test_lines_of_the_file_and_variables_above_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tracekit.toml").write_text('daemon = "unix:/d.sock"  # ours\nlogprobs = "both"\n')
+    assert (daemon_address(), logprobs_option()) == ("unix:/d.sock", "both")
+    monkeypatch.setenv("TRACEKIT_LOGPROBS", "engine")
+    monkeypatch.setenv("TRACEKIT_DAEMON", "")
+    assert (daemon_address(), logprobs_option(), logprobs_complaint()) == (None, "engine", "")
+
+
+def test_a_wrong_value_is_named_and_the_default_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEKIT_LOGPROBS", "raw")
+    assert logprobs_option() == "client"
+    assert logprobs_complaint() == "the logprobs option is one of client, engine, both, not 'raw'; client is taken"
