@@ -6,6 +6,7 @@ reports one of them, we compute the other from the tensors that its sampler work
 send it along (`v1_column`).
 """
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,7 @@ def _force(batch_class: Any) -> None:
     if getattr(original, "_tracekit", False):
         return
 
+    @functools.wraps(original)
     def max_num_logprobs(self: Any) -> int:
         asked: int | None = original(self)
         return 0 if asked is None else asked
