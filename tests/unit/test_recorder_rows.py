@@ -246,7 +246,7 @@ def test_alternatives_of_a_step_that_cannot_be_encoded_are_counted() -> None:
     rows.add(("requests", 1, asking))
     wide = Made(logprobs=np.zeros((4, 6), "f4"))
     scheduled = Made(num_scheduled_tokens={"none": 1, "two": 2, "unknown": 1})
-    raw = ([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide)
+    raw = ([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide, None)
     counted = rows.count(("output", (3, 10, 2, 0, 50), scheduled, raw, {}, 20))
     # of a request that is still in the queue the batch's width is all that is known
     assert counted == {"steps": 1, "scheduled": 3, "tokens": 4, "topk": 2 * 2 + 5}

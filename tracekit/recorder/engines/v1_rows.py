@@ -201,7 +201,7 @@ class V1Rows(Rows[LiveRequest]):
 
     def _count_topk(self, scheduled: Any, raw: tuple[Any, ...]) -> int:
         """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
-        raw_ids, index_of, logprobs = raw[:3]
+        raw_ids, index_of, logprobs, _ = raw
         if logprobs is None or not raw_ids:
             return 0
         width = logprobs.logprobs.shape[1] - 1
