@@ -57,6 +57,7 @@ def step(
             req_ids=old, num_computed_tokens=[scheduled[r][1] for r in old], resumed_req_ids=set(resumed)
         ),
         preempted_req_ids=set(preempted),
+        finished_req_ids=set(),
         scheduled_spec_decode_tokens=drafts or {},
     )
     ids = [sampled.get(r, []) for r in scheduled]

@@ -1,12 +1,13 @@
 """Rows of the trace's tables, collected as columns: what the encoders of all engine generations share."""
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from tracekit.recorder.engines.blocks import Hit
 from tracekit.recorder.guard import say_once
 from tracekit.tables import TABLES
 
@@ -92,6 +93,25 @@ class Rows(Generic[R]):
             self._orphans[table] = self._orphans.get(table, 0) + num_rows
         return request
 
+    def _add_hits(self, engine_step: int, hits: list[Hit]) -> None:
+        counts = Counter(hit.request_id for hit in hits)
+        requests = {request_id: self._find(request_id, "cache", count) for request_id, count in counts.items()}
+        picked = [(q, hit) for hit in hits if (q := requests[hit.request_id]) is not None]
+        if not picked:
+            return
+        columns = self._columns("cache")
+        columns["engine_step"] += [engine_step] * len(picked)
+        columns["request"] += [q.number for q, _ in picked]
+        for name in ("kv_group", "block", "block_id", "num_tokens"):
+            columns[name] += [getattr(hit, name) for _, hit in picked]
+        columns["hash"] += [self._hash(q, hit) for q, hit in picked]
+        columns["min_weight_version"] += [hit.versions[0] if hit.versions else None for _, hit in picked]
+        columns["max_weight_version"] += [hit.versions[1] if hit.versions else None for _, hit in picked]
+
+    def _hash(self, request: R, hit: Hit) -> int | None:
+        """The engine's own hash of a block; None where it has none, or none that is still at hand."""
+        return None
+
     def _retire(self, request_id: str) -> R | None:
         """Move a live request to the finished ones; None where it is not live."""
         request = self._live.pop(request_id, None)
@@ -127,3 +147,12 @@ def topk_of(params: Any) -> int:
         return 0
     # 0.32: these are the logprobs of tokens that the client names, not of the most likely ones
     return 0 if getattr(params, "logprob_token_ids", None) else num_topk
+
+
+def lora_columns(request: Any) -> Row:
+    """What a request's LoRARequest says, for the requests table."""
+    return {
+        "lora": getattr(request, "lora_name", None),
+        "lora_id": getattr(request, "lora_int_id", None),
+        "lora_path": getattr(request, "lora_path", None),
+    }

@@ -3,7 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
-from tracekit.recorder.engines.rows import LiveRequest, Row, Rows, topk_of
+from tracekit.recorder.engines.rows import LiveRequest, Row, Rows, lora_columns, topk_of
 from tracekit.recorder.engines.snapshot import dumps, jsonable
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
@@ -98,7 +98,7 @@ class V0Rows(Rows[V0Request]):
                 "prompt_token_ids": list(sequence.prompt_token_ids),
                 "num_mm_features": len(getattr(sequence, "multi_modal_data", None) or ()),
                 "sampling_params": dumps(sampling_of(params)),
-                "lora": getattr(group.lora_request, "lora_name", None),
+                **lora_columns(group.lora_request),
                 "cache_salt": None,
                 "labels": dumps(labels),
             },

@@ -13,6 +13,7 @@ from tracekit.recorder.engines import control, v1_column, v1_sampler
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
 from tracekit.recorder.engines.rows import label_row
+from tracekit.recorder.engines.v1_blocks import V1Blocks, kv_groups
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
@@ -114,6 +115,7 @@ class Recording:
             self.session.append(event)
         elif scheduled.total_num_scheduled_tokens:
             # a scheduler class with a schedule() of its own: which weights sampled these tokens is not known
+            self.engine_step += 1
             self.session.lose(event, "the step was not seen when it was scheduled")
 
 
@@ -139,7 +141,9 @@ def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: A
     if logprobs_complaint():
         say_once(logprobs_complaint())
     mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
-    encoder = V1Rows(scheduler.kv_cache_config.num_blocks, logprobs_option(), mode)
+    late_rejections = bool(config.scheduler_config.async_scheduling and config.speculative_config)
+    blocks = V1Blocks(kv_groups(scheduler), late_rejections)
+    encoder = V1Rows(scheduler.kv_cache_config.num_blocks, logprobs_option(), mode, blocks)
     stream = Stream(address, engine_id)
     session = Session(encoder, stream)
     scheduler._tracekit_recording = recording = Recording(scheduler, session)

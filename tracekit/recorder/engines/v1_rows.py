@@ -1,11 +1,14 @@
 """Events of the V1 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.engines.rows import LiveRequest, Rows, topk_of
+from tracekit.recorder.engines.blocks import Hit
+from tracekit.recorder.engines.rows import LiveRequest, Rows, lora_columns, topk_of
 from tracekit.recorder.engines.snapshot import dumps, jsonable
+from tracekit.recorder.engines.v1_blocks import V1Blocks
 from tracekit.recorder.guard import say_once
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
@@ -14,16 +17,31 @@ from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFIL
 Dispatch = tuple[int, int, int, int, int]
 
 
-class V1Rows(Rows[LiveRequest]):
+class V1Request(LiveRequest):
+    """A live request of a V1 engine."""
+
+    __slots__ = ("block_hashes",)
+
+    block_hashes: Sequence[bytes]  # the engine's own list, which grows
+
+
+class V1Rows(Rows[V1Request]):
     """The encoder of one V1 engine.
 
     Args:
         num_blocks: KV blocks of the engine, the null block included.
         logprobs: whose are recorded, one of `settings.LOGPROBS`.
         logprobs_mode: what the engine reports.
+        blocks: follows the engine's KV blocks; without it prefix hits are not recorded.
     """
 
-    def __init__(self, num_blocks: int, logprobs: str = "client", logprobs_mode: str = "raw_logprobs") -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        logprobs: str = "client",
+        logprobs_mode: str = "raw_logprobs",
+        blocks: V1Blocks | None = None,
+    ) -> None:
         super().__init__()
         self._all_asked = logprobs != "client"
         self._reported, self._other = "", ""  # columns for what the engine reports, and what we computed beside it
@@ -34,6 +52,7 @@ class V1Rows(Rows[LiveRequest]):
             if not self._reported:
                 say_once(f"raw and processed logprobs are not recorded from an engine that reports {logprobs_mode}")
         self._num_usable_blocks = max(num_blocks - 1, 1)
+        self._blocks = blocks or V1Blocks([])
         self._external: dict[str, str] = {}
 
     def count(self, event: tuple[Any, ...]) -> dict[str, int]:
@@ -43,8 +62,8 @@ class V1Rows(Rows[LiveRequest]):
             _, _, scheduled, raw, _, _ = event
             sampled = sum(len(ids) for ids in raw[0])
             rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
-            num_topk = self._count_topk(scheduled, raw)
-            return {**rows, "topk": num_topk} if num_topk else rows
+            more = {"topk": self._count_topk(scheduled, raw), "cache": self._blocks.count(scheduled)}
+            return {**rows, **{table: count for table, count in more.items() if count}}
         if kind == "finished":
             return {"finishes": len(event[1])}
         return {kind: 1} if kind in TABLES else {}
@@ -78,7 +97,10 @@ class V1Rows(Rows[LiveRequest]):
         params = request.sampling_params
         labels = {**(request.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
         asked, num_topk = self._all_asked or _asks(params), topk_of(params)
-        self._live[request_id] = LiveRequest(self._num_requests, request.num_prompt_tokens, asked, num_topk)
+        live = V1Request(self._num_requests, request.num_prompt_tokens, asked, num_topk)
+        live.block_hashes = getattr(request, "block_hashes", ())
+        self._live[request_id] = live
+        self._blocks.begin(request_id)
         # private fields hold what the engine resolved: bad words as token ids, all stop token ids
         sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
         self._append(
@@ -93,7 +115,7 @@ class V1Rows(Rows[LiveRequest]):
                 "prompt_token_ids": list(prompt),
                 "num_mm_features": len(getattr(request, "mm_features", None) or ()),
                 "sampling_params": dumps(sampling),
-                "lora": getattr(request.lora_request, "lora_name", None),
+                **lora_columns(request.lora_request),
                 "cache_salt": request.cache_salt,
                 "labels": dumps(labels),
             },
@@ -105,7 +127,9 @@ class V1Rows(Rows[LiveRequest]):
         made = [output for client in outputs.values() for output in client.outputs]
         rows = {r: index_of[r] for r in scheduled.num_scheduled_tokens if r in index_of} if raw_ids else {}
         sampled = {r: row for r, row in rows.items() if raw_ids[row]}  # a chunk of a prompt samples nothing
+        hits = self._blocks.step(at[0], at[2], scheduled)
         self._add_step(at, scheduled, output_ns)
+        self._add_hits(at[0], hits)
         self._add_scheduled(at[0], scheduled, sampled)
         self._add_tokens(at, sampled, raw_ids, {o.request_id: len(o.new_token_ids) for o in made}, logprobs, other)
         for output in made:
@@ -176,7 +200,12 @@ class V1Rows(Rows[LiveRequest]):
         for request, _, _, n in picked:
             request.next_position += n
 
-    def _add_topk(self, requests: list[LiveRequest], positions: list[int], index: list[int], logprobs: Any) -> None:
+    def _hash(self, request: V1Request, hit: Hit) -> int | None:
+        if not self._blocks.groups[hit.kv_group].hashed or hit.block >= len(request.block_hashes):
+            return None
+        return int.from_bytes(request.block_hashes[hit.block][:8], "big")
+
+    def _add_topk(self, requests: list[V1Request], positions: list[int], index: list[int], logprobs: Any) -> None:
         """Append the first columns after the sampled token's, as many as each row's request asked for.
 
         Args:
@@ -240,9 +269,11 @@ class V1Rows(Rows[LiveRequest]):
             q.was_scheduled = True
 
     def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int) -> None:
+        self._blocks.end(request_id, engine_step)
         request = self._retire(request_id)
         if request is None:
             return
+        request.block_hashes = ()
         row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
         self._append("finishes", {**row, "num_output_tokens": request.next_position - request.num_prompt})
 
