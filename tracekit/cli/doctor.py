@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tracekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from tracekit.diagnose.live.watch import LiveReport
 
 SHOWN = 5  # examples of each finding in the text
 
@@ -20,19 +23,43 @@ SHOWN = 5  # examples of each finding in the text
     metavar="FILE",
     help="What the client received (from `record --completions`), to be compared bit for bit.",
 )
-def command(trace: str, as_json: bool, completions: Path | None) -> int:
+@click.option(
+    "--live",
+    metavar="URL|FILE",
+    help="Compare with the engine's own counters: vLLM's /metrics, or a file of its text. TRACE may be being written.",
+)
+@click.option("--engine", type=click.IntRange(min=0), metavar="N", help="The engine of TRACE that --live is about.")
+@click.option("--daemon", metavar="ADDR", help="With --live, the daemon that writes TRACE: it is asked to write first.")
+def command(
+    trace: str, as_json: bool, completions: Path | None, live: str | None, engine: int | None, daemon: str | None
+) -> int:
     """Prove TRACE against itself: nothing missing that is not known to be, nothing that contradicts the rest.
+
+    \b
+    tracekit doctor trace.arrow
+    tracekit doctor spool/ --live http://127.0.0.1:8000/metrics
 
     Exit codes: 0 sound, 1 violations, 3 sound but data was lost.
     """
     from tracekit.diagnose.doctor.examine import examine
     from tracekit.trace.reader import open_trace
 
+    if live is None and (engine is not None or daemon is not None):
+        raise UsageError("--engine and --daemon go with --live")
     view = None if completions is None else _read(completions)
+    watched = None if live is None else _watch(trace, live, engine, daemon)
     report = examine(open_trace(trace), view)
-    facts = report.to_dict()
+    facts = {**report.to_dict(), "live": None if watched is None else watched.to_dict()}
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(as_text(facts)))
-    return report.exit_code
+    return (watched.exit_code if watched else 0) or report.exit_code
+
+
+def _watch(trace: str, live: str, engine: int | None, daemon: str | None) -> "LiveReport":
+    from tracekit.cli.live import flusher, reader
+    from tracekit.diagnose.live.watch import watch
+    from tracekit.trace.reader import open_trace
+
+    return watch(live, reader(live), lambda: open_trace(trace), flush=flusher(daemon, trace), engine=engine)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -67,6 +94,10 @@ def as_text(facts: dict[str, Any]) -> list[str]:
         lost = ", ".join(f"{name} {count:,}" for name, count in loss["rows"].items()) or "rows unknown"
         lines.append(f"lost: {lost} ({loss['reason']})")
     lines.append("sound: the trace agrees with itself" if facts["sound"] else "NOT SOUND: the trace contradicts itself")
+    if facts["live"] is not None:
+        from tracekit.cli import live
+
+        lines += live.as_text(facts["live"])
     return lines
 
 
