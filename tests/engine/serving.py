@@ -44,9 +44,13 @@ class Server:
             text: str = answer.read().decode()
         return text
 
-    def _post(self, body: dict[str, Any]) -> Any:
+    def call_workers(self, method: str) -> None:
+        """Make a collective RPC, which needs VLLM_SERVER_DEV_MODE."""
+        self._post({"method": method}, "collective_rpc").close()
+
+    def _post(self, body: dict[str, Any], path: str = "v1/completions") -> Any:
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
         return urllib.request.urlopen(request, timeout=300)
 
 
@@ -58,7 +62,8 @@ def serve(env: EngineEnv, model: Path, folder: Path, *options: str) -> Iterator[
         port = probe.getsockname()[1]
     argv = ["vllm", "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *OPTIONS, *options]
     log = folder / "vllm.txt"
-    environ = engine_environ(env, TRACEKIT_DAEMON=daemon.address, TORCHDYNAMO_DISABLE="1", TRACEKIT_STRICT="1")
+    more = {"TRACEKIT_STRICT": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    environ = engine_environ(env, TRACEKIT_DAEMON=daemon.address, **more)
     try:
         with open(log, "wb") as output:
             process = subprocess.Popen(argv, env=environ, stdout=output, stderr=output)
