@@ -13,7 +13,8 @@ import numpy as np
 
 from tracekit.errors import DaemonError
 from tracekit.recorder.commands import Commands
-from tracekit.recorder.engines.rows import Rows, label_row
+from tracekit.recorder.engines.rows import Rows
+from tracekit.recorder.engines.weights import Recording
 from tracekit.recorder.session import Session
 from tracekit.recorder.stream import Stream
 from tracekit.rpc import messages
@@ -179,6 +180,8 @@ class LabelledEngine:
     def __init__(self, address: str, engine_id: str) -> None:
         self.stream = Stream(address, engine_id)
         self.session = Session(_Labels(), self.stream)
+        self._recording = Recording(self.session)
+        self._recording.weight_version, self._recording.engine_step = 3, 7
         self.labels: list[tuple[str, str | None]] = []
         Commands(self.stream, self.session, self.label)
         self.stream.put(numbered_tokens(0, 10))
@@ -187,8 +190,7 @@ class LabelledEngine:
         if label == "bad":
             raise ValueError("no such thing")
         self.labels.append((label, checkpoint))
-        self.session.append(("weights", label_row(3, 7, label, checkpoint)))
-        return 3, 7
+        return self._recording.label(label, checkpoint)
 
 
 def hello(engine_id: str, protocol: int = messages.PROTOCOL, schema: int = SCHEMA_VERSION) -> messages.Batch:

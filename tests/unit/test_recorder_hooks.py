@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tracekit.recorder.engines import hooks, v1
+from tracekit.recorder.engines import hooks, v1, v1_weights
 
 
 class Session:
@@ -19,10 +19,14 @@ class Session:
     def lose(self, event: Any, reason: str) -> None:
         self.lost.append((event, reason))
 
+    def close(self, timeout_secs: float) -> None:
+        pass
+
 
 @pytest.fixture
 def scheduler() -> Any:
     class Scheduler:
+        model_executor = Made(collective_rpc=lambda method: [{"error": f"no {method}"}])
         kv_cache_manager = Made(block_pool=Made(get_num_free_blocks=lambda: 5))
         waiting = ()
 
@@ -41,7 +45,8 @@ def scheduler() -> Any:
     hooks.install(Scheduler, "schedule", v1._schedule)
     hooks.install(Scheduler, "update_from_output", v1._update_from_output)
     hooks.after(Scheduler, "finish_requests", v1._on_finish_requests)
-    hooks.wrap(Scheduler, "collective_rpc", v1._collective_rpc)
+    core = Made(EngineCoreProc=type("EngineCoreProc", (), {}))
+    hooks.wrap(Scheduler, "collective_rpc", v1_weights._around(v1._of, core, v1_weights._on_rpc))
     made: Any = Scheduler()
     made._tracekit_recording = v1.Recording(made, Session())  # type: ignore[arg-type]
     return made
@@ -56,6 +61,7 @@ def test_calls_with_keywords_are_recorded_like_any_other(scheduler: Any) -> None
     assert scheduler.update_from_output(scheduler_output=output, model_runner_output=SAMPLED) == {0: "outputs"}
     assert scheduler.finish_requests(request_ids="a", finished_status="FINISHED_ABORTED") == [("a", 0)]
     assert scheduler.collective_rpc(method="load", timeout=3) == ["load"]
+    scheduler.schedule()
     events = scheduler._tracekit_recording.session.events
     assert [event[0] for event in events] == ["output", "finished", "weights"]
     assert events[1][1:3] == (["a"], "abort") and events[2][1]["method"] == "load"
@@ -68,10 +74,31 @@ def test_a_step_that_another_schedule_made_is_counted_as_lost(scheduler: Any) ->
     assert not session.events and session.lost[0][0][0] == "output"
 
 
-@pytest.mark.parametrize("name", ["get_state", "compute_weight_checksums", "execute_dummy_batch"])
+@pytest.mark.parametrize("name", ["get_state", "compute_weight_checksums", "execute_dummy_batch", "sleep"])
 def test_rpcs_that_only_read_start_no_weight_version(scheduler: Any, name: str) -> None:
+    recording = scheduler._tracekit_recording
     scheduler.collective_rpc(name)
-    assert scheduler._tracekit_recording.weight_version == 0
+    scheduler.schedule()
+    assert recording.weight_version == 0
     scheduler.collective_rpc("update_weights")
+    scheduler.schedule()
     scheduler.collective_rpc(lambda worker: worker)
-    assert scheduler._tracekit_recording.weight_version == 2
+    scheduler.schedule()
+    assert recording.weight_version == 2
+
+
+def test_hooks_of_several_purposes_go_around_one_method_once_each() -> None:
+    class Owner:
+        def call(self) -> list[str]:
+            return ["call"]
+
+    def outer(original: Any, self: Any) -> Any:
+        return ["outer", *original(self)]
+
+    def inner(original: Any, self: Any) -> Any:
+        return ["inner", *original(self)]
+
+    for _ in range(2):
+        hooks.wrap(Owner, "call", inner)
+        hooks.wrap(Owner, "call", outer, "another purpose")
+    assert Owner().call() == ["outer", "inner", "call"]

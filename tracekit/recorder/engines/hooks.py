@@ -7,23 +7,26 @@ from typing import Any
 from tracekit.recorder.guard import failed
 
 
-def install(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once; the owner is a class or a module."""
+def install(
+    owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]], purpose: object = None
+) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once for each purpose; the owner is a class or a module."""
     original = vars(owner)[name]
-    if getattr(original, "_tracekit", False):
+    done = getattr(original, "_tracekit", ())
+    if purpose in done:
         return
     wrapper = functools.wraps(original)(make(original))
-    wrapper._tracekit = True  # type: ignore[attr-defined]
+    wrapper._tracekit = (*done, purpose)  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once."""
+def wrap(owner: type, name: str, around: Callable[..., Any], purpose: object = None) -> None:
+    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once for each purpose."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, *args, **kwargs: around(original, self, *args, **kwargs)
 
-    install(owner, name, make)
+    install(owner, name, make, purpose)
 
 
 def after(owner: type, name: str, hook: Callable[..., None]) -> None:

@@ -1,6 +1,5 @@
 """Rows of the trace's tables, collected as columns: what the encoders of all engine generations share."""
 
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -8,30 +7,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from tracekit.recorder.engines.blocks import Hit
+from tracekit.recorder.engines.fingerprint import Tensors
 from tracekit.recorder.guard import say_once
 from tracekit.tables import TABLES
 
 Row = dict[str, Any]
 
-MARK = "mark"  # the method of a row that is a label, not a change
-
 # tokens of a finished request can still come, one or two steps after an abort
 REMEMBER_FINISHED = 4096
-
-
-def label_row(weight_version: int, engine_step: int, label: str, checkpoint: str | None) -> Row:
-    """The row of the table ``weights`` for a label that the caller gives to a version that is there already."""
-    time_ns = time.monotonic_ns()
-    return {
-        "weight_version": weight_version,
-        "method": MARK,
-        "arguments": "{}",
-        "engine_step": engine_step,
-        "begin_ns": time_ns,
-        "end_ns": time_ns,
-        "label": label,
-        "checkpoint": checkpoint,
-    }
 
 
 class LiveRequest:
@@ -86,6 +69,15 @@ class Rows(Generic[R]):
         for name, values in self._columns(table).items():
             # a nullable column may be left out
             values.append(row.get(name) if TABLES[table][name].endswith("?") else row[name])
+
+    def _add_fingerprints(self, weight_version: int, tensors: Tensors) -> None:
+        columns = self._columns("fingerprints")
+        columns["weight_version"] += [weight_version] * len(tensors)
+        columns["rank"] += [rank for rank, _ in tensors]
+        columns["tensor"] += [name for _, name in tensors]
+        columns["dtype"] += [dtype for dtype, _, _ in tensors.values()]
+        columns["shape"] += [list(shape) for _, shape, _ in tensors.values()]
+        columns["hash"] += [digest for _, _, digest in tensors.values()]
 
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
         request = self._live.get(request_id) or self._finished.get(request_id)

@@ -20,6 +20,10 @@ def jsonable(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, str):
         return value[:MAX_TEXT]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)} bytes"
+    if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
+        return f"{value.dtype} {list(value.shape)}"  # a tensor's repr reads it from its device
     if depth >= MAX_DEPTH:
         return repr(value)[:MAX_TEXT]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -5,20 +5,17 @@ async and the multiprocessing engine alike; the driver worker's `execute_model` 
 (vllm/engine/llm_engine.py, vllm/engine/async_llm_engine.py, vllm/worker/worker_base.py).
 """
 
-import atexit
 import importlib.util
 import sys
-import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control
+from tracekit.recorder.engines import control, weights, worker
 from tracekit.recorder.engines.base import vllm_version
+from tracekit.recorder.engines.calls import method_name, noted, watch_loads
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, wrap
-from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import failed, never_raise, say_once
@@ -30,11 +27,9 @@ CLOSE_SECS = 2.0  # the API server kills its engine process four seconds after a
 # RPCs to the workers that leave the weights alone; any other name may change them
 HARMLESS_RPC = (
     *("get_", "list_", "check_", "save_", "is_", "init", "profile", "report_", "execute_", "determine_", "start_"),
-    *("stop_", "sleep", "wake_up", "add_lora", "remove_lora", "pin_", "add_prompt", "remove_prompt"),
+    *("stop_", "sleep", "remove_lora", "pin_", "add_prompt", "remove_prompt"),
 )
 CONTROL = ("reset_prefix_cache", "sleep", "wake_up", "abort_request", "add_lora", "remove_lora")
-
-_of_model: "weakref.WeakKeyDictionary[Any, Recording]" = weakref.WeakKeyDictionary()
 
 
 def is_installed() -> bool:
@@ -98,65 +93,38 @@ class V0Adapter:
         wrap(DistributedExecutorBase, "collective_rpc", _collective_rpc)
         wrap(UniProcExecutor, "collective_rpc", _collective_rpc)
         wrap(ExecutorBase, "apply_model", _apply_model)
+        after(MQLLMEngine, "__init__", _on_server_built)
         wrap(MQLLMEngine, "cleanup", _cleanup)
         for name in CONTROL:
             wrap(LLMEngine, name, control.recorded(_of))
 
 
-class Recording:
+class Recording(weights.Recording):
     """One engine's counters and its session; hangs on the objects that the hooks see."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self.engine_step = 0
-        self.weight_version = 0
+        super().__init__(session)
         self.has_driver = False
+        self.in_process = True  # user code runs in the process of the engine
         self.time_ns = 0
         self.num_waiting = 0
         self.num_free_blocks = 0
         self.live: dict[str, Any] = {}
-        self._changes: list[tuple[str, int, int]] = []
-        self._version_lock = threading.Lock()  # held where a version begins or is labelled
-
-    def weights_may_change(self, name: str, begin_ns: int) -> None:
-        """Note a call that may have changed weights; the version starts with the next forward."""
-        # what began inside this call is part of it
-        self._changes = [change for change in self._changes if change[1] < begin_ns]
-        self._changes.append((name, begin_ns, time.monotonic_ns()))
 
     def dispatch(self) -> None:
         """Stamp the forward that starts now: later would be after an update that its tokens do not see."""
         self.time_ns = time.monotonic_ns()
-        if self._changes:
-            self.start_version()
+        if self.pending:
+            self.start_versions()
 
-    def start_version(self) -> None:
-        """Let all changes since the last forward be one new version."""
-        with self._version_lock:
-            self._start_version()
-
-    def label(self, label: str, checkpoint: str | None) -> tuple[int, int]:
-        """Append the row of a label for the present weights; return its version and step. Any thread."""
-        with self._version_lock:
-            self._start_version()  # changes that no forward has seen yet are what is labelled
-            row = label_row(self.weight_version, self.engine_step, label, checkpoint)
-            self.session.append(("weights", row))
-        return row["weight_version"], row["engine_step"]
-
-    def _start_version(self) -> None:
-        changes, self._changes = self._changes, []
-        if not changes:
-            return
-        self.weight_version += 1
-        row = {
-            "weight_version": self.weight_version,
-            "method": "+".join(dict.fromkeys(name for name, _, _ in changes)),
-            "engine_step": self.engine_step,
-            "begin_ns": min(begin for _, begin, _ in changes),
-            "end_ns": max(end for _, _, end in changes),
-            "arguments": "{}",
-        }
-        self.session.append(("weights", row))
+    def admitted(self, group: Any) -> None:
+        """Note a request; the first after a rest comes after whatever its owner did to the weights."""
+        if not self.live and self.in_process:
+            self.look()
+        if group.lora_request is not None:
+            self.adapter(group.lora_request, weights.BY_REQUEST, time.monotonic_ns())
+        self.live[group.request_id] = group
+        self.session.append(("requests", time.monotonic_ns(), group))
 
     def finished(self, group: Any) -> None:
         """Note that a request has come to its end, however it did."""
@@ -216,8 +184,6 @@ def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) ->
     for owner in (engine, engine.model_executor, *engine.scheduler, *engine.scheduler_contexts):
         owner._tracekit_recording = recording
     session.append(("engines", _describe(engine_id, engine)))
-    # runs before the session's own: a change with no forward after it is a version too
-    atexit.register(never_raise(recording.start_version))
     _watch_driver(recording, engine.model_executor)
 
 
@@ -225,17 +191,13 @@ def _watch_driver(recording: Recording, executor: Any) -> None:
     """Follow the driver's worker and its model, where they live in this process (Ray's do not)."""
     from vllm.worker.worker_base import LocalOrDistributedWorkerBase
 
-    worker = getattr(getattr(executor, "driver_worker", None), "worker", None)
-    if not isinstance(worker, LocalOrDistributedWorkerBase):
+    driver = getattr(getattr(executor, "driver_worker", None), "worker", None)
+    if not isinstance(driver, LocalOrDistributedWorkerBase):
         return
-    worker._tracekit_recording = recording
+    driver._tracekit_recording = recording
     recording.has_driver = True
-    model = worker.get_model()
-    _of_model[model] = recording
-    for owner in type(model).__mro__:
-        if "load_weights" in vars(owner):
-            wrap(owner, "load_weights", _load_weights)
-            break
+    recording.meet([worker.describe(driver)], lambda: [worker.fingerprint(driver)])
+    watch_loads(recording, driver.get_model())
 
 
 def _describe(engine_id: str, engine: Any) -> dict[str, Any]:
@@ -251,8 +213,7 @@ def _describe(engine_id: str, engine: Any) -> dict[str, Any]:
 def _on_request(engine: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:
     recording = _of(engine)
     if recording is not None:
-        recording.live[group.request_id] = group
-        recording.session.append(("requests", time.monotonic_ns(), group))
+        recording.admitted(group)
 
 
 def _on_schedule(scheduler: Any, result: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -330,36 +291,37 @@ def _on_abort(recording: Recording) -> None:
         recording.finished(group)
 
 
-def _collective_rpc(original: Callable[..., Any], self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
-    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    recording = _of(self)
-    if recording is None or name.startswith(HARMLESS_RPC):
-        return original(self, method, *args, **kwargs)
-    return _changing(recording, name, original, self, method, *args, **kwargs)
+def _collective_rpc(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    return noted(_of(self), _on_rpc, original, self, *args, **kwargs)
+
+
+def _on_rpc(
+    recording: Recording, begin_ns: int, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
+) -> None:
+    name = method_name(method)
+    if name == "add_lora":
+        recording.adapter(args[0], name, begin_ns)
+    elif not name.startswith(HARMLESS_RPC):
+        recording.changed(name, begin_ns, args, kwargs)
 
 
 def _apply_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _changing(_of(self), "apply_model", original, self, *args, **kwargs)
+    return noted(_of(self), _on_apply_model, original, self, *args, **kwargs)
 
 
-def _load_weights(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _changing(_of_model.get(self), "load_weights", original, self, *args, **kwargs)
+def _on_apply_model(recording: Recording, begin_ns: int, *args: Any, **kwargs: Any) -> None:
+    recording.changed("apply_model", begin_ns, args, kwargs)
 
 
-def _changing(recording: Recording | None, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    begin_ns = time.monotonic_ns()
-    try:
-        return original(*args, **kwargs)
-    finally:
-        if recording is not None:
-            # also where it raised: some of the weights may have changed
-            never_raise(recording.weights_may_change)(name, begin_ns)
+def _on_server_built(server: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    recording = _of(server.engine)
+    if recording is not None:
+        recording.in_process = False
 
 
 def _cleanup(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     recording = _of(self.engine)
     if recording is not None:
         # this process ends without running exit handlers
-        never_raise(recording.start_version)()
-        never_raise(recording.session.close)(CLOSE_SECS)
+        never_raise(recording.close)(CLOSE_SECS)
     return original(self, *args, **kwargs)

@@ -57,6 +57,8 @@ class V0Rows(Rows[V0Request]):
             return {**rows, "topk": num_topk} if num_topk else rows
         if kind == "finished":
             return {"finishes": 1}
+        if kind == "fingerprints":
+            return {kind: len(event[2])}
         return {kind: 1} if kind in TABLES else {}
 
     def add(self, event: tuple[Any, ...]) -> None:
@@ -70,6 +72,8 @@ class V0Rows(Rows[V0Request]):
             self._finish(*event[1:])
         elif kind == "preempted":
             self._preempt(*event[1:])
+        elif kind == "fingerprints":
+            self._add_fingerprints(*event[1:])
         else:
             self._append(kind, event[1])
 

@@ -9,23 +9,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control, v1_column, v1_sampler
+from tracekit.recorder.engines import control, v1_column, v1_sampler, v1_weights
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
-from tracekit.recorder.engines.rows import label_row
 from tracekit.recorder.engines.v1_blocks import V1Blocks, kv_groups
 from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
+from tracekit.recorder.engines.v1_weights import V1Weights
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
 from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
 
 CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
 
-# Worker RPCs that leave the weights alone; any other name may change them and starts a new weight version.
-READ_ONLY_RPC = ("get_", "list_", "check_", "save_", "is_", "init_", "profile", "report_", "execute_", "compute_")
-
-CONTROL = ("pause_scheduler", "resume_scheduler", "reset_prefix_cache", "sleep", "wake_up", "abort_requests")
-CONTROL_LORA = ("add_lora", "remove_lora")
+CONTROL = (
+    *("pause_scheduler", "resume_scheduler", "reset_prefix_cache", "sleep", "wake_up", "abort_requests"),
+    *("add_lora", "remove_lora"),
+)
 
 
 def missing_features() -> str:
@@ -62,13 +61,13 @@ class V1Adapter:
         after(Scheduler, "finish_requests", _on_finish_requests)
         install(Scheduler, "update_from_output", _update_from_output)
         after(core.EngineCore, "preprocess_add_request", _on_preprocess)
-        wrap(core.EngineCore, "collective_rpc", _collective_rpc)
         wrap(core.EngineCore, "shutdown", _shutdown)
         classes = [c for c in vars(core).values() if isinstance(c, type) and issubclass(c, core.EngineCore)]
         for engine_class in classes:
-            for name in CONTROL + CONTROL_LORA:
+            for name in CONTROL:
                 if name in vars(engine_class):
                     wrap(engine_class, name, control.recorded(_of))
+        v1_weights.attach(core, _of)
         option = logprobs_option()
         if option != "client":
             v1_sampler.attach(option)
@@ -78,13 +77,11 @@ class V1Adapter:
             after(SchedulerConfig, "get_scheduler_cls", _on_scheduler_class)
 
 
-class Recording:
+class Recording(V1Weights):
     """One engine's counters and its session; hangs on the scheduler it belongs to."""
 
     def __init__(self, scheduler: Any, session: Session) -> None:
-        self.session = session
-        self.engine_step = 0
-        self.weight_version = 0
+        super().__init__(session)
         self.dispatched: dict[int, Dispatch] = {}
         # a speculative step trims the sampled lists in place, so they must be copied before
         self.copies_sampled = bool(getattr(scheduler, "num_spec_tokens", 0))
@@ -92,6 +89,8 @@ class Recording:
 
     def on_schedule(self, scheduler: Any, output: Any) -> None:
         """Stamp a step at dispatch. Runs at every step on the engine's thread: nothing here may cost."""
+        if self.pending:
+            self.start_versions()
         self.dispatched[id(output)] = (
             self.engine_step,
             time.monotonic_ns(),
@@ -100,12 +99,6 @@ class Recording:
             self.block_pool.get_num_free_blocks(),
         )
         self.engine_step += 1
-
-    def label(self, label: str, checkpoint: str | None) -> tuple[int, int]:
-        """Append the row of a label for the present weights; return its version and step. Any thread."""
-        row = label_row(self.weight_version, self.engine_step, label, checkpoint)
-        self.session.append(("weights", row))
-        return row["weight_version"], row["engine_step"]
 
     def on_output(self, scheduled: Any, raw: tuple[Any, ...], outputs: Any) -> None:
         """Hand a finished step to the session: references only."""
@@ -170,6 +163,7 @@ def _on_request(scheduler: Any, _result: None, request: Any) -> None:
     recording = _of(scheduler)
     if recording is not None and scheduler.requests.get(request.request_id) is request:
         recording.session.append(("requests", time.monotonic_ns(), request))
+        recording.admitted(request, first=len(scheduler.requests) == 1)
 
 
 def _schedule(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,37 +215,9 @@ def _on_finish_requests(scheduler: Any, result: Any, request_ids: Any, finished_
     recording.session.append(("finished", ended, reason, recording.engine_step, time.monotonic_ns()))
 
 
-def _collective_rpc(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    recording = _of(self)
-    begin_ns = time.monotonic_ns()
-    try:
-        return original(self, *args, **kwargs)
-    finally:
-        if recording is not None:
-            # also where it raised: some of the weights may have changed
-            _on_rpc(recording, begin_ns, *args, **kwargs)
-
-
-@never_raise
-def _on_rpc(recording: Recording, begin_ns: int, method: Any, *_args: Any, **_kwargs: Any) -> None:
-    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    if name.startswith(READ_ONLY_RPC):
-        return
-    recording.weight_version += 1
-    row = {
-        "weight_version": recording.weight_version,
-        "method": name,
-        "engine_step": recording.engine_step,
-        "begin_ns": begin_ns,
-        "end_ns": time.monotonic_ns(),
-        "arguments": "{}",
-    }
-    recording.session.append(("weights", row))
-
-
 def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     recording = _of(self)
     if recording is not None:
         # deliver before the executor goes down: the parent may kill us while it does
-        never_raise(recording.session.close)(CLOSE_SECS)
+        never_raise(recording.close)(CLOSE_SECS)
     return original(self, *args, **kwargs)

@@ -66,6 +66,8 @@ class V1Rows(Rows[V1Request]):
             return {**rows, **{table: count for table, count in more.items() if count}}
         if kind == "finished":
             return {"finishes": len(event[1])}
+        if kind == "fingerprints":
+            return {kind: len(event[2])}
         return {kind: 1} if kind in TABLES else {}
 
     def add(self, event: tuple[Any, ...]) -> None:
@@ -80,6 +82,8 @@ class V1Rows(Rows[V1Request]):
         elif kind == "finished":
             for request_id in event[1]:
                 self._finish(request_id, event[2], event[3], event[4])
+        elif kind == "fingerprints":
+            self._add_fingerprints(*event[1:])
         else:
             self._append(kind, event[1])
 
