@@ -131,7 +131,9 @@ TABLES: dict[str, dict[str, str]] = {
         "label": "str?",  # the caller's own, never trusted above the fingerprints
         "checkpoint": "str?",  # where the caller says that these weights are stored
         "lora": "str?",  # the adapter whose weights changed; null: the model's
-        "num_changed": "u4?",  # fingerprints that differ from the version before; null: not taken
+        # tensors whose fingerprint differs from the version before, adapters' left out. 0: nothing sampled moved.
+        # null: not known (no fingerprints, or none differs but a tensor cannot be read), and of labels and adapters
+        "num_changed": "u4?",
     },
     "fingerprints": {  # of the weights at the start of a version, a row for each tensor of each worker
         "engine": "u4",
