@@ -324,6 +324,16 @@ def test_an_adapter_that_is_loaded_anew_under_its_name(tmp_path):
     assert "lora-name-reused" not in recorded(tmp_path / "same", tables)
 
 
+def test_an_adapter_that_requests_point_to_another_place_under_its_name(tmp_path):
+    tables = engine(make_tables(3, 8))
+    tables["requests"] |= {"lora": ["policy", "policy", None], "lora_path": ["/a", "/b", None]}
+    tables["requests"]["lora_id"] = np.ma.MaskedArray(np.array([1, 2, 0], "<u4"), mask=[False, False, True])
+    assert recorded(tmp_path, tables)["lora-name-reused"] == "'policy' was /a (1), then /b (2)"
+    tables["requests"]["lora"] = ["policy", "other", None]
+    (tmp_path / "other").mkdir()
+    assert "lora-name-reused" not in recorded(tmp_path / "other", tables)
+
+
 def test_seeds_beside_requests_without_one_on_the_cpu(tmp_path):
     tables = engine(make_tables(2, 8))
     tables["requests"]["sampling_params"][1] = json.dumps({"temperature": 1.0, "seed": 7})

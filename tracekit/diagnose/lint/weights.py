@@ -89,19 +89,21 @@ def _connector(subject: Subject) -> str | None:
 
 
 def _lora(subject: Subject) -> str | None:
-    if subject.rows is None:
+    if subject.rows is None or not subject["enable_prefix_caching"]:
         return None
-    loads: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)  # where each name's weights came from, in order
     for row in subject.rows.control:
         if row["name"] == "add_lora":
             arguments = json.loads(row["arguments"])
             for adapter in [*(arguments.get("args") or []), *(arguments.get("kwargs") or {}).values()]:
                 if isinstance(adapter, dict) and adapter.get("lora_name"):
-                    loads[adapter["lora_name"]].append(f"{adapter.get('lora_path')} ({adapter.get('lora_int_id')})")
-    pointed = {name: places for name, places in loads.items() if len(set(places)) > 1}
-    if not pointed or not subject["enable_prefix_caching"]:
-        return None
-    return "; ".join(f"{name!r} was {', then '.join(dict.fromkeys(places))}" for name, places in pointed.items())
+                    places[adapter["lora_name"]].append(f"{adapter.get('lora_path')} ({adapter.get('lora_int_id')})")
+    # most adapters are loaded by the first request that names them
+    for row in subject.rows.requests.select(["lora", "lora_path", "lora_id"]).to_pylist():
+        if row["lora"] is not None and row["lora_path"] is not None:
+            places[row["lora"]].append(f"{row['lora_path']} ({row['lora_id']})")
+    pointed = {name: list(dict.fromkeys(told)) for name, told in places.items()}
+    return "; ".join(f"{name!r} was {', then '.join(told)}" for name, told in pointed.items() if len(told) > 1) or None
 
 
 RULES = (

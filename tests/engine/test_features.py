@@ -1,0 +1,99 @@
+"""A mixture of experts, LoRA adapters re-pointed under one name, and n-gram speculation, in one process.
+
+The truth is what the client received and what vLLM counted itself.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import JOBS, run_cli
+from tests.engine.odd_models import write_adapter, write_tiny_moe
+from tracekit.engines.model import write_tiny_model
+from tracekit.tables import NEW
+from tracekit.trace.reader import Trace, open_trace
+
+pytestmark = pytest.mark.engine
+
+EXPERTS, ADAPTERS, DRAFTS = range(3)  # the job's engines, in the order in which it builds them
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "tiny": write_tiny_model(folder / "tiny"),
+        # its next token is mostly one that was there: n-grams are good drafts
+        "tied": write_tiny_model(folder / "tied", tie_embeddings=True),
+        "moe": write_tiny_moe(folder / "moe"),
+        "adapter-a": write_adapter(folder / "a", 1),
+        "adapter-b": write_adapter(folder / "b", 2),
+    }
+
+
+@pytest.fixture(scope="module", params=["v1", "latest"])
+def recorded(request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(f"features-{request.param}")
+    for name, path in models.items():
+        (folder / name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        patch.setenv("TRACEKIT_STRICT", "1")
+        job = ("python", JOBS / "features.py", folder)
+        done = run_cli("record", "--engine", request.param, "-o", folder / "trace.arrow", "--", *job)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return request.param, folder, open_trace(folder / "trace.arrow"), json.loads((folder / "truth.json").read_text())
+
+
+def of_engine(trace: Trace, table: str, engine: int) -> list[dict[str, Any]]:
+    return [row for row in trace.table(table).to_pylist() if row["engine"] == engine]
+
+
+def test_it_is_what_the_client_received(recorded: Any) -> None:
+    _, folder, trace, _ = recorded
+    done = run_cli("doctor", folder / "trace.arrow", "--completions", folder / "view.jsonl", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 13
+    assert trace.complete
+    configs = [json.loads(engine["config"]) for engine in trace.engines()]
+    assert [config["hf_config"].get("num_experts") for config in configs] == [8, None, None]
+    tokens = Counter(token["engine"] for token in trace.table("tokens").to_pylist())
+    assert tokens[EXPERTS] == 4 * 32 and tokens[ADAPTERS] == 5 * 24
+
+
+def test_an_adapter_that_moved_under_its_name_reuses_the_old_ones_blocks_in_v1(recorded: Any) -> None:
+    engine, folder, trace, truth = recorded
+    requests = of_engine(trace, "requests", ADAPTERS)
+    a, b = str(folder / "adapter-a"), str(folder / "adapter-b")
+    assert [(r["external_id"], r["lora"], r["lora_id"], r["lora_path"]) for r in requests] == [
+        ("base", None, None, None),
+        ("x", "x", 1, a),
+        ("x-again", "x", 1, a),
+        ("x-moved", "x", 2, b),
+        ("y", "y", 3, b),
+    ]
+    names = {r["request"]: r["external_id"] for r in requests}
+    found = {
+        names[r["request"]]: r["num_computed"] for r in of_engine(trace, "scheduled", ADAPTERS) if r["flags"] & NEW
+    }
+    assert found == truth["lora"]["cached"]
+    # 0.18 ties a block to the adapter's name, 0.32 to its path as well
+    assert found["x-again"] == 64 and found["x-moved"] == (64 if engine == "v1" else 0)
+    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
+    (said,) = (one["detail"] for one in fired if one["id"] == "lora-name-reused")
+    assert said == f"'x' was {a} (1), then {b} (2)"
+
+
+def test_drafts_are_what_vllm_counted_and_rejected_ones_are_no_tokens(recorded: Any) -> None:
+    _, _, trace, truth = recorded
+    scheduled = [row for row in of_engine(trace, "scheduled", DRAFTS) if row["num_draft"]]
+    sampled = Counter((t["engine_step"], t["request"]) for t in of_engine(trace, "tokens", DRAFTS))
+    drafted = sum(row["num_draft"] for row in scheduled)
+    # each verification yields the accepted drafts and one token of the model's own
+    accepted = sum(sampled[row["engine_step"], row["request"]] - 1 for row in scheduled)
+    counted = truth["spec"]
+    assert (len(scheduled), drafted) == (counted["num_drafts"], counted["num_draft_tokens"])
+    assert accepted == counted["num_accepted_tokens"] and 0 < accepted < drafted

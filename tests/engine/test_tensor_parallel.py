@@ -1,0 +1,33 @@
+"""Two CPU workers with half of the model each: one engine in the trace, and a change of weights reaches its version."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import JOBS, run_cli
+from tracekit.trace.reader import open_trace
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("engine", ["v0", "v1", "latest"])
+def test_two_workers_are_one_engine(engine: str, tiny_model: Path, tmp_path: Path) -> None:
+    job = ("python", JOBS / "tensor_parallel.py", tiny_model, tmp_path / "view.jsonl")
+    done = run_cli("record", "--engine", engine, "-o", tmp_path / "trace.arrow", "--", *job)
+    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_cli("doctor", tmp_path / "trace.arrow", "--completions", tmp_path / "view.jsonl", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 6
+    trace = open_trace(tmp_path / "trace.arrow")
+    assert trace.complete
+    (row,) = trace.engines()
+    assert json.loads(row["config"])["vllm"]["parallel_config"]["tensor_parallel_size"] == 2
+    (change,) = trace.table("weights").to_pylist()
+    assert change["weight_version"] == 1 and change["method"] == "scale_norm"
+    tokens = trace.table("tokens").to_pylist()
+    # the job changes them between its first three requests and the others
+    assert all(token["weight_version"] == (token["request"] >= 3) for token in tokens)
+    assert {token["weight_version"] for token in tokens} == {0, 1}
+    first = min(token["engine_step"] for token in tokens if token["request"] >= 3)
+    assert change["engine_step"] == first
