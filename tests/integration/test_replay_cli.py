@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from factories import make_engine, make_tables, write_spool, write_trace
+from factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from transformers import AutoModelForCausalLM
 from unit.tiny_models import VOCAB, write_model
 
@@ -225,6 +225,29 @@ def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, record
     assert code == 4
     starts = [r["first_beyond_noise"] for r in json.loads(out)["verdict"]["rollouts"]]
     assert {s["output_index"] for s in starts if s} <= {12, 13, 14, 15}
+
+
+def test_a_checkpoint_that_a_label_names_is_used_and_said_so(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1
+    args = (tmp_path / "t.arrow", "--model", recorded.model)
+
+    def labelled(*checkpoints):
+        made = make_weights(12, *[13] * len(checkpoints))
+        made["weight_version"][:] = 1
+        made["checkpoint"], made["label"] = [None, *map(str, checkpoints)], [None, *["step-9"] * len(checkpoints)]
+        (tmp_path / "t.arrow").unlink(missing_ok=True)
+        write_trace(tmp_path / "t.arrow", [{**tables, "weights": made}])
+
+    labelled(tmp_path / "elsewhere", recorded.model)  # the last label counts
+    code, out, _ = tracekit(*args)
+    assert code == 0
+    assert f"weight version 1 is taken from {recorded.model}, as the label 'step-9' in the trace says" in out
+    assert json.loads(tracekit(*args, "--json")[1])["claims"]["1"]["checkpoint"] == str(recorded.model)
+    code, out, _ = tracekit(*args, "--weights", f"1={recorded.model}")
+    assert code == 0 and "taken from" not in out
+    labelled(recorded.model, tmp_path / "elsewhere")
+    assert "elsewhere is not here" in refused(tracekit, *args)
 
 
 @pytest.mark.parametrize("value", ["1", "x=there", "1="])

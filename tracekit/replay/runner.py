@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from tracekit.diagnose.data import PROCESSED, RAW, RolloutInfo, Run, Scores
 from tracekit.diagnose.verdict import Verdict, judge
 from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, ReplayRefused, UsageError
+from tracekit.replay.claims import Claim, find_claims
 from tracekit.replay.params import parse_params
 from tracekit.replay.passes import Pass, ScorerLike, identity_test, pick_sample, run_pass, variants
 from tracekit.replay.progress import Progress
@@ -43,6 +44,7 @@ class ReplayResult:
     noise_dtype: str
     device: str
     weights: dict[int, str]  # weight version -> folder
+    claims: dict[int, Claim]  # of these, the folders that only a label in the trace names
 
     @property
     def exit_code(self) -> int:
@@ -59,6 +61,7 @@ class ReplayResult:
             "noise_dtype": self.noise_dtype,
             "device": self.device,
             "weights": {str(version): folder for version, folder in self.weights.items()},
+            "claims": {str(version): asdict(claim) for version, claim in self.claims.items()},
             "data": {
                 "num_rollouts": len(self.run.rollouts),
                 "num_tokens": int(self.run.token_id.size),
@@ -90,7 +93,8 @@ def replay(
         trace: an open trace.
         model: folder of the weights of version 0.
         expect: what the trainer takes recorded logprobs for, "processed" or "raw".
-        weights: folders of further weight versions; version 0 overrides ``model``.
+        weights: folders of further weight versions; version 0 overrides ``model``. A version that is left out is
+            taken from the checkpoint that a label in the trace names, where it is on this machine.
         dtype: the trainer's body precision; the head is always float32.
         device: a torch device; the default is CUDA where there is one, else the CPU.
         max_batch_tokens: tokens that go through the body together.
@@ -105,7 +109,8 @@ def replay(
     if expect not in (RAW, PROCESSED):
         raise UsageError(f"expect must be raw or processed, not {expect}")
     recording = read_recording(trace)
-    folders = _folders(recording.versions, Path(model), weights or {})
+    claims = {v: claim for v, claim in _claims(trace, recording).items() if v > 0 and v not in (weights or {})}
+    folders = _folders(recording.versions, Path(model), weights or {}, claims)
     scorers = _Loaded(load or _scorer_loader(device))
     requests = recording.requests
 
@@ -140,6 +145,7 @@ def replay(
         noise_dtype=other_dtype,
         device=used_device,
         weights={version: str(folder) for version, folder in folders.items()},
+        claims=claims,
     )
 
 
@@ -177,19 +183,29 @@ def _scorer_loader(device: str | None) -> Load:
     return lambda folder, dtype: Scorer.load(folder, dtype=dtype, device=device)
 
 
-def _folders(versions: Seq[int], model: Path, weights: Mapping[int, str | Path]) -> dict[int, Path]:
+def _claims(trace: Trace, recording: Recording) -> dict[int, Claim]:
+    return find_claims(trace, {(r.sequence.engine, int(v)) for r in recording.requests for v in r.weight_version})
+
+
+def _folders(
+    versions: Seq[int], model: Path, weights: Mapping[int, str | Path], claims: Mapping[int, Claim]
+) -> dict[int, Path]:
     unused = sorted(set(weights) - set(versions) - {0})
     if unused:
         raise UsageError(
             f"no scored token was sampled under weight version {_names(unused)}; the trace has {_names(versions)}"
         )
-    missing = [v for v in versions if v > 0 and v not in weights]
+    given = {v: Path(claim.checkpoint) for v, claim in claims.items() if claim.is_here}
+    given |= {v: Path(folder) for v, folder in weights.items()}
+    missing = [v for v in versions if v > 0 and v not in given]
     if missing:
+        elsewhere = [f"{claims[v].checkpoint} is not here" for v in missing if v in claims]
         raise ReplayRefused(
             f"tokens were sampled under weight version {_names(missing)}, whose weights were not given: "
             f"add --weights {missing[0]}=FOLDER for each (the same folder, where the weights did not change)"
+            + (f"; {', '.join(elsewhere)}" if elsewhere else "")
         )
-    folders = {v: Path(weights[v]) if v in weights else model for v in versions}
+    folders = {v: given.get(v, model) for v in versions}
     for folder in folders.values():
         if not folder.is_dir():
             raise ModelError(f"there is no model folder: {folder}")

@@ -79,6 +79,11 @@ def _what(facts: Mapping[str, Any]) -> Iterator[str]:
         f"{data['num_tokens']} tokens of {data['num_rollouts']} rollouts, scored by {facts['model']} "
         f"({facts['dtype']} body, float32 head, {facts['device']})"
     )
+    for version, claim in sorted(facts.get("claims", {}).items(), key=lambda item: int(item[0])):
+        yield (
+            f"weight version {version} is taken from {claim['checkpoint']}, as the label {claim['label']!r} in the "
+            "trace says: its caller's claim, not compared with the engine's weights"
+        )
     if data["num_discarded"]:
         yield f"{data['num_discarded']} sampled tokens never became output and were not scored"
     for reason, count in sorted(data["skipped_requests"].items()):

@@ -42,7 +42,8 @@ def announced(rows: EngineRows) -> list[Finding]:
         *finding(
             "label-of-no-version",
             rows.engine,
-            ~np.isin(rows.labelled["weight_version"], np.r_[0, version]),
+            # a version is announced with the first forward on it, which a label need not wait for
+            rows.labelled["weight_version"] > version.max(initial=0) + 1,
             rows.labelled,
             lambda i: f"labels version {rows.labelled['weight_version'][i]}, which was never announced",
         ),
