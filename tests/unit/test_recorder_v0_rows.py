@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows, sampling_of
+from tracekit.recorder.engines.v0_sampler import Scored
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 
 
@@ -173,3 +176,19 @@ def test_what_the_engine_turned_into_functions_is_read_back() -> None:
     assert found["logit_bias"] == {"4": 1.5} and found["allowed_token_ids"] == [3, 5]
     assert found["bad_words_token_ids"] == [[8, 9]] and found["logits_processors"] is None
     assert len(sampling_of(Params(logits_processors=[bias, len]))["logits_processors"]) == 1
+
+
+def test_values_of_who_did_not_ask_come_beside_the_outputs() -> None:
+    for option, expected in (("engine", None), ("both", [-3.5, -2.5])):
+        rows = V0Rows(100, 16, option)
+        rows.add(admitted("a", logprobs=None))
+        rows.add(admitted("b"))
+        event = list(step(1, part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)))
+        event[3] = Scored(event[3])
+        event[3].scores = [(-2.5, -3.5 if option == "both" else None), (-1.0, -7.0 if option == "both" else None)]
+        rows.add(tuple(event))
+        tokens = rows.take()["tokens"]
+        assert tokens["rollout_logprob"].tolist() == [-2.5, -1.0]
+        assert np.ma.getmaskarray(tokens["rank"]).tolist() == [True, False]
+        first = [tokens[name][0] for name in ("raw_logprob", "processed_logprob")]
+        assert [None if value is np.ma.masked else value for value in first] == (expected or [None, None])

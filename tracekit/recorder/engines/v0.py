@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control, weights, worker
+from tracekit.recorder.engines import control, v0_sampler, weights, worker
 from tracekit.recorder.engines.base import vllm_version
 from tracekit.recorder.engines.calls import method_name, noted, watch_loads
 from tracekit.recorder.engines.describe import engine_row
@@ -20,7 +20,7 @@ from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
-from tracekit.recorder.settings import daemon_address
+from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
 
 CLOSE_SECS = 2.0  # the API server kills its engine process four seconds after asking it to end
 
@@ -178,7 +178,9 @@ def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) ->
     engine_id = new_engine_id()
     cache = config.cache_config
     stream = Stream(address, engine_id)
-    session = Session(V0Rows(cache.num_gpu_blocks or 0, cache.block_size), stream)
+    if logprobs_complaint():
+        say_once(logprobs_complaint())
+    session = Session(V0Rows(cache.num_gpu_blocks or 0, cache.block_size, logprobs_option()), stream)
     recording = Recording(session)
     Commands(stream, session, recording.label)
     for owner in (engine, engine.model_executor, *engine.scheduler, *engine.scheduler_contexts):
@@ -196,6 +198,8 @@ def _watch_driver(recording: Recording, executor: Any) -> None:
         return
     driver._tracekit_recording = recording
     recording.has_driver = True
+    if logprobs_option() != "client":
+        v0_sampler.attach(logprobs_option())
     recording.meet([worker.describe(driver)], lambda: [worker.fingerprint(driver)])
     watch_loads(recording, driver.get_model())
 

@@ -39,10 +39,12 @@ class V0Rows(Rows[V0Request]):
     Args:
         num_blocks: KV blocks of the engine.
         block_size: tokens in one.
+        logprobs: whose are recorded, one of `settings.LOGPROBS`.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, logprobs: str = "client") -> None:
         super().__init__()
+        self._logprobs = logprobs
         self._num_blocks = max(num_blocks, 1)
         self._block_size = block_size
         self._preempted: list[int] = []
@@ -119,12 +121,15 @@ class V0Rows(Rows[V0Request]):
         self._preempted.append(request.number)
 
     def _add_output(self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int) -> None:
+        scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
         unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
         if unknown:
             self._orphans["tokens"] = self._orphans.get("tokens", 0) + unknown
         num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
-        self._add_tokens(at, [(q, s.request_id, o) for q, s, o in found if q is not None and s.do_sample])
+        sampled = [q is not None and s.do_sample for q, s, _ in found]
+        picked = [(q, s.request_id, o) for (q, s, o), was in zip(found, sampled, strict=True) if was and q is not None]
+        self._add_tokens(at, picked, [score for score, was in zip(scores, sampled, strict=True) if was])
         self._append(
             "steps",
             {
@@ -170,7 +175,9 @@ class V0Rows(Rows[V0Request]):
             first = max(first, min(cached, end - 1))
         return first, end
 
-    def _add_tokens(self, at: Dispatch, picked: list[tuple[V0Request, str, Any]]) -> None:
+    def _add_tokens(
+        self, at: Dispatch, picked: list[tuple[V0Request, str, Any]], scores: list[tuple[float, float | None] | None]
+    ) -> None:
         columns = self._columns("tokens")
         samples = [output.samples[0] for _, _, output in picked]
         reported = [
@@ -181,10 +188,11 @@ class V0Rows(Rows[V0Request]):
         columns["request"] += [request.number for request, _, _ in picked]
         columns["position"] += [request.next_position for request, _, _ in picked]
         columns["token_id"] += [sample.output_token for sample in samples]
-        columns["rollout_logprob"] += [r.logprob if r else None for r in reported]
+        processed = [score[0] if score else None for score in scores]
+        columns["rollout_logprob"] += [r.logprob if r else p for r, p in zip(reported, processed, strict=True)]
         columns["rank"] += [r.rank if r else None for r in reported]
-        columns["raw_logprob"] += [None] * len(picked)
-        columns["processed_logprob"] += [None] * len(picked)
+        columns["raw_logprob"] += [score[1] if score else None for score in scores]
+        columns["processed_logprob"] += processed if self._logprobs == "both" else [None] * len(picked)
         columns["flags"] += [ACCEPTED if a else DISCARDED for a in accepted]
         columns["engine_step"] += [at.engine_step] * len(picked)
         columns["weight_version"] += [at.weight_version] * len(picked)
