@@ -171,6 +171,14 @@ def test_missing_logprobs_say_how_to_get_them(tmp_path, recorded, tracekit):
     assert "did not ask for them" in err and "logprobs=0" in err
 
 
+def test_logprobs_that_the_engine_did_not_report_are_not_taken_for_unasked_ones(tmp_path, recorded, tracekit):
+    tables = recorded.tables(logprobs=False)
+    tables["tokens"]["raw_logprob"] = np.full(len(tables["tokens"]["token_id"]), -1, "f4")
+    write_trace(tmp_path / "t.arrow", [tables])
+    err = refused(tracekit, tmp_path / "t.arrow", "--model", recorded.model)
+    assert "raw and processed logprobs were recorded, but none as the engine reports" in err
+
+
 def test_no_tokens_are_refused(tmp_path, recorded, tracekit):
     tables = recorded.tables()
     del tables["tokens"], tables["finishes"]

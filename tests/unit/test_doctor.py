@@ -26,6 +26,8 @@ def asking(**engine):
     tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}  # from what scheduled shares
     for name in ("tokens", "steps"):
         tables[name]["weight_version"] = (tables[name]["engine_step"] >= 4).astype("u4")
+    tables["tokens"]["raw_logprob"] = tables["tokens"]["rollout_logprob"].copy()
+    tables["tokens"]["processed_logprob"] = tables["tokens"]["rollout_logprob"] / np.float32(0.7)
     return tables
 
 
@@ -179,12 +181,12 @@ def test_a_label_is_no_change(tmp_path):
 
 # what nothing else in a trace tells: a changed value is not found
 FREE = {
-    *{("tokens", "token_id"), ("tokens", "rollout_logprob"), ("tokens", "rank")},
+    *{("tokens", "token_id"), ("tokens", "processed_logprob"), ("tokens", "rank")},
     *{("steps", "num_waiting"), ("steps", "kv_usage"), ("steps", "time_ns"), ("steps", "output_ns")},
     *{("requests", "time_ns"), ("requests", "index"), ("requests", "num_mm_features"), ("finishes", "time_ns")},
     *{("weights", "begin_ns"), ("weights", "end_ns")},
     # nulls here
-    *{("tokens", "raw_logprob"), ("tokens", "processed_logprob"), ("weights", "num_changed")},
+    *{("weights", "num_changed")},
 }
 
 
@@ -200,9 +202,22 @@ def test_any_other_number_in_any_row_is_tied_to_the_rest(tmp_path, table, column
     for row in range(len(values)):
         tables = asking()
         tables["scheduled"] = {name: v.copy() for name, v in tables["scheduled"].items()}
-        tables[table][column][row] ^= 1 if column != "flags" else 3
+        changed = tables[table][column]
+        bits = changed.view("u4") if changed.dtype == np.float32 else changed
+        bits[row] ^= 1 if column != "flags" else 3
         (tmp_path / str(row)).mkdir()
         assert report_of(tmp_path / str(row), tables).violations, f"{table}.{column} of row {row}"
+
+
+def test_the_engines_own_kind_of_logprob_is_what_it_reported(tmp_path):
+    tables = asking(logprobs_mode="processed_logprobs")
+    tokens = tables["tokens"]
+    tokens["raw_logprob"], tokens["processed_logprob"] = tokens["processed_logprob"], tokens["raw_logprob"]
+    tokens["processed_logprob"].view("u4")[3] ^= 1
+    tokens["raw_logprob"][5] = 0.25
+    report = report_of(tmp_path, tables)
+    names = {(f.check, f.count) for f in report.violations}
+    assert names == {("logprob-not-the-engines", 1), ("logprob-positive", 1)}
 
 
 def test_a_hit_needs_a_prefix_cache(tmp_path):

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["Recorded", "Recording", "read_recording"]
 
 NOT_ASKED = "requests that did not ask for logprobs"
+NOT_REPORTED = "requests whose raw and processed logprobs were recorded, but none as the engine reports them"
 UNTESTABLE = "requests whose processed logprobs cannot be recomputed: "
 NO_PROMPT_IDS = UNTESTABLE + "their prompt was given as embeddings, which the trace does not hold"
 NOT_TEXT = UNTESTABLE + "their prompt holds images or other input that replay does not load"
 ADAPTER = UNTESTABLE + "a LoRA adapter sampled them, which replay does not load"
-_HOW_TO_ASK = 'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request'
+_HOW_TO_ASK = (
+    'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request, or record with '
+    "--logprobs engine"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Recording:
     @property
     def data_lost(self) -> bool:
         """Whether the verdict rests on less than what the engines produced, because rows are missing."""
-        whole = {reason for reason in self.skipped if reason == NOT_ASKED or reason.startswith(UNTESTABLE)}
+        whole = {
+            reason for reason in self.skipped if reason in (NOT_ASKED, NOT_REPORTED) or reason.startswith(UNTESTABLE)
+        }
         return bool(self.num_lost_rows or set(self.skipped) - whole)
 
     @property
@@ -98,6 +104,8 @@ def read_recording(trace: Trace) -> Recording:
     if not tokens["token_id"].size:
         raise ReplayRefused("the trace holds no accepted token, so there is nothing to replay")
     if not tokens["has_logprob"].any():
+        if tokens["has_both"].any():
+            raise ReplayRefused(f"the trace holds only {NOT_REPORTED}, so there is nothing to compare")
         raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
     finishes = trace.table("finishes").to_pylist()
     promised = {(int(f["engine"]), int(f["request"])): int(f["num_output_tokens"]) for f in finishes}
@@ -127,6 +135,8 @@ def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
     }
     logprob = table.column("rollout_logprob")
     out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
+    others = [pc.is_valid(table.column(name)) for name in ("raw_logprob", "processed_logprob")]
+    out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
     out["rollout_logprob"] = np.asarray(logprob.to_numpy(), dtype=np.float64)
     order = np.lexsort((out["position"], out["request"], out["engine"]))
     return {name: values[order] for name, values in out.items()}
@@ -163,7 +173,7 @@ def _why_not(part: dict[str, npt.NDArray[Any]], row: dict[str, Any] | None, num_
     if row is None:
         return "requests whose own row is missing from the trace"
     if not part["has_logprob"].any():
-        return NOT_ASKED
+        return NOT_REPORTED if part["has_both"].any() else NOT_ASKED
     if row["num_mm_features"]:
         return NOT_TEXT
     if row["lora"] is not None:

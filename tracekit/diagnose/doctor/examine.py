@@ -23,6 +23,7 @@ CHECKS: tuple[tuple[Check, frozenset[str]], ...] = (
     (tokens.references, frozenset({"requests"})),
     (tokens.positions, frozenset({"requests", "tokens"})),
     (tokens.logprobs, frozenset()),
+    (tokens.both_logprobs, frozenset()),
     (tokens.token_ids, frozenset()),
     (steps.numbering, frozenset({"steps"})),
     (steps.accounting, frozenset({"steps", "scheduled"})),

@@ -5,7 +5,7 @@ import numpy as np
 from tracekit.diagnose.doctor.rows import EngineRows
 from tracekit.diagnose.doctor.types import Finding, finding
 
-__all__ = ["logprobs", "positions", "references", "token_ids"]
+__all__ = ["both_logprobs", "logprobs", "positions", "references", "token_ids"]
 
 
 def references(rows: EngineRows) -> list[Finding]:
@@ -65,6 +65,35 @@ def logprobs(rows: EngineRows) -> list[Finding]:
             lambda i: f"position {tokens['position'][i]} has no logprob though the client asked for it",
         ),
     ]
+
+
+def both_logprobs(rows: EngineRows) -> list[Finding]:
+    """Raw and processed logprobs are at most 0, and the engine's own kind is what it reported, bit for bit."""
+    tokens = rows["tokens"]
+    reported = tokens["rollout_logprob"]
+    found: list[Finding] = []
+    for name in ("raw_logprob", "processed_logprob"):
+        values = tokens[name]
+        found += finding(
+            "logprob-positive",
+            rows.engine,
+            values > 0,
+            tokens,
+            lambda i, name=name, values=values: f"position {tokens['position'][i]} has {name} {values[i]}",  # type: ignore[misc]
+        )
+        if rows.about.get("logprobs_mode") != f"{name}s":
+            continue
+        there = ~np.isnan(values) & ~np.isnan(reported)
+        found += finding(
+            "logprob-not-the-engines",
+            rows.engine,
+            there & (values.view(np.uint32) != reported.view(np.uint32)),
+            tokens,
+            lambda i, name=name, values=values: (  # type: ignore[misc]
+                f"position {tokens['position'][i]} has {name} {values[i]}, but the engine reported {reported[i]}"
+            ),
+        )
+    return found
 
 
 def token_ids(rows: EngineRows) -> list[Finding]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control, v1_column, v1_sampler, v1_weights
+from tracekit.recorder.engines import control, v1_column, v1_sampler, v1_sampler2, v1_weights
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, install, wrap
 from tracekit.recorder.engines.v1_blocks import V1Blocks, kv_groups
@@ -71,6 +71,7 @@ class V1Adapter:
         option = logprobs_option()
         if option != "client":
             v1_sampler.attach(option)
+            v1_sampler2.attach(option)
         if option == "both":
             from vllm.config import SchedulerConfig
 
