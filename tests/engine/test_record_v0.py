@@ -198,11 +198,13 @@ def test_preempted_requests_are_recomputed_and_nothing_is_counted_twice(preempte
 def test_each_token_has_the_weights_that_computed_it(preempted: Any) -> None:
     trace, view, _ = preempted
     weights = trace.table("weights").to_pylist()
-    assert [(w["weight_version"], w["method"]) for w in weights] == [
-        (1, "scale_norm"),
-        (2, "load_weights"),
-        (3, "apply_model"),
+    assert [(w["weight_version"], w["method"], w["num_changed"]) for w in weights] == [
+        (1, "scale_norm", 1),
+        (2, "load_weights", 1),
+        (3, "apply_model", 1),
+        (4, "direct access", 1),  # written between two runs
     ]
+    assert json.loads(weights[1]["arguments"])["calls"] == 2
     changed = view["changed_after"]  # steps that the job itself counted
     assert [w["engine_step"] for w in weights] == changed
     for table in ("tokens", "steps"):
@@ -210,6 +212,20 @@ def test_each_token_has_the_weights_that_computed_it(preempted: Any) -> None:
             assert row["weight_version"] == sum(step <= row["engine_step"] for step in changed)
     (reset,) = (c for c in trace.table("control").to_pylist() if c["name"] == "reset_prefix_cache")
     assert reset["answer"] == "true"
+
+
+def test_the_driver_tells_what_it_is_and_its_weights(preempted: Any) -> None:
+    trace, _, _ = preempted
+    (worker,) = trace.table("workers").to_pylist()
+    config = json.loads(worker["config"])
+    assert config["model_runner_version"] == "v0" and config["head"]["dtype"] == "bfloat16"
+    assert config["attention"] == [[{"backend": "TORCH_SDPA"}]]
+    rows = trace.table("fingerprints").to_pylist()
+    assert {row["weight_version"] for row in rows} == {0, 1, 2, 3, 4} and None not in {row["hash"] for row in rows}
+    norm = {row["weight_version"]: row["hash"] for row in rows if row["tensor"] == "model.norm.weight"}
+    assert len(set(norm.values())) == 5
+    done = run_cli("doctor", trace.path)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_api_servers_engine_process(tiny_model: Path, tmp_path: Path) -> None:

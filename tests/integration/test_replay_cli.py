@@ -214,6 +214,19 @@ def test_unknown_weight_versions_are_named_and_the_same_folder_settles_it(tmp_pa
     assert "KV was recomputed" in out
 
 
+def test_versions_whose_weights_did_not_move_need_no_weights(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 8 : -NUM_REQUESTS * 4] = 1
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 2
+    tables["weights"] = make_weights(8, 12, lora=[None, "a"])
+    tables["weights"]["num_changed"][0] = 0
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 0
+    for version in (1, 2):
+        assert f"weight version {version} was scored with the weights of 0" in out
+
+
 def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, recorded, tracekit):
     other = write_model(tmp_path / "other", "llama", seed=9)
     sequences = [

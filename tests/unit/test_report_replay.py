@@ -18,6 +18,7 @@ def facts_of(verdict, **data):
         "model": "tiny",
         "dtype": "bfloat16",
         "device": "cpu",
+        "shared_weights": {},
         "data": base | data,
         "verdict": verdict.to_dict(),
     }

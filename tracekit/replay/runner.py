@@ -12,12 +12,14 @@ import numpy as np
 
 from tracekit.diagnose.data import PROCESSED, RAW, RolloutInfo, Run, Scores
 from tracekit.diagnose.verdict import Verdict, judge
-from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, ReplayRefused, UsageError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, UsageError
 from tracekit.replay.claims import Claim, find_claims
+from tracekit.replay.folders import choose_folders, needed_claims
 from tracekit.replay.params import parse_params
 from tracekit.replay.passes import Pass, ScorerLike, identity_test, pick_sample, run_pass, variants
 from tracekit.replay.progress import Progress
 from tracekit.replay.sequences import Recorded, Recording, read_recording
+from tracekit.replay.versions import same_weights
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -45,6 +47,7 @@ class ReplayResult:
     device: str
     weights: dict[int, str]  # weight version -> folder
     claims: dict[int, Claim]  # of these, the folders that only a label in the trace names
+    shared: dict[int, int]  # of these, not given but known to be those of an older version
 
     @property
     def exit_code(self) -> int:
@@ -62,6 +65,7 @@ class ReplayResult:
             "device": self.device,
             "weights": {str(version): folder for version, folder in self.weights.items()},
             "claims": {str(version): asdict(claim) for version, claim in self.claims.items()},
+            "shared_weights": {str(version): older for version, older in self.shared.items()},
             "data": {
                 "num_rollouts": len(self.run.rollouts),
                 "num_tokens": int(self.run.token_id.size),
@@ -109,8 +113,10 @@ def replay(
     if expect not in (RAW, PROCESSED):
         raise UsageError(f"expect must be raw or processed, not {expect}")
     recording = read_recording(trace)
-    claims = {v: claim for v, claim in _claims(trace, recording).items() if v > 0 and v not in (weights or {})}
-    folders = _folders(recording.versions, Path(model), weights or {}, claims)
+    ran = {(r.sequence.engine, int(v)) for r in recording.requests for v in r.weight_version}
+    oldest = same_weights(trace.table("weights").to_pylist(), ran)
+    claims = needed_claims(find_claims(trace, ran), weights or {}, oldest)
+    folders = choose_folders(recording.versions, oldest, Path(model), weights or {}, claims)
     scorers = _Loaded(load or _scorer_loader(device))
     requests = recording.requests
 
@@ -146,6 +152,7 @@ def replay(
         device=used_device,
         weights={version: str(folder) for version, folder in folders.items()},
         claims=claims,
+        shared={v: oldest[v] for v in folders if v in oldest and v not in (weights or {}) and v not in claims},
     )
 
 
@@ -181,39 +188,6 @@ def _scorer_loader(device: str | None) -> Load:
     except ImportError as error:
         raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
     return lambda folder, dtype: Scorer.load(folder, dtype=dtype, device=device)
-
-
-def _claims(trace: Trace, recording: Recording) -> dict[int, Claim]:
-    return find_claims(trace, {(r.sequence.engine, int(v)) for r in recording.requests for v in r.weight_version})
-
-
-def _folders(
-    versions: Seq[int], model: Path, weights: Mapping[int, str | Path], claims: Mapping[int, Claim]
-) -> dict[int, Path]:
-    unused = sorted(set(weights) - set(versions) - {0})
-    if unused:
-        raise UsageError(
-            f"no scored token was sampled under weight version {_names(unused)}; the trace has {_names(versions)}"
-        )
-    given = {v: Path(claim.checkpoint) for v, claim in claims.items() if claim.is_here}
-    given |= {v: Path(folder) for v, folder in weights.items()}
-    missing = [v for v in versions if v > 0 and v not in given]
-    if missing:
-        elsewhere = [f"{claims[v].checkpoint} is not here" for v in missing if v in claims]
-        raise ReplayRefused(
-            f"tokens were sampled under weight version {_names(missing)}, whose weights were not given: "
-            f"add --weights {missing[0]}=FOLDER for each (the same folder, where the weights did not change)"
-            + (f"; {', '.join(elsewhere)}" if elsewhere else "")
-        )
-    folders = {v: given.get(v, model) for v in versions}
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise ModelError(f"there is no model folder: {folder}")
-    return {v: folder.resolve() for v, folder in folders.items()}
-
-
-def _names(versions: Seq[int]) -> str:
-    return ", ".join(str(v) for v in versions)
 
 
 def _num_tokens(requests: Seq[Recorded], chosen: Any, folders: Mapping[int, Path]) -> int:

@@ -84,6 +84,8 @@ def _what(facts: Mapping[str, Any]) -> Iterator[str]:
             f"weight version {version} is taken from {claim['checkpoint']}, as the label {claim['label']!r} in the "
             "trace says: its caller's claim, not compared with the engine's weights"
         )
+    for version, older in facts["shared_weights"].items():
+        yield f"weight version {version} was scored with the weights of {older}: no fingerprint of the model's differs"
     if data["num_discarded"]:
         yield f"{data['num_discarded']} sampled tokens never became output and were not scored"
     for reason, count in sorted(data["skipped_requests"].items()):

@@ -1,4 +1,4 @@
-"""A seeded job on V0's LLMEngine with too few KV blocks for its requests, and weights that change on three paths.
+"""A seeded job on V0's LLMEngine with too few KV blocks for its requests, and weights that change on four paths.
 
 preempted_v0.py MODEL OUT.json
 """
@@ -44,6 +44,11 @@ def main(model, out):
                 requests[output.request_id] = {"token_ids": list(completion.token_ids), "logprobs": logprobs}
         num_steps += 1
     engine.reset_prefix_cache()
+    engine.model_executor.driver_worker.worker.get_model().model.norm.weight.data.mul_(0.5)
+    changed_after.append(num_steps)
+    engine.add_request("late", {"prompt_token_ids": [7, 8, 9]}, SamplingParams(max_tokens=2, ignore_eos=True))
+    while engine.has_unfinished_requests():
+        engine.step()
     with open(out, "w") as file:
         json.dump({"requests": requests, "changed_after": changed_after}, file)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.diagnose.doctor import chains, clock, finishes, hits, steps, tokens, weights
+from tracekit.diagnose.doctor import chains, clock, fingerprints, finishes, hits, steps, tokens, weights
 from tracekit.diagnose.doctor.client import Completion, client_view
 from tracekit.diagnose.doctor.counters import conserved
 from tracekit.diagnose.doctor.rows import EngineRows, read_engines
@@ -35,6 +35,7 @@ CHECKS: tuple[tuple[Check, frozenset[str]], ...] = (
     (hits.explained, frozenset({"requests", "tokens", "scheduled"})),
     (weights.announced, frozenset({"weights"})),
     (weights.of_tokens, frozenset()),
+    (fingerprints.fingerprints, frozenset({"weights", "fingerprints"})),
     (finishes.finishes, frozenset({"tokens", "finishes"})),
     (clock.clock, frozenset()),
 )

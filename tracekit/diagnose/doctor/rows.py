@@ -32,6 +32,8 @@ class EngineRows:
     requests: pa.Table
     reasons: list[str]  # of each row of finishes
     labels: list[str | None]  # of each row of weights; one that has a label is no change
+    loras: list[str | None]  # of each row of weights; None where the model's own changed
+    tensors: dict[str, list[Any]]  # the texts and shapes of each row of fingerprints
     control: list[dict[str, Any]]
     about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
 
@@ -67,6 +69,17 @@ class EngineRows:
         """The rows of ``weights`` that begin a version."""
         keep = np.array([label is None for label in self.labels], dtype=bool)
         return {name: values[keep] for name, values in self["weights"].items()}
+
+    @cached_property
+    def adapters(self) -> list[str | None]:
+        """The adapter of each row of ``changes``; None where the model's own weights changed."""
+        return [lora for lora, label in zip(self.loras, self.labels, strict=True) if label is None]
+
+    @cached_property
+    def num_updates(self) -> int:
+        """How often the model's weights changed, as far as fingerprints do not say that nothing did."""
+        moved = self.changes["num_changed"] != 0
+        return sum(bool(m) and lora is None for m, lora in zip(moved, self.adapters, strict=True))
 
     @cached_property
     def labelled(self) -> Columns:
@@ -113,8 +126,10 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
         own = {name: _of_engine(table, engine) for name, table in whole.items()}
         tables = {name: _columns(name, table) for name, table in own.items()}
         reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()
-        labels = own["weights"].column("label").to_pylist()
-        yield EngineRows(engine, tables, own["requests"], reasons, labels, control, about.get(engine, {}))
+        labels, loras = (own["weights"].column(name).to_pylist() for name in ("label", "lora"))
+        tensors = {name: own["fingerprints"].column(name).to_pylist() for name in ("tensor", "dtype", "shape")}
+        about_it = about.get(engine, {})
+        yield EngineRows(engine, tables, own["requests"], reasons, labels, loras, tensors, control, about_it)
 
 
 def _of_engine(table: pa.Table, engine: int) -> pa.Table:

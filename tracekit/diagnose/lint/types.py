@@ -63,7 +63,7 @@ class Subject:
     def updates_weights(self) -> bool:
         """Whether weights changed while it was recorded, or are planned to."""
         if self.rows is not None:
-            return self.rows.changes["weight_version"].size > 0
+            return self.rows.num_updates > 0
         return self.update is not None or self["weight_transfer_config"] is not None
 
 

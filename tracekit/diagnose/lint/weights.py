@@ -24,7 +24,7 @@ def _caching(subject: Subject) -> str | None:
     salts = subject.rows.requests.column("cache_salt").to_pylist()
     if salts and None not in salts:
         return None  # presumably the version: no block is shared across updates
-    return f"enable_prefix_caching is on, and weights changed {subject.rows.changes['weight_version'].size} times"
+    return f"enable_prefix_caching is on, and weights changed {subject.rows.num_updates} times"
 
 
 def _stale(subject: Subject) -> str | None:

@@ -1,0 +1,34 @@
+"""Weight versions whose weights are those of an earlier one: what a replay need not be given twice."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["same_weights"]
+
+
+def same_weights(rows: Iterable[Mapping[str, Any]], ran: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the oldest version that has the same weights, for each version that is not the oldest itself.
+
+    A version has the weights of the one before where its fingerprints are all the same, or where only an adapter's
+    weights changed, in every engine that ran it: a version's number stands for one set of weights in all engines.
+
+    Args:
+        rows: the table ``weights``.
+        ran: (engine, weight version) of the scored tokens.
+    """
+    same: dict[int, set[int]] = {}
+    changed: dict[int, set[int]] = {}
+    for engine, version in ran:
+        changed.setdefault(version, set()).add(engine)
+    for row in rows:
+        version, engine = int(row["weight_version"]), int(row["engine"])
+        if row["label"] is not None:
+            continue  # it changes nothing
+        changed.setdefault(version, set()).add(engine)
+        if row["lora"] is not None or row["num_changed"] == 0:
+            same.setdefault(version, set()).add(engine)
+    oldest: dict[int, int] = {}
+    for version in sorted(same):
+        if changed[version] <= same[version]:
+            oldest[version] = oldest.get(version - 1, version - 1)
+    return oldest
