@@ -87,6 +87,18 @@ def test_an_adapter_that_moved_under_its_name_reuses_the_old_ones_blocks_in_v1(r
     assert said == f"'x' was {a} (1), then {b} (2)"
 
 
+def test_each_adapter_that_moves_is_a_row_of_weights(recorded: Any) -> None:
+    _, folder, trace, _ = recorded
+    rows = [row for row in of_engine(trace, "weights", ADAPTERS) if row["lora"] is not None]
+    moved = [row for row in rows if row["lora"] == "x" and str(folder / "adapter-b") in row["arguments"]]
+    assert len(moved) == 1
+    requests = {r["external_id"]: r["request"] for r in of_engine(trace, "requests", ADAPTERS)}
+    scheduled = of_engine(trace, "scheduled", ADAPTERS)
+    first = min(row["engine_step"] for row in scheduled if row["request"] == requests["x-moved"])
+    last = max(row["engine_step"] for row in scheduled if row["request"] == requests["x-again"])
+    assert last < moved[0]["engine_step"] <= first
+
+
 def test_drafts_are_what_vllm_counted_and_rejected_ones_are_no_tokens(recorded: Any) -> None:
     _, _, trace, truth = recorded
     scheduled = [row for row in of_engine(trace, "scheduled", DRAFTS) if row["num_draft"]]
