@@ -25,6 +25,11 @@ def test_two_workers_are_one_engine(engine: str, tiny_model: Path, tmp_path: Pat
     assert json.loads(row["config"])["vllm"]["parallel_config"]["tensor_parallel_size"] == 2
     (change,) = trace.table("weights").to_pylist()
     assert change["weight_version"] == 1 and change["method"] == "scale_norm"
+    # V0's other workers are asked nothing: they wait in a loop while requests run
+    ranks = [0] if engine == "v0" else [0, 1]
+    assert [worker["rank"] for worker in trace.table("workers").to_pylist()] == ranks
+    assert {row["rank"] for row in trace.table("fingerprints").to_pylist()} == set(ranks)
+    assert change["num_changed"] == len(ranks)  # the norm of each
     tokens = trace.table("tokens").to_pylist()
     # the job changes them between its first three requests and the others
     assert all(token["weight_version"] == (token["request"] >= 3) for token in tokens)
