@@ -43,7 +43,9 @@ def recorded(request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_f
         patch.setenv("TORCHDYNAMO_DISABLE", "1")
         patch.setenv("TRACEKIT_STRICT", "1")
         job = ("python", JOBS / "features.py", folder)
-        done = run_cli("record", "--engine", request.param, "-o", folder / "trace.arrow", "--", *job)
+        done = run_cli(
+            "record", "--engine", request.param, "--logprobs", "both", "-o", folder / "trace.arrow", "--", *job
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     return request.param, folder, open_trace(folder / "trace.arrow"), json.loads((folder / "truth.json").read_text())
 
@@ -109,3 +111,14 @@ def test_drafts_are_what_vllm_counted_and_rejected_ones_are_no_tokens(recorded: 
     counted = truth["spec"]
     assert (len(scheduled), drafted) == (counted["num_drafts"], counted["num_draft_tokens"])
     assert accepted == counted["num_accepted_tokens"] and 0 < accepted < drafted
+
+
+def test_both_logprobs_of_all_tokens_but_those_of_speculative_steps(recorded: Any) -> None:
+    _, _, trace, _ = recorded
+    drafted = {(row["engine"], row["engine_step"]) for row in trace.table("scheduled").to_pylist() if row["num_draft"]}
+    tokens = trace.table("tokens").to_pylist()
+    assert all(token["raw_logprob"] == token["rollout_logprob"] for token in tokens)
+    for token in tokens:
+        of_drafts = (token["engine"], token["engine_step"]) in drafted
+        assert (token["processed_logprob"] is None) == of_drafts
+    assert {engine for engine, _ in drafted} == {DRAFTS}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 @pytest.mark.parametrize("engine", ["v0", "v1", "latest"])
 def test_two_workers_are_one_engine(engine: str, tiny_model: Path, tmp_path: Path) -> None:
     job = ("python", JOBS / "tensor_parallel.py", tiny_model, tmp_path / "view.jsonl")
-    done = run_cli("record", "--engine", engine, "-o", tmp_path / "trace.arrow", "--", *job)
+    done = run_cli("record", "--engine", engine, "--logprobs", "both", "-o", tmp_path / "trace.arrow", "--", *job)
     assert done.returncode == 0, done.stderr[-4000:]
     done = run_cli("doctor", tmp_path / "trace.arrow", "--completions", tmp_path / "view.jsonl", "--json")
     facts = json.loads(done.stdout)
@@ -31,6 +31,10 @@ def test_two_workers_are_one_engine(engine: str, tiny_model: Path, tmp_path: Pat
     assert {row["rank"] for row in trace.table("fingerprints").to_pylist()} == set(ranks)
     assert change["num_changed"] == len(ranks)  # the norm of each
     tokens = trace.table("tokens").to_pylist()
+    # the values come from one of the workers
+    own = "processed_logprob" if engine == "v0" else "raw_logprob"
+    assert all(t["raw_logprob"] is not None and t["processed_logprob"] is not None for t in tokens)
+    assert all(t[own] == t["rollout_logprob"] for t in tokens)
     # the job changes them between its first three requests and the others
     assert all(token["weight_version"] == (token["request"] >= 3) for token in tokens)
     assert {token["weight_version"] for token in tokens} == {0, 1}
