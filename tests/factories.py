@@ -152,6 +152,41 @@ def make_weights(*first_steps, **changes):
     return columns | changes
 
 
+def make_cache(*hits, block_size=2):
+    """The ``cache`` table of hits (engine step, request, tokens found, (oldest, newest) version of each block)."""
+    rows = [
+        (step, request, block, min(block_size, num_tokens - block * block_size), *found)
+        for step, request, num_tokens, versions in hits
+        for block, found in enumerate(versions)
+    ]
+    step, request, block, tokens, oldest, newest = np.array(rows, "u4").reshape(-1, 6).T
+    return {
+        "engine_step": step,
+        "request": request,
+        "kv_group": np.zeros(len(rows), "u1"),
+        "block": block,
+        "block_id": block + 1,
+        "num_tokens": tokens,
+        "hash": np.ma.masked_all(len(rows), "u8"),
+        "min_weight_version": np.ma.masked_array(oldest, mask=False),
+        "max_weight_version": np.ma.masked_array(newest, mask=False),
+    }
+
+
+def make_topk(tables, k):
+    """The ``topk`` table of k alternatives beside each token; the first of them is the sampled one."""
+    tokens, count = tables["tokens"], len(tables["tokens"]["request"])
+    rank = np.tile(np.arange(1, k + 1, dtype="u4"), count)
+    logprob = np.repeat(np.asarray(tokens["rollout_logprob"], "f4"), k) - (rank - 1).astype("f4")
+    return {
+        "request": np.repeat(tokens["request"], k),
+        "position": np.repeat(tokens["position"], k),
+        "rank": rank,
+        "token_id": (np.repeat(tokens["token_id"], k) + rank - 1).astype("u4"),
+        "logprob": logprob,
+    }
+
+
 def count_rows(tables):
     """Rows by table."""
     return {name: len(next(iter(columns.values()))) for name, columns in tables.items()}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_engine, make_tables, make_weights, write_spool, write_trace
+from factories import make_cache, make_engine, make_tables, make_topk, make_weights, write_spool, write_trace
 
 from tracekit.cli.doctor import command
 from tracekit.diagnose.doctor.client import client_view
@@ -308,11 +308,92 @@ def shared_prompt():
         k: list(v) * 2 if isinstance(v, list) else np.repeat(v, 2) for k, v in tables["finishes"].items()
     }
     put(tables, "finishes", 1, request=1, num_output_tokens=7)
+    tables["cache"] = make_cache((1, 1, 3, [(0, 0), (0, 0)]))
     return tables
 
 
 def test_a_hit_that_an_earlier_request_explains_is_sound(tmp_path):
     assert report_of(tmp_path, shared_prompt()).violations == []
+
+
+BLOCKS = [
+    ("cache-coverage", lambda t: put(t, "cache", 1, num_tokens=2)),
+    ("cache-coverage", lambda t: t.pop("cache")),
+    ("cache-coverage", lambda t: put(t, "cache", 0, kv_group=1)),
+    ("cache-block-hole", lambda t: put(t, "cache", 1, block=2)),
+    ("cache-block-hole", lambda t: put(t, "cache", 0, block=1)),
+    ("cache-without-hit", lambda t: append(t, "cache", engine_step=1, request=0, num_tokens=2)),
+    ("cache-version", lambda t: put(t, "cache", 0, max_weight_version=1)),
+    ("cache-version", lambda t: put(t, "cache", 0, min_weight_version=1)),
+    ("cache-version", lambda t: put(t, "cache", 0, min_weight_version=np.ma.masked)),
+    ("unknown-request", lambda t: put(t, "cache", 0, request=9)),
+]
+
+
+@pytest.mark.parametrize(("check", "harm"), BLOCKS, ids=[f"{n}-{check}" for n, (check, _) in enumerate(BLOCKS)])
+def test_the_blocks_of_a_hit_cover_it_and_were_computed_before(tmp_path, check, harm):
+    tables = shared_prompt()
+    harm(tables)
+    assert (check, 1) in {(name, step) for name, _, step in found(report_of(tmp_path, tables))}
+
+
+def test_blocks_that_nobody_knows_of_are_sound(tmp_path):
+    tables = shared_prompt()
+    put(tables, "cache", 0, min_weight_version=np.ma.masked, max_weight_version=np.ma.masked)
+    assert report_of(tmp_path, tables).violations == []
+
+
+def with_alternatives(k=3):
+    tables = make_tables(2, 8, sampling_params={"temperature": 1.0, "logprobs": k})
+    tables["topk"] = make_topk(tables, k)
+    return tables
+
+
+ALTERNATIVES = [
+    ("topk-missing", (0, 2), lambda t, i: drop(t, "topk", i)),
+    ("topk-missing", (0, 2), lambda t, i: put(t, "topk", i, rank=1)),
+    ("topk-missing", (1, 7), lambda t, i: put(t, "topk", at(t, "topk", request=1, position=12, rank=3), position=20)),
+    ("topk-without-token", (0, None), lambda t, i: put(t, "topk", i, position=40)),
+    ("topk-without-token", (9, None), lambda t, i: put(t, "topk", i, request=9)),
+    ("topk-rank", (0, None), lambda t, i: put(t, "topk", i, rank=4)),
+    ("topk-order", (0, None), lambda t, i: put(t, "topk", i, logprob=0)),
+    ("topk-of-sampled", (0, None), lambda t, i: put(t, "topk", i - 1, logprob=-1e-7)),
+    ("topk-of-sampled", (0, None), lambda t, i: token(7, rollout_logprob=-9)(t)),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "place", "harm"), ALTERNATIVES, ids=[f"{n}-{a[0]}" for n, a in enumerate(ALTERNATIVES)]
+)
+def test_alternatives_are_complete_and_ranked(tmp_path, check, place, harm):
+    tables = with_alternatives()
+    tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}
+    harm(tables, at(tables, "topk", request=0, position=7, rank=2))
+    assert (check, *place) in found(report_of(tmp_path, tables))
+
+
+def test_alternatives_of_a_token_that_was_sampled_again_are_sound(tmp_path):
+    tables = with_alternatives()
+    (tmp_path / "first").mkdir()
+    assert report_of(tmp_path / "first", tables).violations == []
+    # of one position a token was thrown away and another sampled
+    where = [at(tables, "topk", request=0, position=12, rank=rank) for rank in (1, 2, 3)]
+    more = {name: values[where] for name, values in tables["topk"].items()}
+    tables["topk"] = {name: np.concatenate([values, more[name]]) for name, values in tables["topk"].items()}
+    assert ("topk-missing", 0, 7) in found(report_of(tmp_path, tables))
+    append(tables, "tokens", request=0, position=12, token_id=4, rollout_logprob=-3, rank=1, engine_step=7)
+    put(tables, "tokens", -1, flags=DISCARDED)
+    (tmp_path / "again").mkdir()
+    report = report_of(tmp_path / "again", tables)
+    assert not {check for check, *_ in found(report)} & {"topk-missing", "topk-rank", "topk-of-sampled"}
+
+
+def test_alternatives_that_nobody_asked_for_are_named(tmp_path):
+    tables = make_tables(2, 8, sampling_params={"logprobs": 3, "logprob_token_ids": [5, 6, 7]})
+    assert report_of(tmp_path, tables).violations == []
+    tables["topk"] = make_topk(tables, 1)
+    (tmp_path / "more").mkdir()
+    assert {f.check for f in report_of(tmp_path / "more", tables).violations} == {"topk-rank"}
 
 
 def test_a_cache_salt_separates_the_same_prompt(tmp_path):

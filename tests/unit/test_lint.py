@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_engine, make_tables, make_weights, write_spool, write_trace
+from factories import make_cache, make_engine, make_tables, make_weights, write_spool, write_trace
 
 from tracekit.cli.lint import command
 from tracekit.diagnose.lint.from_file import subject_of
@@ -13,7 +13,7 @@ from tracekit.diagnose.lint.from_trace import subjects_of, version_of
 from tracekit.diagnose.lint.run import RULES, lint
 from tracekit.diagnose.lint.types import BREAKS, SEVERITIES
 from tracekit.errors import UsageError
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import open_trace
 
 PARITY = {
@@ -194,8 +194,8 @@ def test_a_trace_like_the_defaults_and_one_for_parity(tmp_path):
     assert set(found) == {"trainer-temperature", "truncated-support", "one-sided-fp32-head"}
 
 
-def weights(tables, first_step):
-    tables["weights"] = make_weights(first_step)
+def weights(tables, first_step, *more):
+    tables["weights"] = make_weights(first_step, *more)
     tables["tokens"] = {name: values.copy() for name, values in tables["tokens"].items()}
     for name in ("tokens", "steps"):
         tables[name]["weight_version"] = (tables[name]["engine_step"] >= first_step).astype("u4")
@@ -224,52 +224,69 @@ def hit_after_update():
     tables["scheduled"]["num_computed"][at] = 4
     tables["scheduled"]["num_tokens"][at] = 1
     tables["scheduled"]["flags"][at] = NEW | PREFILL
+    tables["cache"] = make_cache((4, 1, 4, [(0, 0), (0, 1)]))
     return tables
 
 
 def test_a_stale_hit_is_named_with_its_request_and_versions(tmp_path):
     found = recorded(tmp_path, hit_after_update())
-    says = "request 1 in engine step 4: 4 tokens cached since weight version 0, sampled under 1"
+    says = "request 1 in engine step 4: 2 of 2 blocks hold keys and values of weight version 0, sampled under 1"
     assert found["stale-prefix-hits"] == f"1 hits: {says}"
     assert found["prefix-hits"] == "1 requests, 4 tokens"
     assert "weights changed 1 times" in found["prefix-caching-with-weight-updates"]
     assert "2 rollouts" in found["in-flight-update"]
 
 
+def set_to(table, **columns):
+    return lambda tables: tables[table].update(columns)
+
+
 def no_change(tables):
     del tables["weights"]
     for name in ("tokens", "steps"):
         tables[name]["weight_version"][:] = 0
+    tables["cache"] = make_cache((4, 1, 4, [(0, 0), (0, 0)]))
 
 
-def salted(tables):
-    tables["requests"]["cache_salt"] = ["v0", "v1"]
+HARMLESS = {
+    "no-change": no_change,
+    "computed-anew": set_to("cache", min_weight_version=np.array([1, 1], "u4")),
+    "not-known": set_to("cache", min_weight_version=np.ma.masked_all(2, "u4")),
+    "same-fingerprints": set_to("weights", num_changed=np.array([0], "u4")),
+    "another-adapter": set_to("weights", lora=["french"]),
+}
 
 
-def other_prompt(tables):
-    tables["requests"]["prompt_token_ids"][1] = np.arange(5, dtype="u4")
-
-
-@pytest.mark.parametrize(
-    "harmless",
-    [
-        no_change,
-        salted,
-        other_prompt,
-        lambda t: control(t, (4, "reset_prefix_cache", {"args": [], "kwargs": {}}, True)),
-    ],
-    ids=["no-change", "salted", "other-prompt", "reset"],
-)
+@pytest.mark.parametrize("harmless", HARMLESS.values(), ids=HARMLESS)
 def test_a_hit_that_cannot_be_stale_is_not_named(tmp_path, harmless):
     tables = hit_after_update()
     harmless(tables)
     assert "stale-prefix-hits" not in recorded(tmp_path, tables)
 
 
-def test_a_reset_that_the_engine_refused_is_none(tmp_path):
+def test_a_hit_is_stale_where_its_own_adapter_changed(tmp_path):
     tables = hit_after_update()
-    control(tables, (4, "reset_prefix_cache", {"args": [], "kwargs": {}}, False))
-    assert "stale-prefix-hits" in recorded(tmp_path, tables)
+    set_to("weights", lora=["french"])(tables)
+    tables["requests"]["lora"][1] = "french"
+    assert "request 1 in engine step 4" in recorded(tmp_path, tables)["stale-prefix-hits"]
+
+
+def test_a_label_on_old_weights_makes_nothing_stale(tmp_path):
+    tables = hit_after_update()
+    tables["weights"]["label"][0] = "step-100"  # a row that names a version begins none
+    assert "stale-prefix-hits" not in recorded(tmp_path, tables)
+
+
+def test_only_the_blocks_that_are_older_than_a_real_change_are_counted(tmp_path):
+    tables = hit_after_update()
+    weights(tables, 4, 6)
+    tables["weights"]["num_changed"] = np.array([3, 0], "u4")
+    tables["steps"]["weight_version"][6:] = 2
+    row = np.flatnonzero((tables["scheduled"]["request"] == 1) & (tables["scheduled"]["engine_step"] == 7))
+    tables["scheduled"]["flags"][row] = RESUMED | PREFILL
+    tables["cache"] = make_cache((7, 1, 7, [(1, 1), (0, 1), (2, 2), (1, 2)]))
+    found = recorded(tmp_path, tables)["stale-prefix-hits"]
+    assert "1 of 4 blocks hold keys and values of weight version 0, sampled under 2" in found
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tracekit.recorder.engines.v0_blocks import Moves
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows, sampling_of
 from tracekit.recorder.engines.v0_sampler import Scored
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
@@ -27,7 +28,15 @@ def admitted(request_id: str, num_prompt: int = 20, logprobs: int | None = 0) ->
     return ("requests", 1, group)
 
 
-def part(request_id: str, chunk: int, *, is_prompt: bool, do_sample: bool = True, hits: tuple[int, ...] = ()) -> Any:
+def part(
+    request_id: str,
+    chunk: int,
+    *,
+    is_prompt: bool,
+    do_sample: bool = True,
+    hits: tuple[int, ...] = (),
+    table: tuple[int, ...] = (),
+) -> Any:
     return SimpleNamespace(
         request_id=request_id,
         token_chunk_size=chunk,
@@ -35,15 +44,16 @@ def part(request_id: str, chunk: int, *, is_prompt: bool, do_sample: bool = True
         do_sample=do_sample,
         computed_block_nums=hits,
         sampling_params=Params(),
+        block_tables={7: list(table)},
     )
 
 
-def step(number: int, *parts: Any, version: int = 0) -> tuple[Any, ...]:
+def step(number: int, *parts: Any, version: int = 0, moves: tuple[Moves, ...] = ()) -> tuple[Any, ...]:
     """A step that samples token 100 + its number, with logprob minus that number, for each part."""
     reported = SimpleNamespace(logprob=-float(number), rank=1)
     sample = SimpleNamespace(output_token=100 + number, logprobs={100 + number: reported})
     outputs = [SimpleNamespace(samples=[sample] if p.do_sample else []) for p in parts]
-    return ("output", Dispatch(number, 10 * number, version, 0, 25), list(parts), outputs, 10 * number + 5)
+    return ("output", Dispatch(number, 10 * number, version, 0, 25), list(parts), outputs, 10 * number + 5, moves)
 
 
 def encode(*events: tuple[Any, ...]) -> tuple[dict[str, Any], V0Rows]:
@@ -107,6 +117,78 @@ def test_tokens_of_a_prefix_hit_are_not_computed_but_the_last_always_is() -> Non
     assert tables["scheduled"]["num_computed"].tolist() == [32, 31, 36]
     assert tables["scheduled"]["num_tokens"].tolist() == [4, 1, 4]
     assert tables["steps"]["num_scheduled_tokens"].tolist() == [5, 4]
+
+
+def cache_rows(tables: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """(engine step, request, block, block id, tokens, versions) of each row; -1 for a null version."""
+    names = ("engine_step", "request", "block", "block_id", "num_tokens", "min_weight_version", "max_weight_version")
+    found = tables.get("cache", {name: np.array([], "u4") for name in names})
+    columns = [np.ma.filled(found[name].astype("i8"), -1).tolist() for name in names]
+    return [(*row[:5], row[5:]) for row in zip(*columns, strict=True)]
+
+
+def test_a_hit_has_the_versions_that_computed_its_blocks() -> None:
+    first, second = tuple(range(5)), (0, 1, 2, 9)
+    tables, _ = encode(
+        admitted("a", 40),
+        admitted("b", 50),
+        step(0, part("a", 40, is_prompt=True, table=first), version=0),
+        *(step(n, part("a", 1, is_prompt=False, table=first), version=n // 5) for n in range(1, 10)),
+        step(10, part("b", 50, is_prompt=True, hits=(0, 1, 2), table=second), version=3),
+        admitted("whole", 48),
+        # its last token is computed again, into a block that is shared
+        step(11, part("whole", 48, is_prompt=True, hits=(0, 1, 2), table=(0, 1, 2)), version=4),
+        admitted("again", 49),
+        step(12, part("again", 49, is_prompt=True, hits=(0, 1, 2), table=(0, 1, 2, 8)), version=4),
+    )
+    mixed = [(0, 0), (0, 0), (0, 1)]
+    whole = [(10, 1, i, i, 16, found) for i, found in enumerate(mixed)]
+    assert cache_rows(tables)[:3] == whole
+    assert cache_rows(tables)[3:6] == [(11, 2, i, i, 16 - (i == 2), found) for i, found in enumerate(mixed)]
+    assert [row[-1] for row in cache_rows(tables)[6:]] == [(0, 0), (0, 0), (0, 4)]
+
+
+def test_blocks_that_move_take_their_versions_along() -> None:
+    tables, _ = encode(
+        admitted("a", 32),
+        admitted("b", 32),
+        step(0, part("a", 32, is_prompt=True, table=(0, 1)), version=1),
+        ("preempted", "a", False),
+        # a's blocks go out while b's prompt takes their place
+        step(1, part("b", 32, is_prompt=True, table=(0, 1)), version=2, moves=(Moves(swap_out=[(0, 70), (1, 71)]),)),
+        step(2, part("a", 1, is_prompt=False, table=(5, 4, 6)), version=3, moves=(Moves(swap_in=[(70, 5), (71, 4)]),)),
+        admitted("c", 40),
+        step(3, part("c", 40, is_prompt=True, hits=(7, 3), table=(7, 3, 9)), version=3, moves=(Moves(copy=[(0, 7)]),)),
+    )
+    assert cache_rows(tables) == [
+        (2, 0, 0, 5, 16, (1, 1)),
+        (2, 0, 1, 4, 16, (1, 1)),
+        (3, 2, 0, 7, 16, (2, 2)),
+        (3, 2, 1, 3, 16, (-1, -1)),
+    ]
+
+
+def test_after_a_missing_step_nothing_is_known_but_what_is_computed_anew() -> None:
+    hits = {"is_prompt": True, "hits": (0, 1)}
+    lost = step(1, part("a", 1, is_prompt=False, table=(0, 1, 2)))
+    tables, rows = encode(
+        admitted("a", 32),
+        step(0, part("a", 32, is_prompt=True, table=(0, 1))),
+        step(2, part("a", 1, is_prompt=False, table=(0, 1, 2))),
+        admitted("b", 33),
+        step(3, part("b", 33, **hits, table=(0, 1, 8)), version=1),
+        admitted("c", 48),
+        step(4, part("c", 48, is_prompt=True, table=(3, 4, 5)), version=1),
+        admitted("d", 33),
+        step(5, part("d", 33, **hits, table=(3, 4, 9)), version=1),
+        # a's place is not known: what it writes is computed by nobody knows whom
+        step(6, part("a", 1, is_prompt=False, table=(0, 1, 4)), version=1),
+        admitted("e", 33),
+        step(7, part("e", 33, **hits, table=(3, 4, 9)), version=1),
+    )
+    assert [row[-1] for row in cache_rows(tables)] == [*[(-1, -1)] * 2, *[(1, 1)] * 2, (1, 1), (-1, -1)]
+    assert rows.count(lost) == {"steps": 1, "scheduled": 1, "tokens": 1}
+    assert rows.count(step(8, part("new", 33, **hits)))["cache"] == 2
 
 
 def test_logprobs_are_null_for_who_did_not_ask() -> None:

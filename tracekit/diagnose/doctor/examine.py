@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.diagnose.doctor import chains, clock, fingerprints, finishes, hits, steps, tokens, weights
+from tracekit.diagnose.doctor import (
+    cached,
+    chains,
+    clock,
+    fingerprints,
+    finishes,
+    hits,
+    steps,
+    tokens,
+    topk,
+    weights,
+)
 from tracekit.diagnose.doctor.client import Completion, client_view
 from tracekit.diagnose.doctor.counters import conserved
 from tracekit.diagnose.doctor.rows import EngineRows, read_engines
@@ -33,6 +44,10 @@ CHECKS: tuple[tuple[Check, frozenset[str]], ...] = (
     (chains.sampled_positions, frozenset({"tokens", "scheduled"})),
     (hits.possible, frozenset({"requests"})),
     (hits.explained, frozenset({"requests", "tokens", "scheduled"})),
+    (cached.covered, frozenset({"scheduled", "cache"})),
+    (cached.versions, frozenset()),
+    (topk.complete, frozenset({"requests", "tokens", "topk"})),
+    (topk.ranked, frozenset({"tokens"})),
     (weights.announced, frozenset({"weights"})),
     (weights.of_tokens, frozenset()),
     (fingerprints.fingerprints, frozenset({"weights", "fingerprints"})),

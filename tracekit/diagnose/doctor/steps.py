@@ -6,7 +6,7 @@ from tracekit.diagnose.doctor.rows import EngineRows, sequence_key
 from tracekit.diagnose.doctor.types import Array, Finding, finding
 from tracekit.tables import PARTIAL, PREEMPTED
 
-__all__ = ["accounting", "numbering", "sampling"]
+__all__ = ["accounting", "numbering", "sampling", "sum_by"]
 
 
 def numbering(rows: EngineRows) -> list[Finding]:
@@ -25,7 +25,7 @@ def accounting(rows: EngineRows) -> list[Finding]:
     steps, scheduled = rows["steps"], rows["scheduled"]
     ran = (scheduled["flags"] & PREEMPTED) == 0
     number, of_step, tokens = steps["engine_step"], scheduled["engine_step"][ran], scheduled["num_tokens"][ran]
-    requests, in_rows = _sum_by(number, of_step, np.ones_like(tokens)), _sum_by(number, of_step, tokens)
+    requests, in_rows = sum_by(number, of_step, np.ones_like(tokens)), sum_by(number, of_step, tokens)
     orphan = ~np.isin(scheduled["engine_step"], number)
     key = sequence_key(scheduled["engine_step"], scheduled["request"])[ran]
     ordered = np.sort(key)
@@ -99,7 +99,7 @@ def sampling(rows: EngineRows) -> list[Finding]:
     )
 
 
-def _sum_by(keys: Array, of: Array, values: Array) -> Array:
+def sum_by(keys: Array, of: Array, values: Array) -> Array:
     """Sum ``values`` by the key ``of`` each; ``keys`` are ascending, values of other keys are left out."""
     totals = np.zeros(keys.size, dtype=np.int64)
     if keys.size:

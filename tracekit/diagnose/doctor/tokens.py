@@ -9,9 +9,9 @@ __all__ = ["both_logprobs", "logprobs", "positions", "references", "token_ids"]
 
 
 def references(rows: EngineRows) -> list[Finding]:
-    """Tokens, scheduled rows and finishes name requests that were admitted."""
+    """Whatever names a request names one that was admitted."""
     found: list[Finding] = []
-    for table in ("tokens", "scheduled", "finishes"):
+    for table in ("tokens", "topk", "scheduled", "cache", "finishes"):
         columns, text = rows[table], f"{table} row of a request never admitted"
         unknown = rows.row_of(columns["request"]) < 0
         found += finding("unknown-request", rows.engine, unknown, columns, lambda _, text=text: text)  # type: ignore[misc]

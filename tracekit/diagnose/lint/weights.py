@@ -32,8 +32,8 @@ def _stale(subject: Subject) -> str | None:
     if not hits:
         return None
     shown = "; ".join(
-        f"request {h.request} in engine step {h.engine_step}: {h.num_cached} tokens cached since weight version "
-        f"{h.cached_version}, sampled under {h.weight_version}"
+        f"request {h.request} in engine step {h.engine_step}: {h.num_stale} of {h.num_blocks} blocks hold keys and "
+        f"values of weight version {h.oldest_version}, sampled under {h.weight_version}"
         for h in hits[:SHOWN]
     )
     return f"{len(hits)} hits: {shown}" + (f"; and {len(hits) - SHOWN} more" if len(hits) > SHOWN else "")

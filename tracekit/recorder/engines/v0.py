@@ -17,6 +17,7 @@ from tracekit.recorder.engines.calls import method_name, noted, watch_loads
 from tracekit.recorder.engines.describe import engine_row
 from tracekit.recorder.engines.hooks import after, wrap
 from tracekit.recorder.engines.snapshot import jsonable
+from tracekit.recorder.engines.v0_blocks import Moves
 from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
@@ -110,6 +111,7 @@ class Recording(weights.Recording):
         self.num_waiting = 0
         self.num_free_blocks = 0
         self.live: dict[str, Any] = {}
+        self.moves: list[Moves] = []  # of KV blocks, since the last output
 
     def dispatch(self) -> None:
         """Stamp the forward that starts now: later would be after an update that its tokens do not see."""
@@ -247,11 +249,21 @@ def _on_output(
     _result: None,
     outputs: Any,
     seq_group_metadata_list: Any,
+    scheduler_outputs: Any,
     *_args: Any,
     **_kwargs: Any,
 ) -> None:
     recording = _of(context)
-    if recording is None or not seq_group_metadata_list:
+    if recording is None:
+        return
+    moves = (
+        scheduler_outputs.blocks_to_swap_in,
+        scheduler_outputs.blocks_to_swap_out,
+        scheduler_outputs.blocks_to_copy,
+    )
+    if any(moves):
+        recording.moves.append(Moves(*moves))
+    if not seq_group_metadata_list:
         return
     at = Dispatch(
         recording.engine_step,
@@ -261,7 +273,8 @@ def _on_output(
         recording.num_free_blocks,
     )
     recording.engine_step += 1
-    recording.session.append(("output", at, seq_group_metadata_list, outputs[0].outputs, time.monotonic_ns()))
+    moved, recording.moves = recording.moves, []
+    recording.session.append(("output", at, seq_group_metadata_list, outputs[0].outputs, time.monotonic_ns(), moved))
 
 
 def _on_preempt(scheduler: Any, mode: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:

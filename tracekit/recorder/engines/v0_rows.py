@@ -1,10 +1,12 @@
 """Events of the V0 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tracekit.recorder.engines.rows import LiveRequest, Row, Rows, lora_columns, topk_of
 from tracekit.recorder.engines.snapshot import dumps, jsonable
+from tracekit.recorder.engines.v0_blocks import Moves, Part, V0Blocks
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
 # a child of an n>1 request is named so (vllm/sequence.py, ParallelSampleSequenceGroup)
@@ -24,13 +26,15 @@ class Dispatch(NamedTuple):
 class V0Request(LiveRequest):
     """A live request of a V0 engine."""
 
-    __slots__ = ("computed", "scheduled", "step")
+    __slots__ = ("computed", "decodes", "epoch", "scheduled", "step")
 
     def __init__(self, number: int, num_prompt: int, asked: bool, num_topk: int = 0) -> None:
         super().__init__(number, num_prompt, asked, num_topk)
         self.computed = 0  # tokens with KV
         self.scheduled = NEW  # flag of the next time it is scheduled
         self.step = 0  # of its last token
+        self.decodes = False  # its last step computed no prompt
+        self.epoch = 0  # of `V0Blocks`: since when all its steps were seen
 
 
 class V0Rows(Rows[V0Request]):
@@ -48,6 +52,7 @@ class V0Rows(Rows[V0Request]):
         self._num_blocks = max(num_blocks, 1)
         self._block_size = block_size
         self._preempted: list[int] = []
+        self._blocks = V0Blocks(block_size)
 
     def count(self, event: tuple[Any, ...]) -> dict[str, int]:
         """Rows by table that an event stands for, where they cannot be encoded."""
@@ -56,7 +61,8 @@ class V0Rows(Rows[V0Request]):
             scheduled = event[2]
             rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
             num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
-            return {**rows, "topk": num_topk} if num_topk else rows
+            num_hits = sum(self._count_hits(s) for s in scheduled)
+            return {**rows, **{t: n for t, n in (("topk", num_topk), ("cache", num_hits)) if n}}
         if kind == "finished":
             return {"finishes": 1}
         if kind == "fingerprints":
@@ -91,6 +97,7 @@ class V0Rows(Rows[V0Request]):
             getattr(params, "logprobs", None) is not None,
             topk_of(params),
         )
+        self._live[request_id].epoch = self._blocks.epoch
         labels = {**(group.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
         self._append(
             "requests",
@@ -117,16 +124,21 @@ class V0Rows(Rows[V0Request]):
             return
         request.scheduled = RESUMED
         if recomputes:
-            request.computed = 0
+            request.computed, request.epoch = 0, self._blocks.epoch
         self._preempted.append(request.number)
 
-    def _add_output(self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int) -> None:
+    def _add_output(
+        self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int, moves: Sequence[Moves] = ()
+    ) -> None:
+        self._blocks.follow(at.engine_step)
         scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
         unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
         if unknown:
             self._orphans["tokens"] = self._orphans.get("tokens", 0) + unknown
+        hits = self._blocks.step(at.engine_step, at.weight_version, moves, [self._part(q, s) for q, s, _ in found])
         num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
+        self._add_hits(at.engine_step, hits)
         sampled = [q is not None and s.do_sample for q, s, _ in found]
         picked = [(q, s.request_id, o) for (q, s, o), was in zip(found, sampled, strict=True) if was and q is not None]
         self._add_tokens(at, picked, [score for score, was in zip(scores, sampled, strict=True) if was])
@@ -165,6 +177,23 @@ class V0Rows(Rows[V0Request]):
             request.computed = end
             request.scheduled = 0
         return sum(end - first for first, end in spans)
+
+    def _part(self, request: V0Request | None, group: Any) -> Part:
+        if request is None:
+            return Part(group.request_id, group.block_tables, 0, 0, False, False)
+        # one that computes its prompt again was preempted: where that was not seen, its place is not known
+        again = group.is_prompt and request.decodes and not request.scheduled
+        request.decodes = not group.is_prompt
+        known = request.epoch == self._blocks.epoch and not again
+        return Part(group.request_id, group.block_tables, *self._span(request, group), request.scheduled != 0, known)
+
+    def _count_hits(self, group: Any) -> int:
+        request = self._live.get(group.request_id) or self._finished.get(group.request_id)
+        if request is not None and not request.scheduled:
+            return 0
+        if group.is_prompt:
+            return len(group.computed_block_nums or ())
+        return self._blocks.count(request.computed) if request else 0
 
     def _span(self, request: V0Request, group: Any) -> tuple[int, int]:
         first = request.computed
