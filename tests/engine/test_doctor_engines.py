@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory:
 def test_what_an_engine_recorded_is_sound_and_is_what_the_client_received(recorded: Path) -> None:
     done = run_cli("doctor", recorded / "trace.arrow", "--completions", recorded / "view.jsonl", "--json")
     facts = json.loads(done.stdout)
-    assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 17
+    assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 19
     assert done.returncode == 0
     flags = open_trace(recorded / "trace.arrow").table("scheduled").column("flags").to_numpy()
     assert (flags & PREEMPTED).any() and (flags & RESUMED).any()
@@ -43,17 +44,27 @@ def test_one_changed_bit_of_the_clients_view_is_found(recorded: Path, tmp_path: 
     assert f"{rows[4]['request_id']!r}: the logprob of output token 7" in done.stdout
 
 
-def test_lint_names_the_one_hit_on_blocks_of_the_old_weights(recorded: Path) -> None:
+def test_lint_names_the_hits_on_blocks_of_the_old_weights(recorded: Path) -> None:
     done = run_cli("lint", recorded / "trace.arrow", "--json")
     assert done.returncode == 4
     found = {one["id"]: one["detail"] for one in json.loads(done.stdout)["fired"]}
-    requests = open_trace(recorded / "trace.arrow").table("requests").to_pylist()
-    stale = {r["external_id"]: r["request"] for r in requests}["stale"]
-    assert found["stale-prefix-hits"].startswith(f"1 hits: request {stale} in engine step")
-    assert "64 tokens cached since weight version 0, sampled under 1" in found["stale-prefix-hits"]
-    assert found["raw-logprobs-with-temperature"] == "17 of 17 requests: temperature 0.7"
-    assert {"pause-keep-recomputes", "preemptions", "one-sided-fp32-head"} <= set(found)
-    assert not {"deleted-token", "pause-keep-deletes-a-token", "in-flight-update"} & set(found)
+    trace = open_trace(recorded / "trace.arrow")
+    numbers = {r["external_id"]: r["request"] for r in trace.table("requests").to_pylist()}
+    blocks: dict[int, list[Any]] = {}
+    for row in trace.table("cache").to_pylist():
+        blocks.setdefault(row["request"], []).append((row["min_weight_version"], row["max_weight_version"]))
+    of = {name: blocks.get(number) for name, number in numbers.items()}
+    assert of["first"] is of["cold"] is of["half"] is None
+    assert of["warm"] == of["stale"] == [(0, 0), (0, 0)]
+    # half of the second block was computed before the pause, half of it after
+    assert of["mixed"] == [(1, 1), (1, 2)]
+    assert found["stale-prefix-hits"].startswith(f"2 hits: request {numbers['stale']} in engine step")
+    assert "2 of 2 blocks hold keys and values of weight version 0, sampled under 1" in found["stale-prefix-hits"]
+    assert f"request {numbers['mixed']} in engine step" in found["stale-prefix-hits"]
+    assert "2 of 2 blocks hold keys and values of weight version 1, sampled under 2" in found["stale-prefix-hits"]
+    assert found["raw-logprobs-with-temperature"] == "19 of 19 requests: temperature 0.7"
+    assert {"pause-keep-recomputes", "preemptions", "one-sided-fp32-head", "in-flight-update"} <= set(found)
+    assert not {"deleted-token", "pause-keep-deletes-a-token"} & set(found)
 
 
 @pytest.mark.parametrize("engine", ["v0", "v1"])

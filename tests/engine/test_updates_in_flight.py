@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import JOBS, run_cli
-from tracekit.tables import ACCEPTED, DISCARDED, PREEMPTED, RESUMED
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
 from tracekit.trace.reader import Trace, open_trace
 
 pytestmark = pytest.mark.engine
@@ -74,7 +74,7 @@ def test_each_token_has_the_weights_that_its_forward_used(recorded: Any, kind: s
     _, _, trace, truth = recorded
     forwards = truth[kind]["forwards"]
     scales = list(dict.fromkeys(forward["scale"] for forward in forwards))
-    assert scales == [1.0, 1.5, 1.125]
+    assert scales == [1.0, 1.5, 1.125, 1.6875, 1.265625]
     names = {r["request"]: r["request_id"] for r in of_engine(trace, "requests", KINDS[kind])}
     tokens = of_engine(trace, "tokens", KINDS[kind])
     assert len(tokens) >= 14 * 40
@@ -107,7 +107,7 @@ def test_a_stamp_at_the_output_would_be_wrong_under_async_scheduling(recorded: A
     _, _, trace, truth = recorded
     wrong = {
         kind: [i for i, (f, at) in enumerate(zip(told["forwards"], told["taken"], strict=True)) if f["scale"] != at]
-        for kind, told in truth.items()
+        for kind, told in ((kind, truth[kind]) for kind in KINDS)
     }
     assert wrong["sync"] == [] and {f["in_flight"] for f in truth["sync"]["forwards"]} == {0}
     in_flight = [f["in_flight"] for f in truth["async"]["forwards"]]
@@ -137,6 +137,58 @@ def test_a_reset_under_running_requests_samples_what_was_in_flight_again(recorde
     for i, (token,) in enumerate(thrown):
         again = [t for t in output_of(trace, f"async-reset-{i}") if t["position"] == token["position"]]
         assert [t["token_id"] for t in again] == [token["token_id"]] * 2 and again[1]["flags"] == ACCEPTED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_block_of_a_hit_has_the_versions_that_the_memory_shows(recorded: Any, kind: str) -> None:
+    _, _, trace, truth = recorded
+    names = {r["request"]: r["request_id"] for r in of_engine(trace, "requests", KINDS[kind])}
+    found: list[list[Any]] = []
+    for row in of_engine(trace, "cache", KINDS[kind]):
+        if row["block"] == 0:
+            found.append([names[row["request"]], 0, [], []])
+        found[-1][1] += row["num_tokens"]
+        found[-1][2].append(row["block_id"])
+        found[-1][3].append([row["min_weight_version"], row["max_weight_version"]])
+    assert sorted(found) == sorted(truth[kind]["hits"])
+    external = {r["request_id"]: r["external_id"] for r in of_engine(trace, "requests", KINDS[kind])}
+    versions = {external[name].removeprefix(f"{kind}-"): own for name, _, _, own in found}
+    assert versions["warm"] == [[2, 2]] * 2 and versions["stale"] == [[2, 2]] * 2
+    assert versions["mixed"] == [[3, 3], [3, 4]] and versions["warm-again"] == [[4, 4]] * 2
+    assert "cold" not in versions
+    # a request that was out and back hits blocks that it computed itself
+    assert {tuple(pair) for own in versions.values() for pair in own} > {(2, 2), (3, 3), (3, 4), (4, 4)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_client_is_told_of_as_many_cached_tokens(recorded: Any, kind: str) -> None:
+    _, _, trace, truth = recorded
+    new = [row for row in of_engine(trace, "scheduled", KINDS[kind]) if row["flags"] & NEW]
+    names = {r["request"]: r["external_id"] for r in of_engine(trace, "requests", KINDS[kind])}
+    told = {name: count for name, count in truth["cached"].items() if name.startswith(kind)}
+    assert {names[row["request"]]: row["num_computed"] for row in new} == told
+
+
+def test_lint_names_the_stale_hits_and_no_other(recorded: Any) -> None:
+    _, folder, trace, truth = recorded
+    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
+    says = {one["where"]: one["detail"] for one in fired if one["id"] == "stale-prefix-hits"}
+    assert set(says) == {"engine 0", "engine 1"}
+    for kind, engine in KINDS.items():
+        numbers = {r["request_id"]: r["request"] for r in of_engine(trace, "requests", engine)}
+        version = {s["engine_step"]: s["weight_version"] for s in of_engine(trace, "steps", engine)}
+        began = {
+            (row["request"], row["num_computed"]): version[row["engine_step"]]
+            for row in of_engine(trace, "scheduled", engine)
+            if row["flags"] & (NEW | RESUMED)
+        }
+        stale = [
+            numbers[name]
+            for name, count, _, own in truth[kind]["hits"]
+            if min(oldest for oldest, _ in own) < began[numbers[name], count]
+        ]
+        assert says[f"engine {engine}"].startswith(f"{len(stale)} hits: ") and len(stale) >= 2
+        assert all(f"request {number} in engine step" in says[f"engine {engine}"] for number in stale[:5])
 
 
 PAUSES = {1: ("async-straight", "async-drained"), PAUSED: ("straight", "paused")}

@@ -312,12 +312,21 @@ def test_a_table_that_cannot_be_makes_everything_unknown() -> None:
 def test_a_copy_takes_what_was_there_and_the_unknown_stays_so() -> None:
     memory = Provenance()
     memory.write([1, 2], 4, 0, 8, 5)
-    memory.copy([(1, 2), (2, 3), (9, 1)])
+    memory.move([(1, 2), (2, 3), (9, 1)])
     assert [memory.get(block) for block in (1, 2, 3)] == [None, (5, 5), (5, 5)]
     memory.write([1, 2], 4, 2, 8, 6)
     assert memory.get(1) is None and memory.get(2) == (6, 6)
     memory.forget([2, 7])
     assert memory.get(2) is None
+
+
+def test_a_block_is_not_known_further_than_it_was_computed() -> None:
+    memory, host = Provenance(), Provenance()
+    memory.write([1, 2], 4, 0, 6, 5)
+    assert memory.get(1, 4) == (5, 5) and memory.get(2, 2) == (5, 5) and memory.get(2, 3) is None
+    memory.write([1, 2], 4, 6, 7, 6)
+    host.move([(2, 70)], memory)
+    assert host.get(70, 3) == (5, 6) and host.get(70, 4) is None
 
 
 def test_groups_are_read_from_the_scheduler() -> None:

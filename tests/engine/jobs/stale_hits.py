@@ -1,12 +1,16 @@
-"""Prefix hits before and after a reload, a pause that clears the cache, preemptions, n > 1 and an abort, on AsyncLLM.
+"""Prefix hits before and after a reload, pauses that clear the cache and that do not, preemptions, n > 1, an abort.
 
-stale_hits.py MODEL VIEW.jsonl: writes the client's view as `tracekit.engines.rollout` does.
+stale_hits.py MODEL VIEW.jsonl: runs AsyncLLM, writes the client's view as `tracekit.engines.rollout` does.
 """
 
 import asyncio
 import json
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -39,12 +43,38 @@ async def ask(engine, name, token_ids, started=None, abort_after=None, **fields)
                 return
 
 
+def changed_copy(model, folder):
+    """The model with other keys and values."""
+    copy = shutil.copytree(model, Path(folder) / "changed")
+    for path in copy.glob("*.safetensors"):
+        tensors = load_file(path)
+        save_file({n: t * 1.25 if "input_layernorm" in n else t for n, t in tensors.items()}, path, {"format": "pt"})
+    return str(copy)
+
+
+async def reload(engine, path):
+    await engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+
+
+async def half_and_half(engine, model):
+    """A rollout under way when the weights change, paused with its cache kept; then another goes on from it."""
+    started = asyncio.Event()
+    running = asyncio.create_task(ask(engine, "half", PROMPT[30:], started, max_tokens=30))
+    await started.wait()
+    await engine.pause_generation(mode="keep", clear_cache=False)
+    await reload(engine, model)
+    await engine.resume_generation()
+    await running
+    await ask(engine, "mixed", PROMPT[30:] + ROWS["half", 0]["token_ids"])
+
+
 async def main(model, view):
     args = {"max_model_len": 256, "max_num_batched_tokens": 64, "block_size": 32, "num_gpu_blocks_override": 24}
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, enforce_eager=True, seed=0, **args))
     await ask(engine, "first", PROMPT)
     await ask(engine, "warm", PROMPT)
-    await engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
+    with tempfile.TemporaryDirectory() as folder:
+        await reload(engine, changed_copy(model, folder))
     await ask(engine, "stale", PROMPT)
     started = asyncio.Event()
     running = [
@@ -56,6 +86,7 @@ async def main(model, view):
     await engine.resume_generation()
     await asyncio.gather(*running)
     await ask(engine, "cold", PROMPT)
+    await half_and_half(engine, model)
     many = [ask(engine, f"many-{i}", [i + 5, *PROMPT], max_tokens=90) for i in range(8)]
     many += [ask(engine, "children", PROMPT[:20], n=2), ask(engine, "abort", [9, 9, 9], abort_after=5, max_tokens=200)]
     await asyncio.gather(*many)

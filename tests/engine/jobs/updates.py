@@ -17,12 +17,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 import async_cpu
+from kv_memory import Memory
 
 async_cpu.allow()
 
 ROWS = {}
 # 5 requests of 60 + 40 tokens in 15 blocks of 32, one of which vLLM keeps: some are preempted
 PROMPTS = [[100 + 90 * i + j for j in range(60)] for i in range(5)]
+SHARED = [700 + j for j in range(72)]
+CACHED = {}  # tokens that the client is told were cached, by request
 ARGS = {"max_model_len": 128, "enforce_eager": True, "seed": 0, "block_size": 32, "num_gpu_blocks_override": 15}
 ARGS["dtype"] = "float32"  # a greedy token must not hang on who else is in the batch
 
@@ -31,7 +34,8 @@ def params(kind=RequestOutputKind.FINAL_ONLY, num_tokens=40):
     return SamplingParams(temperature=0, logprobs=0, max_tokens=num_tokens, ignore_eos=True, output_kind=kind)
 
 
-def note(name, prompt, completion):
+def note(name, prompt, completion, num_cached=None):
+    CACHED[name] = num_cached
     row = {"request_id": name, "index": 0, "prompt_token_ids": prompt, "token_ids": [], "logprobs": []}
     row = ROWS.setdefault(name, row)
     row["token_ids"] += completion.token_ids
@@ -40,11 +44,18 @@ def note(name, prompt, completion):
 
 
 def watch(engine):
-    """Note which weights each forward uses, and which are there when its output is taken."""
+    """Note which weights each forward uses and which are there when its output is taken, and what hits find."""
     core = engine.engine_core.engine_core
     runner, scheduler = core.model_executor.driver_worker.worker.model_runner, core.scheduler
     forwards, execute, update = [], runner.execute_model, scheduler.update_from_output
-    taken = []
+    taken, versions, lookups, hits = [], {}, {}, []
+    memory = Memory(runner.kv_caches[0], ARGS["num_gpu_blocks_override"])
+    look_up = scheduler.kv_cache_manager.get_computed_blocks
+
+    def get_computed_blocks(request):
+        found = look_up(request)
+        lookups[request.request_id] = (found[1], *found[0].get_block_ids())
+        return found
 
     def scale():
         return float(runner.get_model().model.norm.weight[0])
@@ -56,7 +67,16 @@ def watch(engine):
             start |= {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
             ends = {r: start[r] + n for r, n in scheduled.num_scheduled_tokens.items()}
             forwards.append({"scale": scale(), "ends": ends, "in_flight": len(forwards) - len(taken)})
-        return execute(scheduled, *args, **kwargs)
+            version = versions.setdefault(scale(), len(versions))
+        memory.before()
+        output = execute(scheduled, *args, **kwargs)
+        if scheduled.total_num_scheduled_tokens:
+            memory.after(version)
+            for request_id in (r for r in scheduled.num_scheduled_tokens if r in lookups):
+                num_cached, blocks = lookups.pop(request_id)
+                if num_cached:
+                    hits.append([request_id, num_cached, blocks, [memory.versions(block) for block in blocks]])
+        return output
 
     def update_from_output(scheduled, output):
         if scheduled.total_num_scheduled_tokens:
@@ -64,11 +84,14 @@ def watch(engine):
         return update(scheduled, output)
 
     runner.execute_model, scheduler.update_from_output = execute_model, update_from_output
-    return {"forwards": forwards, "taken": taken}
+    scheduler.kv_cache_manager.get_computed_blocks = get_computed_blocks
+    return {"forwards": forwards, "taken": taken, "hits": hits}
 
 
 def multiply(worker, factor):
-    worker.get_model().model.norm.weight.data.mul_(factor)
+    model = worker.get_model().model
+    model.norm.weight.data.mul_(factor)
+    model.layers[0].input_layernorm.weight.data.mul_(factor)  # so that keys and values change
 
 
 def reset(engine, drain):
@@ -93,14 +116,36 @@ CHANGES = {19: change(1.5), 40: change(0.75)}  # after so many steps
 def run(engine, prefix, num_requests, events):
     for i, prompt in enumerate(PROMPTS[:num_requests]):
         engine.add_request(f"{prefix}-{i}", {"prompt_token_ids": prompt}, params())
+    finish(engine, events)
+    assert engine.reset_prefix_cache()
+
+
+def finish(engine, events):
     num_steps = 0
     while engine.has_unfinished_requests():
         for output in engine.step():
-            note(output.request_id, output.prompt_token_ids, output.outputs[0])
+            note(output.request_id, output.prompt_token_ids, output.outputs[0], output.num_cached_tokens)
         num_steps += 1
         if num_steps in events:
             events[num_steps](engine)
+
+
+def share(engine, kind):
+    """One prompt again and again, under weights that change between the requests, and in one of them."""
+
+    def one(name, prompt, num_tokens=8, events=None):
+        engine.add_request(f"{kind}-{name}", {"prompt_token_ids": prompt}, params(num_tokens=num_tokens))
+        finish(engine, events or {})
+
+    one("first", SHARED)
+    one("warm", SHARED)
+    change(1.5)(engine)
+    one("stale", SHARED)
+    one("half", SHARED[40:], 40, {12: change(0.75)})
+    one("mixed", SHARED[40:] + ROWS[f"{kind}-half"]["token_ids"])
     assert engine.reset_prefix_cache()
+    one("cold", SHARED)
+    one("warm-again", SHARED)
 
 
 def in_this_process(model):
@@ -116,6 +161,8 @@ def in_this_process(model):
         run(engine, f"{kind}-changed", 5, CHANGES)
         run(engine, f"{kind}-straight", 2, {})
         run(engine, f"{kind}-reset", 2, {12: lambda engine: reset(engine, drain=False)})
+    for kind, engine in engines.items():
+        share(engine, kind)
     run(engines["async"], "async-drained", 2, {12: lambda engine: reset(engine, drain=True)})
     return truth
 
@@ -150,6 +197,6 @@ if __name__ == "__main__":
     truth = in_this_process(model)
     if sys.argv[3] == "pause":
         asyncio.run(paused(model))
-    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "truth.json").write_text(json.dumps({**truth, "cached": CACHED}))
     lines = [json.dumps({"request": number, **row}) + "\n" for number, row in enumerate(ROWS.values())]
     (folder / "view.jsonl").write_text("".join(lines))

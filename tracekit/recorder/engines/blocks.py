@@ -17,6 +17,9 @@ class Hit(NamedTuple):
     versions: Versions | None
 
 
+Written = tuple[int, int, int]  # versions, and tokens from the block's begin that are known to be computed
+
+
 class Provenance:
     """Weight versions by physical block; a block that is not in it was computed by nobody who was seen.
 
@@ -24,11 +27,12 @@ class Provenance:
     """
 
     def __init__(self) -> None:
-        self._versions: dict[int, Versions] = {}
+        self._written: dict[int, Written] = {}
 
-    def get(self, block_id: int) -> Versions | None:
-        """Versions of a block; None where they are not known."""
-        return self._versions.get(block_id)
+    def get(self, block_id: int, num_tokens: int = 0) -> Versions | None:
+        """Versions of a block; None where they are not known, or not for as many tokens."""
+        found = self._written.get(block_id)
+        return found[:2] if found is not None and found[2] >= num_tokens else None
 
     def write(self, table: Sequence[int], block_size: int, start: int, end: int, version: int, sure: int = -1) -> None:
         """Note that a step computes the tokens from ``start`` to ``end`` of a request.
@@ -42,36 +46,38 @@ class Provenance:
         """
         if len(table) * block_size < end:
             raise IndexError(f"{len(table)} blocks of {block_size} cannot hold {end} tokens")
-        fresh = (version, version)
-        first_whole = -(-max(start, sure) // block_size)
-        for block_id in table[start // block_size : first_whole]:
-            before = self._versions.get(block_id)
+        written = self._written
+        first_whole, last = -(-max(start, sure) // block_size), (end - 1) // block_size
+        for i in range(start // block_size, min(first_whole, last + 1)):
+            before = written.get(table[i])
             # what is not known does not become known by a part of it
             if before is not None:
-                self._versions[block_id] = (min(before[0], version), max(before[1], version))
-        for block_id in table[first_whole : -(-end // block_size)]:
-            self._versions[block_id] = fresh
+                oldest, newest, count = before
+                count = max(count, min(end - i * block_size, block_size))
+                written[table[i]] = (min(oldest, version), max(newest, version), count)
+        if last >= first_whole:
+            whole = (version, version, block_size)
+            for block_id in table[first_whole:last]:
+                written[block_id] = whole
+            written[table[last]] = (version, version, end - last * block_size)
 
-    def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Note copies of (source, destination), all from what was there before the first of them."""
-        self.put([(destination, self._versions.get(source)) for source, destination in pairs])
-
-    def put(self, found: Iterable[tuple[int, Versions | None]]) -> None:
-        """Set blocks to versions, or to not known."""
-        for block_id, versions in found:
-            if versions is None:
-                self._versions.pop(block_id, None)
+    def move(self, pairs: Iterable[tuple[int, int]], source: "Provenance | None" = None) -> None:
+        """Note copies of (from, to), all from what was there before the first of them; from another memory's blocks."""
+        written = (source or self)._written
+        for to, found in [(to, written.get(block_id)) for block_id, to in pairs]:
+            if found is None:
+                self._written.pop(to, None)
             else:
-                self._versions[block_id] = versions
+                self._written[to] = found
 
     def forget(self, block_ids: Iterable[int]) -> None:
         """Let these blocks be computed by nobody knows whom."""
         for block_id in block_ids:
-            self._versions.pop(block_id, None)
+            self._written.pop(block_id, None)
 
     def clear(self) -> None:
         """Forget all blocks."""
-        self._versions.clear()
+        self._written.clear()
 
 
 def parts(num_computed: int, block_size: int) -> list[int]:

@@ -61,9 +61,9 @@ class V0Blocks:
             shares: what each request computes.
         """
         for moved in moves:
-            self._device.put([(to, self._host.get(source)) for source, to in moved.swap_in])
-            self._host.put([(to, self._device.get(source)) for source, to in moved.swap_out])
-            self._device.copy(moved.copy)
+            self._device.move(moved.swap_in, self._host)
+            self._host.move(moved.swap_out, self._device)
+            self._device.move(moved.copy)
         hits: list[Hit] = []
         for share in shares:
             table = next(iter(share.tables.values()), [])
@@ -81,7 +81,9 @@ class V0Blocks:
         return len(parts(num_computed, self._block_size))
 
     def _found(self, share: Part, table: list[int]) -> list[Hit]:
-        return [
-            Hit(share.request_id, 0, i, block_id, num_tokens, self._device.get(block_id) if share.known else None)
-            for i, (block_id, num_tokens) in enumerate(zip(table, parts(share.first, self._block_size), strict=False))
-        ]
+        found = []
+        for i, (block_id, count) in enumerate(zip(table, parts(share.first, self._block_size), strict=False)):
+            # with as many tokens as this: 0.8.5 counts the blocks of a preempted request as cached that were given away
+            versions = self._device.get(block_id, count) if share.known else None
+            found.append(Hit(share.request_id, 0, i, block_id, count, versions))
+        return found

@@ -108,7 +108,7 @@ class V1Blocks:
             self._give_up()
         self._next_step = -1  # until all of this is done
         self._drop(engine_step, scheduled)
-        self._provenance.copy(getattr(scheduled, "kv_cache_block_copies", None) or ())
+        self._provenance.move(getattr(scheduled, "kv_cache_block_copies", None) or ())
         self._go_on(version, scheduled)
         drafts = scheduled.scheduled_spec_decode_tokens
         hits = [
