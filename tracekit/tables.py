@@ -65,7 +65,7 @@ TABLES: dict[str, dict[str, str]] = {
         "position": "u4",  # 0-based over prompt and completion
         "token_id": "u4",
         "rollout_logprob": "f4?",  # nats, as the engine reports it; null where nobody asked for it
-        "rank": "u4?",  # 1 = the engine's argmax; null with the logprob
+        "rank": "u4?",  # 1 = the engine's argmax; null with the logprob, and where V0 was not asked
         "raw_logprob": "f4?",  # nats; both only where the recorder was told to record both
         "processed_logprob": "f4?",
         "engine_step": "u4",
