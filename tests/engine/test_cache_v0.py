@@ -35,12 +35,21 @@ def hits(trace: Any) -> list[list[Any]]:
 
 def test_every_block_of_a_hit_has_the_versions_that_the_memory_shows(recorded: Any) -> None:
     _, trace, truth = recorded
-    assert hits(trace) == truth["hits"] and truth["num_versions"] == 5
+    *known, resumed = hits(trace)
+    *shown, memory = truth["hits"]
+    assert known == shown and truth["num_versions"] == 5
     versions = {name: own for name, _, _, own in truth["hits"]}
     assert versions["stale"] == [[0, 0]] * 4 and versions["mixed"][2] == [1, 2]
     # whose prompt is cached whole computes its last token again, into the block that all share
     assert versions["rewritten"] == [[0, 0]] * 3 + [[0, 1]]
     assert "first" not in versions and "cold" not in versions
+    # the engine counts 8 blocks of the preempted request as cached; others filled half of them meanwhile, as far as
+    # they came: what is in them is nobody's prefix
+    assert resumed[:3] == memory[:3] and resumed[3] == [*memory[3][:4], *[[None, None]] * 4] == [
+        *[[2, 2]] * 4,
+        *[[None, None]] * 4,
+    ]
+    assert all(newest == 4 for _, newest in memory[3][4:])
 
 
 def test_doctor_finds_it_sound_with_requests_that_hit_what_they_lost(recorded: Any) -> None:
@@ -48,6 +57,14 @@ def test_doctor_finds_it_sound_with_requests_that_hit_what_they_lost(recorded: A
     assert run_cli("doctor", folder / "trace.arrow").returncode == 0
     out = {row["request"] for row in trace.table("scheduled").to_pylist() if row["flags"] & PREEMPTED}
     assert out and truth["hits"][-1][0] in {name for name, number in numbers(trace).items() if number in out}
+
+
+def test_lint_names_the_resumption_on_other_requests_blocks(recorded: Any) -> None:
+    folder, trace, truth = recorded
+    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
+    (says,) = [one["detail"] for one in fired if one["id"] == "resumed-on-foreign-blocks"]
+    assert says.startswith(f"1 resumptions: request {numbers(trace)[truth['hits'][-1][0]]} in engine step")
+    assert says.endswith(": 4 blocks")
 
 
 def test_lint_names_the_stale_hits_and_no_other(recorded: Any) -> None:

@@ -69,7 +69,7 @@ BEFORE_A_RUN = {
     "mixture-of-experts": {"is_moe": True},
 }
 FROM_TRACES = {"stale-prefix-hits", "deleted-token", "in-flight-update", "lora-name-reused", "seeds-ignored"}
-FROM_TRACES |= {"prefix-hits", "preemptions"}
+FROM_TRACES |= {"prefix-hits", "preemptions", "resumed-on-foreign-blocks"}
 
 
 def test_settings_for_parity_fire_nothing():
@@ -275,6 +275,30 @@ def test_a_label_on_old_weights_makes_nothing_stale(tmp_path):
     tables = hit_after_update()
     tables["weights"]["label"][0] = "step-100"  # a row that names a version begins none
     assert "stale-prefix-hits" not in recorded(tmp_path, tables)
+
+
+def resumed_on_unknown_blocks(kind="v0"):
+    tables = make_tables(2, 8)
+    tables["engines"] = make_engine(kind=kind, engine_version="0.8.5", config=config())
+    row = np.flatnonzero((tables["scheduled"]["request"] == 1) & (tables["scheduled"]["engine_step"] == 5))
+    tables["scheduled"]["flags"][row] = RESUMED | PREFILL
+    tables["cache"] = make_cache((5, 1, 9, [(0, 0), (0, 0), (0, 0), (0, 0), (0, 0)]))
+    for name in ("min_weight_version", "max_weight_version"):
+        tables["cache"][name][3:] = np.ma.masked
+    return tables
+
+
+def test_a_resumption_on_blocks_that_others_wrote_is_named(tmp_path):
+    says = recorded(tmp_path, resumed_on_unknown_blocks())["resumed-on-foreign-blocks"]
+    assert says == "1 resumptions: request 1 in engine step 5: 2 blocks"
+
+
+def test_unknown_blocks_of_a_v1_engine_or_of_one_with_missing_steps_prove_nothing(tmp_path):
+    assert "resumed-on-foreign-blocks" not in recorded(tmp_path, resumed_on_unknown_blocks("v1"))
+    tables = resumed_on_unknown_blocks()
+    tables["steps"] = {name: np.delete(values, 2) for name, values in tables["steps"].items()}
+    (tmp_path / "hole").mkdir()
+    assert "resumed-on-foreign-blocks" not in recorded(tmp_path / "hole", tables)
 
 
 def test_only_the_blocks_that_are_older_than_a_real_change_are_counted(tmp_path):

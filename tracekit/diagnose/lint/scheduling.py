@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from tracekit.diagnose.lint.foreign import foreign_blocks
 from tracekit.diagnose.lint.semantic import masks, penalties
-from tracekit.diagnose.lint.types import GREEDY_BELOW, NOTE, RISK, Rule, Sampling, Subject, some
+from tracekit.diagnose.lint.types import BREAKS, GREEDY_BELOW, NOTE, RISK, Rule, Sampling, Subject, some
 from tracekit.tables import NEW, PREEMPTED
 
 __all__ = ["RULES"]
@@ -50,12 +51,28 @@ def _preempted(subject: Subject) -> str | None:
     return f"{out.size} preemptions of {np.unique(out).size} requests" if out.size else None
 
 
+def _foreign(subject: Subject) -> str | None:
+    found = foreign_blocks(subject.rows) if subject.rows is not None else []
+    if not found:
+        return None
+    shown = "; ".join(f"request {request} in engine step {step}: {count} blocks" for request, step, count in found[:5])
+    return f"{len(found)} resumptions: {shown}"
+
+
 def _tiny_temperature(group: Sampling) -> str:
     value = group.get("temperature", 1.0)
     return f"temperature {value:g}" if 0 < value < GREEDY_BELOW else ""
 
 
 RULES = (
+    Rule(
+        "resumed-on-foreign-blocks",
+        BREAKS,
+        "V0 counts a waiting request's cached blocks once: it goes on from keys and values that others wrote since.",
+        "enable_prefix_caching=False, or so much memory for the KV cache that nothing is preempted",
+        "vLLM 0.8.5, core/block/prefix_caching_block.py, ComputedBlocksTracker.get_num_cached_tokens",
+        _foreign,
+    ),
     Rule(
         "async-scheduling-with-penalties",
         RISK,
