@@ -161,9 +161,10 @@ def in_this_process(model):
         run(engine, f"{kind}-changed", 5, CHANGES)
         run(engine, f"{kind}-straight", 2, {})
         run(engine, f"{kind}-reset", 2, {12: lambda engine: reset(engine, drain=False)})
+    run(engines["async"], "async-drained", 2, {12: lambda engine: reset(engine, drain=True)})
+    # the last: the weights are others afterwards
     for kind, engine in engines.items():
         share(engine, kind)
-    run(engines["async"], "async-drained", 2, {12: lambda engine: reset(engine, drain=True)})
     return truth
 
 
