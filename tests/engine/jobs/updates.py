@@ -190,7 +190,7 @@ async def paused(model):
             await engine.resume_generation()
         await asyncio.gather(*running)
         await engine.reset_prefix_cache()
-    engine.shutdown()
+    engine.shutdown(timeout=60)  # or a busy machine kills the engine process before it has ended
 
 
 if __name__ == "__main__":
