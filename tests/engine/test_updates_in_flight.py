@@ -114,7 +114,7 @@ def test_a_stamp_at_the_output_would_be_wrong_under_async_scheduling(recorded: A
     assert max(in_flight) == 1 and sum(in_flight) > len(in_flight) // 2
     starts = [w["engine_step"] for w in of_engine(trace, "weights", KINDS["async"])]
     # one of the changes came between two requests
-    assert wrong["async"] == [step - 1 for step in starts if in_flight[step]] and len(wrong["async"]) == len(starts) - 1
+    assert set(wrong["async"]) < {step - 1 for step in starts} and len(wrong["async"]) == len(starts) - 1
 
 
 def test_preempted_requests_come_back_in_both_schedulers(recorded: Any) -> None:

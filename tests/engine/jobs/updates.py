@@ -190,7 +190,9 @@ async def paused(model):
             await engine.resume_generation()
         await asyncio.gather(*running)
         await engine.reset_prefix_cache()
-    engine.shutdown(timeout=60)  # or a busy machine kills the engine process before it has ended
+    # 0.18's engine process can miss the signal to end where its main thread goes idle just then, and is then killed
+    await asyncio.sleep(1)
+    engine.shutdown(timeout=60)  # a busy machine may take its time
 
 
 if __name__ == "__main__":
