@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from factories import make_cache, make_engine, make_tables, make_topk, make_weights, write_spool, write_trace
 
+from tracekit.audit.doctor.client import client_view
+from tracekit.audit.doctor.counters import conserved
+from tracekit.audit.doctor.examine import examine
+from tracekit.audit.doctor.rows import read_engines
 from tracekit.cli.doctor import command
-from tracekit.diagnose.doctor.client import client_view
-from tracekit.diagnose.doctor.counters import conserved
-from tracekit.diagnose.doctor.examine import examine
-from tracekit.diagnose.doctor.rows import read_engines
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 from tracekit.trace.loss import Loss
 from tracekit.trace.reader import open_trace

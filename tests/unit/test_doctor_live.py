@@ -12,9 +12,8 @@ import pytest
 from click.testing import CliRunner
 from factories import make_engine, make_tables, write_spool, write_trace
 
-from tracekit.cli.doctor import command
-from tracekit.diagnose.live.compare import AGREES, EXCUSED, VIOLATED, compare
-from tracekit.diagnose.live.counters import (
+from tracekit.audit.live.compare import AGREES, EXCUSED, VIOLATED, compare
+from tracekit.audit.live.counters import (
     CACHED,
     GENERATION,
     HITS,
@@ -24,8 +23,9 @@ from tracekit.diagnose.live.counters import (
     QUERIES,
     read_counters,
 )
-from tracekit.diagnose.live.exposition import Sample, parse
-from tracekit.diagnose.live.watch import watch
+from tracekit.audit.live.exposition import Sample, parse
+from tracekit.audit.live.watch import watch
+from tracekit.cli.doctor import command
 from tracekit.errors import MetricsError, UsageError
 from tracekit.tables import DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import open_trace

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from factories import make_cache, make_engine, make_tables, make_weights, write_spool, write_trace
 
+from tracekit.audit.lint.from_file import subject_of
+from tracekit.audit.lint.from_trace import subjects_of, version_of
+from tracekit.audit.lint.run import RULES, lint
+from tracekit.audit.lint.types import BREAKS, SEVERITIES
 from tracekit.cli.lint import command
-from tracekit.diagnose.lint.from_file import subject_of
-from tracekit.diagnose.lint.from_trace import subjects_of, version_of
-from tracekit.diagnose.lint.run import RULES, lint
-from tracekit.diagnose.lint.types import BREAKS, SEVERITIES
 from tracekit.errors import UsageError
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import open_trace

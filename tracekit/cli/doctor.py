@@ -9,7 +9,7 @@ import click
 from tracekit.errors import UsageError
 
 if TYPE_CHECKING:
-    from tracekit.diagnose.live.watch import LiveReport
+    from tracekit.audit.live.watch import LiveReport
 
 SHOWN = 5  # examples of each finding in the text
 
@@ -41,7 +41,7 @@ def command(
 
     Exit codes: 0 sound, 1 violations, 3 sound but data was lost.
     """
-    from tracekit.diagnose.doctor.examine import examine
+    from tracekit.audit.doctor.examine import examine
     from tracekit.trace.reader import open_trace
 
     if live is None and (engine is not None or daemon is not None):
@@ -55,8 +55,8 @@ def command(
 
 
 def _watch(trace: str, live: str, engine: int | None, daemon: str | None) -> "LiveReport":
+    from tracekit.audit.live.watch import watch
     from tracekit.cli.live import flusher, reader
-    from tracekit.diagnose.live.watch import watch
     from tracekit.trace.reader import open_trace
 
     return watch(live, reader(live), lambda: open_trace(trace), flush=flusher(daemon, trace), engine=engine)

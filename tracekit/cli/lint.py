@@ -31,20 +31,20 @@ def command(trace: str | None, engine_config: Path | None, engine: str, as_json:
     Exit codes: 0 nothing breaks parity, 4 something does (risks and notes alone are 0), 3 nothing does in what is left
     of a trace that lost data.
     """
-    from tracekit.diagnose.lint.run import RULES, lint
-    from tracekit.diagnose.lint.types import BREAKS
+    from tracekit.audit.lint.run import RULES, lint
+    from tracekit.audit.lint.types import BREAKS
 
     if (trace is None) == (engine_config is None):
         raise UsageError("give either a TRACE or --engine-config FILE")
     unread: list[str] = []
     complete = True
     if engine_config is not None:
-        from tracekit.diagnose.lint.from_file import read_arguments, subject_of
+        from tracekit.audit.lint.from_file import read_arguments, subject_of
 
         subject, unread = subject_of(read_arguments(engine_config), engine, str(engine_config))
         subjects = [subject]
     else:
-        from tracekit.diagnose.lint.from_trace import subjects_of
+        from tracekit.audit.lint.from_trace import subjects_of
         from tracekit.trace.reader import open_trace
 
         opened = open_trace(str(trace))

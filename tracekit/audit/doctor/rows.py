@@ -1,0 +1,155 @@
+"""One engine's tables as numpy columns, which all checks share."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracekit.audit.doctor.types import Array, Columns
+from tracekit.tables import ACCEPTED, TABLES
+from tracekit.trace.reader import Trace
+
+__all__ = ["EngineRows", "read_engines", "sequence_key"]
+
+_NUMBERS = ("u1", "u4", "u8", "i8", "f4")
+
+
+@dataclass(frozen=True)
+class EngineRows:
+    """Everything recorded of one engine.
+
+    ``tables`` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
+    the order of ``trace.reader.ORDER``; ``requests`` and ``engines`` stay Arrow for their texts and lists.
+    """
+
+    engine: int
+    tables: dict[str, Columns]
+    requests: pa.Table
+    reasons: list[str]  # of each row of finishes
+    labels: list[str | None]  # of each row of weights; one that has a label is no change
+    loras: list[str | None]  # of each row of weights; None where the model's own changed
+    tensors: dict[str, list[Any]]  # the texts and shapes of each row of fingerprints
+    control: list[dict[str, Any]]
+    about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
+
+    def __getitem__(self, table: str) -> Columns:
+        return self.tables[table]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The recorded configuration; empty where there is none."""
+        found: Any = json.loads(self.about.get("config") or "{}")
+        return found if isinstance(found, dict) else {}
+
+    def setting(self, *path: str) -> Any:
+        """Return ``config["vllm"][path[0]]...``, None where it was not recorded."""
+        value: Any = self.config.get("vllm")
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    @cached_property
+    def speculates(self) -> bool:
+        """Whether a step may accept several tokens of a request."""
+        return self.setting("speculative_config") is not None
+
+    @cached_property
+    def accepted(self) -> Columns:
+        """The accepted tokens in order of (request, position)."""
+        keep = (self["tokens"]["flags"] & ACCEPTED) != 0
+        return {name: values[keep] for name, values in self["tokens"].items()}
+
+    @cached_property
+    def changes(self) -> Columns:
+        """The rows of ``weights`` that begin a version."""
+        keep = np.array([label is None for label in self.labels], dtype=bool)
+        return {name: values[keep] for name, values in self["weights"].items()}
+
+    @cached_property
+    def adapters(self) -> list[str | None]:
+        """The adapter of each row of ``changes``; None where the model's own weights changed."""
+        return [lora for lora, label in zip(self.loras, self.labels, strict=True) if label is None]
+
+    @cached_property
+    def num_updates(self) -> int:
+        """How often the model's weights changed, as far as fingerprints do not say that nothing did."""
+        moved = self.changes["num_changed"] != 0
+        return sum(bool(m) and lora is None for m, lora in zip(moved, self.adapters, strict=True))
+
+    @cached_property
+    def labelled(self) -> Columns:
+        """The rows of ``weights`` that name a version."""
+        keep = np.array([label is not None for label in self.labels], dtype=bool)
+        return {name: values[keep] for name, values in self["weights"].items()}
+
+    @cached_property
+    def num_prompt(self) -> Array:
+        """Prompt length of each row of ``requests``."""
+        lengths = pc.list_value_length(self.requests.column("prompt_token_ids"))
+        return np.asarray(lengths.to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def sampling(self) -> list[dict[str, Any]]:
+        """Sampling parameters of each row of ``requests``."""
+        texts = self.requests.column("sampling_params").to_pylist()
+        parsed = {text: json.loads(text) or {} for text in set(texts)}
+        return [parsed[text] for text in texts]
+
+    def row_of(self, requests: Array) -> Array:
+        """Return for each request number its row in ``requests``; -1 where there is none."""
+        numbers = self["requests"]["request"]
+        if not numbers.size:
+            return np.full(requests.shape, -1)
+        at = np.minimum(np.searchsorted(numbers, requests), numbers.size - 1)
+        return np.where(numbers[at] == requests, at, -1)
+
+
+def sequence_key(step: Array, request: Array) -> Array:
+    """One number for each (engine_step, request)."""
+    return step.astype(np.int64) << 32 | request.astype(np.int64)
+
+
+def read_engines(trace: Trace) -> Iterator[EngineRows]:
+    """Yield the rows of each engine of a trace, in order of their numbers.
+
+    Raises:
+        TraceCorruptError: a batch is not what was written.
+    """
+    whole = {name: trace.table(name) for name in TABLES if name != "losses"}
+    about = {row["engine"]: row for row in trace.engines()}
+    for engine in sorted(trace.tallies):
+        own = {name: _of_engine(table, engine) for name, table in whole.items()}
+        tables = {name: _columns(name, table) for name, table in own.items()}
+        reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()
+        labels, loras = (own["weights"].column(name).to_pylist() for name in ("label", "lora"))
+        tensors = {name: own["fingerprints"].column(name).to_pylist() for name in ("tensor", "dtype", "shape")}
+        about_it = about.get(engine, {})
+        yield EngineRows(engine, tables, own["requests"], reasons, labels, loras, tensors, control, about_it)
+
+
+def _of_engine(table: pa.Table, engine: int) -> pa.Table:
+    column = table.column("engine").to_numpy()
+    if column.size and (column == engine).all():
+        return table
+    return table.filter(pa.array(column == engine))
+
+
+def _columns(name: str, table: pa.Table) -> Columns:
+    found: Columns = {}
+    for column, kind in TABLES[name].items():
+        base = kind.rstrip("?")
+        if base not in _NUMBERS or column not in table.column_names:
+            continue
+        values = table.column(column)
+        if base == "f4":
+            found[column] = values.to_numpy().astype(np.float32)
+        else:
+            found[column] = (pc.fill_null(values, 0) if values.null_count else values).to_numpy().astype(np.int64)
+            if values.null_count:
+                found[column][values.is_null().to_numpy()] = -1
+    return found

@@ -1,0 +1,28 @@
+"""Blocks that a V0 engine took for a resumed request's own after it had given them to others."""
+
+import numpy as np
+
+from tracekit.audit.doctor.rows import EngineRows, sequence_key
+from tracekit.tables import RESUMED
+
+__all__ = ["foreign_blocks"]
+
+
+def foreign_blocks(rows: EngineRows) -> list[tuple[int, int, int]]:
+    """Return (request, engine step, blocks) of V0's resumptions on blocks that nobody computed as far as they count.
+
+    Where a step is missing nobody knows who computed a block: nothing is found.
+    """
+    steps, cache, scheduled = rows["steps"]["engine_step"], rows["cache"], rows["scheduled"]
+    if rows.about.get("kind") != "v0" or (steps != np.arange(steps.size)).any():
+        return []
+    back = (scheduled["flags"] & RESUMED) != 0
+    resumed = sequence_key(scheduled["engine_step"], scheduled["request"])[back]
+    of = sequence_key(cache["engine_step"], cache["request"])
+    unknown = (cache["min_weight_version"] < 0) & np.isin(of, resumed)
+    _, first, count = np.unique(of[unknown], return_index=True, return_counts=True)
+    places = np.flatnonzero(unknown)[first]
+    return [
+        (int(cache["request"][at]), int(cache["engine_step"][at]), int(n))
+        for at, n in zip(places.tolist(), count.tolist(), strict=True)
+    ]

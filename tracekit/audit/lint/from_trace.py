@@ -1,0 +1,64 @@
+"""The subjects of a recorded trace: one an engine."""
+
+import json
+import re
+from typing import Any
+
+from tracekit.audit.doctor.rows import EngineRows, read_engines
+from tracekit.audit.lint.types import Sampling, Subject
+from tracekit.trace.reader import Trace
+
+__all__ = ["subjects_of", "version_of"]
+
+# engine argument -> where the recorded configuration has it
+_PLACES = {
+    "logprobs_mode": ("model_config", "logprobs_mode"),
+    "dtype": ("model_config", "dtype"),
+    "quantization": ("model_config", "quantization"),
+    "enforce_eager": ("model_config", "enforce_eager"),
+    "disable_cascade_attn": ("model_config", "disable_cascade_attn"),
+    "hf_overrides": ("model_config", "hf_overrides"),
+    "generation_config": ("model_config", "generation_config"),
+    "override_generation_config": ("model_config", "override_generation_config"),
+    "logits_processors": ("model_config", "logits_processors"),
+    "enable_return_routed_experts": ("model_config", "enable_return_routed_experts"),
+    "enable_prefix_caching": ("cache_config", "enable_prefix_caching"),
+    "kv_cache_dtype": ("cache_config", "cache_dtype"),
+    "async_scheduling": ("scheduler_config", "async_scheduling"),
+    "speculative_config": ("speculative_config",),
+    "kv_transfer_config": ("kv_transfer_config",),
+    "weight_transfer_config": ("weight_transfer_config",),
+    "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
+    "is_moe": ("parallel_config", "is_moe_model"),
+    "compilation_mode": ("compilation_config", "mode"),
+    "cudagraph_mode": ("compilation_config", "cudagraph_mode"),
+    "device": ("device_config", "device_type"),
+}
+
+
+def subjects_of(trace: Trace) -> list[Subject]:
+    """Return what is to be judged of each engine of a trace.
+
+    Raises:
+        TraceCorruptError: a batch is not what was written.
+    """
+    return [_subject(rows) for rows in read_engines(trace)]
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """``0.18.1+cpu`` → (0, 18, 1); empty where it does not start with a number."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _subject(rows: EngineRows) -> Subject:
+    settings: dict[str, Any] = {name: rows.setting(*path) for name, path in _PLACES.items()}
+    # V0 has no such setting, its row says what its numbers are
+    settings["logprobs_mode"] = rows.about.get("logprobs_mode") or settings["logprobs_mode"]
+    groups: dict[str, list[int]] = {}
+    numbers = rows["requests"]["request"].tolist()
+    for number, text in zip(numbers, rows.requests.column("sampling_params").to_pylist(), strict=True):
+        groups.setdefault(text, []).append(number)
+    sampling = [Sampling(json.loads(text) or {}, tuple(requests)) for text, requests in groups.items()]
+    version = version_of(str(rows.about.get("engine_version", "")))
+    return Subject(f"engine {rows.engine}", version, settings, sampling, rows=rows)

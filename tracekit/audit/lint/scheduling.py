@@ -1,0 +1,132 @@
+"""Scheduling and sampling paths: what else is in the batch, and what observing changes."""
+
+import numpy as np
+
+from tracekit.audit.lint.foreign import foreign_blocks
+from tracekit.audit.lint.semantic import masks, penalties
+from tracekit.audit.lint.types import BREAKS, GREEDY_BELOW, NOTE, RISK, Rule, Sampling, Subject, some
+from tracekit.tables import NEW, PREEMPTED
+
+__all__ = ["RULES"]
+
+
+def _async(subject: Subject) -> str | None:
+    if not subject["async_scheduling"]:
+        return None
+    return some(subject, lambda g: ", ".join(filter(None, (penalties(g), masks(g)))))
+
+
+def _seeds(subject: Subject) -> str | None:
+    if subject["device"] != "cpu" or subject.version[:2] != (0, 18):
+        return None
+    seeded = [g for g in subject.sampling if g.params.get("seed") is not None and not g.greedy]
+    unseeded = [g for g in subject.sampling if g.params.get("seed") is None]
+    if not seeded or not unseeded:
+        return None
+    if subject.rows is None:
+        return "some requests have a seed and some have none"
+    scheduled = subject.rows["scheduled"]
+    with_seed = np.isin(scheduled["request"], [r for g in seeded for r in g.requests])
+    shared = np.intersect1d(scheduled["engine_step"][with_seed], scheduled["engine_step"][~with_seed])
+    return f"{shared.size} engine steps ran requests with and without a seed together" if shared.size else None
+
+
+def _prompt_logprobs(group: Sampling) -> str:
+    return "" if group.params.get("prompt_logprobs") is None else f"prompt_logprobs {group.params['prompt_logprobs']}"
+
+
+def _hits(subject: Subject) -> str | None:
+    if subject.rows is None:
+        return None
+    scheduled = subject.rows["scheduled"]
+    hit = ((scheduled["flags"] & NEW) != 0) & (scheduled["num_computed"] > 0)
+    return f"{hit.sum()} requests, {scheduled['num_computed'][hit].sum()} tokens" if hit.any() else None
+
+
+def _preempted(subject: Subject) -> str | None:
+    if subject.rows is None:
+        return None
+    scheduled = subject.rows["scheduled"]
+    out = scheduled["request"][(scheduled["flags"] & PREEMPTED) != 0]
+    return f"{out.size} preemptions of {np.unique(out).size} requests" if out.size else None
+
+
+def _foreign(subject: Subject) -> str | None:
+    found = foreign_blocks(subject.rows) if subject.rows is not None else []
+    if not found:
+        return None
+    shown = "; ".join(f"request {request} in engine step {step}: {count} blocks" for request, step, count in found[:5])
+    return f"{len(found)} resumptions: {shown}"
+
+
+def _tiny_temperature(group: Sampling) -> str:
+    value = group.get("temperature", 1.0)
+    return f"temperature {value:g}" if 0 < value < GREEDY_BELOW else ""
+
+
+RULES = (
+    Rule(
+        "resumed-on-foreign-blocks",
+        BREAKS,
+        "V0 counts a waiting request's cached blocks once: it goes on from keys and values that others wrote since.",
+        "enable_prefix_caching=False, or so much memory for the KV cache that nothing is preempted",
+        "vLLM 0.8.5, core/block/prefix_caching_block.py, ComputedBlocksTracker.get_num_cached_tokens",
+        _foreign,
+    ),
+    Rule(
+        "async-scheduling-with-penalties",
+        RISK,
+        "Under async scheduling the last token is not there yet when penalties and masks are applied; it went wrong.",
+        "async_scheduling=False",
+        "https://github.com/vllm-project/vllm/issues/27878",
+        _async,
+    ),
+    Rule(
+        "async-scheduling",
+        NOTE,
+        "Steps are dispatched before the last output is known: what V0 did at an engine boundary comes a step later.",
+        "async_scheduling=False",
+        "https://huggingface.co/blog/ServiceNow-AI/correctness-before-corrections",
+        lambda s: "async_scheduling is on" if s["async_scheduling"] else None,
+    ),
+    Rule(
+        "seeds-ignored",
+        RISK,
+        "On the CPU vLLM 0.18 samples a whole batch from the global generator as soon as one request has no seed.",
+        "a seed for every request, or none",
+        "vLLM 0.18.1, v1/sample/ops/topk_topp_sampler.py, forward_cpu",
+        _seeds,
+    ),
+    Rule(
+        "prompt-logprobs",
+        RISK,
+        "Asking for prompt logprobs makes a request skip the prefix cache, which hides faults of the cache.",
+        "SamplingParams(prompt_logprobs=None)",
+        "https://github.com/PrimeIntellect-ai/prime-rl/issues/1650",
+        lambda s: some(s, _prompt_logprobs),
+    ),
+    Rule(
+        "greedy-by-tiny-temperature",
+        NOTE,
+        "vLLM samples greedily below a temperature of 1e-5; a trainer that divides by it scores another distribution.",
+        "temperature=0",
+        "https://github.com/huggingface/trl/issues/4159",
+        lambda s: some(s, _tiny_temperature),
+    ),
+    Rule(
+        "prefix-hits",
+        NOTE,
+        "The rest of a prompt is computed apart from its cached part, which rounds differently.",
+        "enable_prefix_caching=False",
+        "https://github.com/vllm-project/vllm/issues/42019",
+        _hits,
+    ),
+    Rule(
+        "preemptions",
+        NOTE,
+        "A preempted request's generated tokens are computed again as a prompt, with the weights of that time.",
+        "fewer max_num_seqs, or more memory for the KV cache",
+        "https://github.com/vllm-project/vllm/pull/29071",
+        _preempted,
+    ),
+)

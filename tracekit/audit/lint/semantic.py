@@ -1,0 +1,162 @@
+"""What the number means: logprobs of another distribution than the one that was sampled."""
+
+from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
+
+__all__ = ["RULES"]
+
+PROCESSED = 'logprobs_mode="processed_logprobs"'
+_MASKS = ("logit_bias", "allowed_token_ids", "bad_words")
+
+
+def temperature(group: Sampling) -> str:
+    value = group.get("temperature", 1.0)
+    return "" if group.greedy or value == 1.0 else f"temperature {value:g}"
+
+
+def truncation(group: Sampling) -> str:
+    if group.greedy:
+        return ""
+    parts = [f"top_p {group.get('top_p', 1.0):g}"] if group.get("top_p", 1.0) < 1 else []
+    parts += [f"top_k {group.get('top_k', 0):g}"] if group.get("top_k", 0) > 0 else []
+    parts += [f"min_p {group.get('min_p', 0.0):g}"] if group.get("min_p", 0.0) > 0 else []
+    return ", ".join(parts)
+
+
+def penalties(group: Sampling) -> str:
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    return ", ".join(f"{name} {group.get(name, at):g}" for name, at in neutral.items() if group.get(name, at) != at)
+
+
+def masks(group: Sampling) -> str:
+    parts = [name for name in _MASKS if group.params.get(name)]
+    if group.get("min_tokens", 0) > 0:
+        parts.append(f"min_tokens {group.get('min_tokens', 0):g}")
+    return ", ".join(parts)
+
+
+def _not_asked(subject: Subject) -> str | None:
+    return some(subject, lambda g: "logprobs is null" if g.params.get("logprobs") is None else "")
+
+
+def _generation_config(subject: Subject) -> str | None:
+    source, override = subject["generation_config"], subject["override_generation_config"]
+    if override:
+        return "override_generation_config sets " + ", ".join(f"{k}={v}" for k, v in sorted(override.items()))
+    if source in (None, "vllm"):
+        return None
+    if subject.rows is None and not subject.sampling:
+        return f"generation_config is {source!r}, and what the requests ask for is not known"
+    shown = some(subject, penalties)
+    return f"generation_config is {source!r}; {shown}" if shown else None
+
+
+def _processors(subject: Subject) -> str | None:
+    return f"logits_processors {subject['logits_processors']}" if subject["logits_processors"] else None
+
+
+RULES = (
+    Rule(
+        "raw-logprobs-with-temperature",
+        BREAKS,
+        "Raw logprobs are taken before the temperature, so they are not those of the distribution that was sampled.",
+        PROCESSED,
+        "https://github.com/huggingface/trl/issues/4159",
+        lambda s: some(s, temperature) if s.is_raw else None,
+    ),
+    Rule(
+        "raw-logprobs-with-truncation",
+        BREAKS,
+        "Raw logprobs are taken before top-p, top-k and min-p, which renormalise over the tokens they keep.",
+        PROCESSED,
+        "https://github.com/huggingface/trl/issues/7269",
+        lambda s: some(s, truncation) if s.is_raw else None,
+    ),
+    Rule(
+        "raw-logprobs-with-penalties",
+        BREAKS,
+        "Raw logprobs are taken before penalties, which move every token seen so far.",
+        PROCESSED,
+        "https://github.com/NVIDIA-NeMo/RL/issues/3497",
+        lambda s: some(s, penalties) if s.is_raw else None,
+    ),
+    Rule(
+        "raw-logprobs-with-masks",
+        BREAKS,
+        "Raw logprobs are taken before tokens are barred or biased, so they give mass to what could not be sampled.",
+        PROCESSED,
+        "https://github.com/vllm-project/vllm/issues/13175",
+        lambda s: some(s, masks) if s.is_raw else None,
+    ),
+    Rule(
+        "raw-logprobs-with-processors",
+        BREAKS,
+        "Raw logprobs are taken before the engine's own logits processors.",
+        PROCESSED,
+        "https://github.com/vllm-project/vllm/issues/42259",
+        lambda s: _processors(s) if s.is_raw else None,
+    ),
+    Rule(
+        "logits-not-logprobs",
+        BREAKS,
+        "The numbers are logits, which a trainer cannot compare with log-probabilities.",
+        PROCESSED,
+        "https://github.com/vllm-project/vllm/issues/42259",
+        lambda s: f"logprobs_mode is {s.logprobs_mode}" if s.logprobs_mode.endswith("_logits") else None,
+    ),
+    Rule(
+        "logprobs-not-asked",
+        RISK,
+        "Without the sampled token's logprob a trainer has no behaviour policy; some frameworks put 0.0 in its place.",
+        "SamplingParams(logprobs=0)",
+        "OpenRLHF, openrlhf/utils/agent.py: a missing logprob becomes 0.0",
+        _not_asked,
+    ),
+    Rule(
+        "trainer-temperature",
+        NOTE,
+        "Processed logprobs are those after the temperature: the trainer has to divide its logits by the same one.",
+        "divide the trainer's logits by the temperature before log-softmax",
+        "https://github.com/NVIDIA-NeMo/RL/pull/935",
+        lambda s: some(s, temperature) if not s.is_raw else None,
+    ),
+    Rule(
+        "truncated-support",
+        RISK,
+        "Processed logprobs are normalised over the kept tokens: a trainer without the same mask is off by its mass.",
+        "top_p=1, top_k=-1, min_p=0, or apply the same truncation in the trainer",
+        "https://github.com/huggingface/trl/issues/7269",
+        lambda s: some(s, truncation) if not s.is_raw else None,
+    ),
+    Rule(
+        "penalties-in-the-trainer",
+        RISK,
+        "Penalties are part of what was sampled, and the mean ratio hides it when the trainer leaves them out.",
+        "repetition_penalty=1, presence_penalty=0, frequency_penalty=0, or apply them in the trainer",
+        "https://github.com/NVIDIA-NeMo/RL/issues/3497",
+        lambda s: some(s, penalties) if not s.is_raw else None,
+    ),
+    Rule(
+        "masks-in-the-trainer",
+        RISK,
+        "Barred and biased tokens are part of what was sampled; a trainer without the mask gives them mass.",
+        "apply the same masks in the trainer",
+        "https://github.com/vllm-project/vllm/issues/13175",
+        lambda s: some(s, masks) if not s.is_raw else None,
+    ),
+    Rule(
+        "structured-outputs",
+        RISK,
+        "A grammar's mask is in raw logprobs as well as in processed ones, and the trainer knows nothing of it.",
+        "apply the grammar's mask in the trainer, or leave these tokens out of the loss",
+        "vLLM 0.18.1, v1/worker/gpu_model_runner.py, apply_grammar_bitmask",
+        lambda s: some(s, lambda g: "structured_outputs" if g.params.get("structured_outputs") else ""),
+    ),
+    Rule(
+        "generation-config-sampling",
+        RISK,
+        "The model's generation_config.json is merged into the sampling parameters without a word.",
+        'generation_config="vllm"',
+        "https://github.com/NVIDIA-NeMo/RL/issues/3497",
+        _generation_config,
+    ),
+)

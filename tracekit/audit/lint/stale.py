@@ -1,0 +1,68 @@
+"""Prefix hits on blocks that other weights computed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracekit.audit.doctor.rows import EngineRows, sequence_key
+from tracekit.audit.doctor.types import Array
+
+__all__ = ["StaleHit", "stale_hits"]
+
+
+@dataclass(frozen=True)
+class StaleHit:
+    """A request that was given blocks which weights before its own computed, at least in part."""
+
+    request: int
+    engine_step: int
+    num_stale: int  # blocks
+    num_blocks: int
+    oldest_version: int  # that computed a part of one
+    weight_version: int  # of the step
+
+
+def stale_hits(rows: EngineRows) -> list[StaleHit]:
+    """Find every hit on a block that is older than a change of what its request uses: the model, or its adapter.
+
+    A change that no fingerprint shows is one, but where fingerprints were taken and all are the same.
+    """
+    cache, steps = rows["cache"], rows["steps"]
+    known = cache["min_weight_version"] >= 0
+    number = steps["engine_step"]
+    if not known.any() or not number.size:
+        return []
+    at = np.minimum(np.searchsorted(number, cache["engine_step"]), number.size - 1)
+    known &= number[at] == cache["engine_step"]
+    now, oldest = steps["weight_version"][at], cache["min_weight_version"]
+    loras = rows.requests.column("lora").to_pylist()
+    row = rows.row_of(cache["request"])
+    stale = np.zeros(known.size, dtype=bool)
+    for lora in {loras[i] if i >= 0 else None for i in np.unique(row).tolist()}:
+        mine = known & np.array([i >= 0 and loras[i] == lora for i in row.tolist()], dtype=bool)
+        changed = _changes(rows, lora)
+        between = np.searchsorted(changed, now, side="right") - np.searchsorted(changed, oldest, side="right")
+        stale |= mine & (between > 0)
+    key = sequence_key(cache["engine_step"], cache["request"])
+    found = []
+    for hit in np.unique(key[stale]).tolist():
+        own = stale & (key == hit)
+        first = int(np.flatnonzero(own)[0])
+        found.append(
+            StaleHit(
+                request=int(cache["request"][first]),
+                engine_step=int(cache["engine_step"][first]),
+                num_stale=int(own.sum()),
+                num_blocks=int((key == hit).sum()),
+                oldest_version=int(oldest[own].min()),
+                weight_version=int(now[first]),
+            )
+        )
+    return found
+
+
+def _changes(rows: EngineRows, lora: str | None) -> Array:
+    """Versions whose weights a request with this adapter does not share with the version before, ascending."""
+    weights = rows.changes
+    mine = np.array([of in (None, lora) for of in rows.adapters], dtype=bool)
+    return np.unique(weights["weight_version"][mine & (weights["num_changed"] != 0)])
