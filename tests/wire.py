@@ -13,10 +13,10 @@ import numpy as np
 
 from tracekit.errors import DaemonError
 from tracekit.recorder.commands import Commands
-from tracekit.recorder.engines.rows import Rows
-from tracekit.recorder.engines.weights import Recording
 from tracekit.recorder.session import Session
 from tracekit.recorder.stream import Stream
+from tracekit.recorder.vllm.recording import Recording
+from tracekit.recorder.vllm.rows import Rows
 from tracekit.rpc import messages
 from tracekit.rpc.client import wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import JOBS, run_cli
-from tracekit.recorder.engines.weights import DIRECT
+from tracekit.recorder.vllm.recording import DIRECT
 from tracekit.trace.reader import Trace, open_trace
 
 pytestmark = pytest.mark.engine

@@ -10,9 +10,9 @@ from wire import LabelledEngine, numbered_tokens
 
 from tracekit.recorder import session as session_module
 from tracekit.recorder.stream import Stream
+from tracekit.recorder.window import Window
 from tracekit.rpc import messages
 from tracekit.rpc.columns import unpack
-from tracekit.rpc.window import Window
 
 ENGINE = "cd" * 16
 WAIT_SECS = 60

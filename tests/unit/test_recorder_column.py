@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracekit.recorder.engines import v1_column
+from tracekit.recorder.vllm.v1 import column as v1_column
 
 IDS = [[7, 7, 3], [9, 4, 9]]
 LOGPROBS = [[-1.0, -1.0, -2.0], [-0.5, -0.25, -0.5]]

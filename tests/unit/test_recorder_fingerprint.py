@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tracekit.recorder.engines.fingerprint import SAMPLE, count_changed, fingerprints
+from tracekit.recorder.vllm.fingerprint import SAMPLE, count_changed, fingerprints
 
 AS_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.int64, torch.bool]
@@ -60,7 +60,7 @@ def test_the_sample_covers_the_columns_of_a_matrix_and_stays_small() -> None:
 
 def test_equal_weights_have_equal_hashes_in_another_process() -> None:
     program = (
-        "import torch; from torch import nn; from tracekit.recorder.engines.fingerprint import fingerprints\n"
+        "import torch; from torch import nn; from tracekit.recorder.vllm.fingerprint import fingerprints\n"
         "m = nn.Module(); m.w = nn.Parameter((torch.arange(96 * 576) % 97).reshape(96, 576).bfloat16())\n"
         "print(fingerprints(m)[0][3])"
     )

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from tracekit.recorder.engines import hooks, v1, v1_weights
+from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.v1 import adapter as v1
+from tracekit.recorder.vllm.v1 import weights as v1_weights
 
 
 class Session:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.engines.v1_rows import V1Rows
+from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.engines.v0_blocks import Moves
-from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows, sampling_of
-from tracekit.recorder.engines.v0_sampler import Scored
+from tracekit.recorder.vllm.v0.blocks import Moves
+from tracekit.recorder.vllm.v0.rows import Dispatch, V0Rows, sampling_of
+from tracekit.recorder.vllm.v0.sampler import Scored
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tracekit.recorder.engines import calls, v1_weights, weights, worker
-from tracekit.recorder.engines.v1_rows import V1Rows
-from tracekit.recorder.engines.v1_weights import V1Weights
+from tracekit.recorder.vllm import calls, worker
+from tracekit.recorder.vllm import recording as weights
+from tracekit.recorder.vllm.v1 import weights as v1_weights
+from tracekit.recorder.vllm.v1.rows import V1Rows
+from tracekit.recorder.vllm.v1.weights import V1Weights
 
 
 class Session:

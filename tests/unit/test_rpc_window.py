@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracekit.recorder.window import ITEM_BYTES, Window
 from tracekit.rpc import messages
-from tracekit.rpc.window import ITEM_BYTES, Window
 
 ENGINE = "ab" * 16
 

@@ -12,7 +12,7 @@ def register() -> None:
     """
     if daemon_address() is None:
         return
-    from tracekit.recorder.engines.base import UnsupportedEngine, select_adapter
+    from tracekit.recorder.select import UnsupportedEngine, select_adapter
 
     try:
         adapter = select_adapter()

@@ -11,9 +11,9 @@ from typing import Any
 from tracekit import __version__
 from tracekit.errors import TracekitError
 from tracekit.recorder.guard import say, say_once
+from tracekit.recorder.window import Window
 from tracekit.rpc import messages
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
-from tracekit.rpc.window import Window
 from tracekit.tables import SCHEMA_VERSION
 
 SPLIT_BYTES = 16 << 20  # a larger batch is cut by rows, far below what a message may hold

@@ -14,7 +14,8 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 from vllm.v1.worker.gpu.sample import logprob, sampler, states
 
-from tracekit.recorder.engines import v1_column, v1_sampler2
+from tracekit.recorder.vllm.v1 import column as v1_column
+from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
 
 VOCAB, ROWS = 50, 3
 

@@ -6,9 +6,8 @@ import time
 from typing import Any
 
 import tracekit
-from tracekit.recorder.engines.base import vllm_version
-from tracekit.recorder.engines.snapshot import dumps, jsonable, vllm_environment
 from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.vllm.snapshot import dumps, jsonable, vllm_environment, vllm_version
 
 
 def engine_row(engine_id: str, kind: str, config: Any, logprobs_mode: str, resolved: dict[str, Any]) -> dict[str, Any]:

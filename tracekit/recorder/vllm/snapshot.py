@@ -54,6 +54,16 @@ def vllm_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith("VLLM_") and not k.endswith(("KEY", "TOKEN"))}
 
 
+def vllm_version() -> str:
+    """The installed vLLM's version, for messages and the trace only."""
+    try:
+        from vllm.version import __version__
+
+        return str(__version__)
+    except Exception:
+        return "unknown"
+
+
 def dumps(value: Any) -> str:
     """``jsonable(value)`` as compact JSON text; NaN and infinities stay as Python's json writes them."""
     return json.dumps(jsonable(value), separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""The same as `v1_sampler` from V1's model runner 2, which 0.32 takes where Triton works: written against its source.
+"""The same as `v1.sampler` from V1's model runner 2, which 0.32 takes where Triton works: written against its source.
 
 ``SamplingStates.max_num_logprobs`` of -1 means that nobody in the batch asked; `Sampler.__call__` scores the sampled
 tokens from the model's logits or from those that `Sampler.sample` returns (vllm/v1/worker/gpu/sample/).
@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import hooks, v1_column
 from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.v1 import column as v1_column
 
 _now = threading.local()  # .held: the sampler call that runs on this thread
 

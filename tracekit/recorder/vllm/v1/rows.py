@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.engines.blocks import Hit
-from tracekit.recorder.engines.rows import LiveRequest, Rows, lora_columns, topk_of
-from tracekit.recorder.engines.snapshot import dumps, jsonable
-from tracekit.recorder.engines.v1_blocks import V1Blocks
 from tracekit.recorder.guard import say_once
+from tracekit.recorder.vllm.blocks import Hit
+from tracekit.recorder.vllm.rows import LiveRequest, Rows, lora_columns, topk_of
+from tracekit.recorder.vllm.snapshot import dumps, jsonable
+from tracekit.recorder.vllm.v1.blocks import V1Blocks
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
 # What the engine's thread stamps when a step is scheduled: engine_step, time_ns, weight_version, number of waiting

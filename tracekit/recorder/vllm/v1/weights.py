@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import worker
-from tracekit.recorder.engines.calls import method_name, noted, watch_loads
-from tracekit.recorder.engines.hooks import wrap
-from tracekit.recorder.engines.weights import BY_REQUEST, Recording
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.session import Session
+from tracekit.recorder.vllm import worker
+from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
+from tracekit.recorder.vllm.hooks import wrap
+from tracekit.recorder.vllm.recording import BY_REQUEST, Recording
 
 # Worker RPCs that leave the weights alone; any other name may change them and starts a new weight version.
 READ_ONLY_RPC = (

@@ -3,7 +3,7 @@
 A batch with ``max_num_logprobs`` of 0 has every row's sampled token reported, and the scheduler hands a request only
 what it asked for (vllm/v1/worker/gpu_input_batch.py, vllm/v1/core/sched/scheduler.py). Raw and processed: the engine
 reports one of them, we compute the other from the tensors that its sampler works on (vllm/v1/sample/sampler.py) and
-send it along (`v1_column`).
+send it along (`v1.column`).
 """
 
 import functools
@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import hooks, v1_column
 from tracekit.recorder.guard import failed, never_raise, say_once
+from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.v1 import column as v1_column
 
 _now = threading.local()  # .held: the sampler call that runs on this thread
 

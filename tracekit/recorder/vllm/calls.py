@@ -5,9 +5,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines.hooks import wrap
-from tracekit.recorder.engines.snapshot import jsonable
 from tracekit.recorder.guard import never_raise
+from tracekit.recorder.vllm.hooks import wrap
+from tracekit.recorder.vllm.snapshot import jsonable
 
 MAX_ITEMS = 64  # of a list or dict among the arguments
 

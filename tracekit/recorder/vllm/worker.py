@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines.fingerprint import fingerprints
-from tracekit.recorder.engines.hooks import after, wrap
-from tracekit.recorder.engines.snapshot import dumps
+from tracekit.recorder.vllm.fingerprint import fingerprints
+from tracekit.recorder.vllm.hooks import after, wrap
+from tracekit.recorder.vllm.snapshot import dumps
 
 SPEC = {"block_size": "block_size", "kv_dtype": "dtype"}
 DESCRIBE, FINGERPRINT = "tracekit_describe", "tracekit_fingerprint"

@@ -7,7 +7,7 @@ outputs say what the worker moves before the forward (vllm/worker/worker.py `exe
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tracekit.recorder.engines.blocks import Hit, Provenance, parts
+from tracekit.recorder.vllm.blocks import Hit, Provenance, parts
 
 Pairs = Sequence[tuple[int, int]]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from tracekit.recorder.engines.snapshot import dumps
 from tracekit.recorder.guard import never_raise
 from tracekit.recorder.session import Session
+from tracekit.recorder.vllm.snapshot import dumps
 
 
 class Recording(Protocol):

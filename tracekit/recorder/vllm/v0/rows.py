@@ -4,9 +4,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tracekit.recorder.engines.rows import LiveRequest, Row, Rows, lora_columns, topk_of
-from tracekit.recorder.engines.snapshot import dumps, jsonable
-from tracekit.recorder.engines.v0_blocks import Moves, Part, V0Blocks
+from tracekit.recorder.vllm.rows import LiveRequest, Row, Rows, lora_columns, topk_of
+from tracekit.recorder.vllm.snapshot import dumps, jsonable
+from tracekit.recorder.vllm.v0.blocks import Moves, Part, V0Blocks
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 
 # a child of an n>1 request is named so (vllm/sequence.py, ParallelSampleSequenceGroup)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.recorder.engines.calls import brief
-from tracekit.recorder.engines.fingerprint import Tensors, count_changed
-from tracekit.recorder.engines.snapshot import dumps
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session
+from tracekit.recorder.vllm.calls import brief
+from tracekit.recorder.vllm.fingerprint import Tensors, count_changed
+from tracekit.recorder.vllm.snapshot import dumps
 
 MARK = "mark"  # method of a label that came through the daemon
 DIRECT = "direct access"  # method of a change that only the fingerprints tell of

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracekit.recorder.engines import hooks
 from tracekit.recorder.guard import failed, say_once
+from tracekit.recorder.vllm import hooks
 
 _now = threading.local()  # .held: the sampler call that runs on this thread
 

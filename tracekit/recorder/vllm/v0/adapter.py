@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control, v0_sampler, weights, worker
-from tracekit.recorder.engines.base import vllm_version
-from tracekit.recorder.engines.calls import method_name, noted, watch_loads
-from tracekit.recorder.engines.describe import engine_row
-from tracekit.recorder.engines.hooks import after, wrap
-from tracekit.recorder.engines.snapshot import jsonable
-from tracekit.recorder.engines.v0_blocks import Moves
-from tracekit.recorder.engines.v0_rows import Dispatch, V0Rows
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
 from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
+from tracekit.recorder.vllm import control, worker
+from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
+from tracekit.recorder.vllm.describe import engine_row
+from tracekit.recorder.vllm.hooks import after, wrap
+from tracekit.recorder.vllm.recording import BY_REQUEST
+from tracekit.recorder.vllm.recording import Recording as BaseRecording
+from tracekit.recorder.vllm.snapshot import jsonable, vllm_version
+from tracekit.recorder.vllm.v0 import sampler as v0_sampler
+from tracekit.recorder.vllm.v0.blocks import Moves
+from tracekit.recorder.vllm.v0.rows import Dispatch, V0Rows
 
 CLOSE_SECS = 2.0  # the API server kills its engine process four seconds after asking it to end
 
@@ -100,7 +102,7 @@ class V0Adapter:
             wrap(LLMEngine, name, control.recorded(_of))
 
 
-class Recording(weights.Recording):
+class Recording(BaseRecording):
     """One engine's counters and its session; hangs on the objects that the hooks see."""
 
     def __init__(self, session: Session) -> None:
@@ -124,7 +126,7 @@ class Recording(weights.Recording):
         if not self.live and self.in_process:
             self.look()
         if group.lora_request is not None:
-            self.adapter(group.lora_request, weights.BY_REQUEST, time.monotonic_ns())
+            self.adapter(group.lora_request, BY_REQUEST, time.monotonic_ns())
         self.live[group.request_id] = group
         self.session.append(("requests", time.monotonic_ns(), group))
 

@@ -18,23 +18,15 @@ class EngineAdapter(Protocol):
         """Wrap the engine's classes; idempotent, opens nothing."""
 
 
-def vllm_version() -> str:
-    """The installed vLLM's version, for messages and the trace only."""
-    try:
-        from vllm.version import __version__
-
-        return str(__version__)
-    except Exception:
-        return "unknown"
-
-
 def select_adapter() -> EngineAdapter:
     """Return the adapter whose features this vLLM has.
 
     Raises:
         UnsupportedEngine: no adapter fits.
     """
-    from tracekit.recorder.engines import v0, v1
+    from tracekit.recorder.vllm.snapshot import vllm_version
+    from tracekit.recorder.vllm.v0 import adapter as v0
+    from tracekit.recorder.vllm.v1 import adapter as v1
 
     # a vLLM with both has a V1 engine older than what the V1 adapter knows
     adapter: EngineAdapter

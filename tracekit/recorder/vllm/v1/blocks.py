@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
-from tracekit.recorder.engines.blocks import Hit, Provenance, parts
 from tracekit.recorder.guard import failed, say_once
+from tracekit.recorder.vllm.blocks import Hit, Provenance, parts
 
 NULL_BLOCK = 0  # stands for blocks that a sliding window has left behind
 IN_FLIGHT = 16  # steps that may still come for a request that has ended

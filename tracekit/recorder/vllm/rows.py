@@ -6,9 +6,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from tracekit.recorder.engines.blocks import Hit
-from tracekit.recorder.engines.fingerprint import Tensors
 from tracekit.recorder.guard import say_once
+from tracekit.recorder.vllm.blocks import Hit
+from tracekit.recorder.vllm.fingerprint import Tensors
 from tracekit.tables import TABLES
 
 Row = dict[str, Any]

@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.engines import control, v1_column, v1_sampler, v1_sampler2, v1_weights
-from tracekit.recorder.engines.describe import engine_row
-from tracekit.recorder.engines.hooks import after, install, wrap
-from tracekit.recorder.engines.v1_blocks import V1Blocks, kv_groups
-from tracekit.recorder.engines.v1_rows import Dispatch, V1Rows
-from tracekit.recorder.engines.v1_weights import V1Weights
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session, new_engine_id
 from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
+from tracekit.recorder.vllm import control
+from tracekit.recorder.vllm.describe import engine_row
+from tracekit.recorder.vllm.hooks import after, install, wrap
+from tracekit.recorder.vllm.v1 import column as v1_column
+from tracekit.recorder.vllm.v1 import sampler as v1_sampler
+from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
+from tracekit.recorder.vllm.v1 import weights as v1_weights
+from tracekit.recorder.vllm.v1.blocks import V1Blocks, kv_groups
+from tracekit.recorder.vllm.v1.rows import Dispatch, V1Rows
+from tracekit.recorder.vllm.v1.weights import V1Weights
 
 CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
 

@@ -1,0 +1,1 @@
+"""The V0 engine (vLLM 0.8.5)."""
