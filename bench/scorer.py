@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from tracekit.cli.models import model_folder
-from tracekit.replay.scorer import Scorer
-from tracekit.replay.types import Sequence, TokenScores
+from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.types import Sequence, TokenScores
 
 Score = Callable[[list[Sequence]], list[np.ndarray]]
 
@@ -76,7 +76,7 @@ def load(kind: str, args: argparse.Namespace) -> tuple[Score, int]:
     if kind == "ours":
         scorer = Scorer.load(args.model, dtype=args.dtype, device=args.device)
         return ours(scorer, args.max_batch_tokens), scorer.vocab_size
-    from tracekit.replay.loading import load_model, pick_device
+    from tracekit.scoring.loading import load_model, pick_device
 
     model = load_model(Path(args.model), dtype=args.dtype, device=pick_device(args.device))
     return naive(model, args.max_batch_tokens), model.get_output_embeddings().weight.shape[0]

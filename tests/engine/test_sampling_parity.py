@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tracekit.engines.env import ensure
-from tracekit.replay.params import parse_params
-from tracekit.replay.sampling import Segment, process
+from tracekit.scoring.params import parse_params
+from tracekit.scoring.sampling import Segment, process
 
 pytestmark = pytest.mark.engine
 

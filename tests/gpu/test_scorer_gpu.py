@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tracekit.replay.scorer import Scorer
-from tracekit.replay.types import Sequence, TokenScores
+from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.types import Sequence, TokenScores
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from unit.tiny_models import VOCAB, write_model
 
 from tracekit.cli.main import main
-from tracekit.replay.scorer import Scorer
-from tracekit.replay.types import Sequence
+from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.types import Sequence
 
 NUM_REQUESTS, NUM_TOKENS, NUM_PROMPT = 8, 16, 5
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}

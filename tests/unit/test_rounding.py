@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tracekit.replay.rounding import round_sampling, sampling_dtype
+from tracekit.scoring.rounding import round_sampling, sampling_dtype
 
 
 def test_values_that_v0_uses_in_bfloat16_and_float16() -> None:

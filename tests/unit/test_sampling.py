@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracekit.errors import ReplayRefused
-from tracekit.replay.params import Params, parse_params, untestable
-from tracekit.replay.rows import score_rows
-from tracekit.replay.sampling import Segment, process
-from tracekit.replay.truncation import _top_p_by_head, _top_p_by_sort
+from tracekit.scoring.params import Params, parse_params, untestable
+from tracekit.scoring.rows import score_rows
+from tracekit.scoring.sampling import Segment, process
+from tracekit.scoring.truncation import _top_p_by_head, _top_p_by_sort
 
 VOCAB = 24
 

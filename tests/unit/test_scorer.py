@@ -11,10 +11,10 @@ from tiny_models import VOCAB, configs, write_model
 from transformers import AutoModelForCausalLM
 
 from tracekit.errors import ModelError, ReplayRefused, UsageError
-from tracekit.replay.batching import plan_batches
-from tracekit.replay.head import SplitModel, _Float32Head
-from tracekit.replay.scorer import Scorer
-from tracekit.replay.types import Sequence, TokenScores
+from tracekit.scoring.batching import plan_batches
+from tracekit.scoring.head import SplitModel, _Float32Head
+from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.types import Sequence, TokenScores
 
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from tracekit.diagnose.data import I8, Mask, Scores
 from tracekit.errors import ReplayRefused
-from tracekit.replay.params import parse_params
-from tracekit.replay.sequences import Recorded
-from tracekit.replay.types import Sequence, TokenScores
+from tracekit.replay.rollouts import Recorded
+from tracekit.scoring.params import parse_params
+from tracekit.scoring.types import Sequence, TokenScores
 
 __all__ = ["Pass", "ScorerLike", "identity_test", "pick_sample", "run_pass", "variants"]
 

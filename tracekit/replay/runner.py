@@ -15,11 +15,11 @@ from tracekit.diagnose.verdict import Verdict, judge
 from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, UsageError
 from tracekit.replay.claims import Claim, find_claims
 from tracekit.replay.folders import choose_folders, needed_claims
-from tracekit.replay.params import parse_params
 from tracekit.replay.passes import Pass, ScorerLike, identity_test, pick_sample, run_pass, variants
 from tracekit.replay.progress import Progress
-from tracekit.replay.sequences import Recorded, Recording, read_recording
+from tracekit.replay.rollouts import Recorded, Recording, read_recording
 from tracekit.replay.versions import same_weights
+from tracekit.scoring.params import parse_params
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -106,7 +106,7 @@ def replay(
         load: makes a scorer from a folder and a dtype; the default is ``Scorer.load``.
 
     Raises:
-        ReplayRefused: a verdict would be a guess; see ``sequences.read_recording`` and ``passes.identity_test``.
+        ReplayRefused: a verdict would be a guess; see ``rollouts.read_recording`` and ``passes.identity_test``.
         UsageError: ``expect`` or ``dtype`` is unknown, or weights are given for a version the trace does not have.
         ModelError: a folder cannot be loaded or has another vocabulary.
     """
@@ -184,7 +184,7 @@ class _Silent:
 
 def _scorer_loader(device: str | None) -> Load:
     try:
-        from tracekit.replay.scorer import Scorer
+        from tracekit.scoring.scorer import Scorer
     except ImportError as error:
         raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
     return lambda folder, dtype: Scorer.load(folder, dtype=dtype, device=device)

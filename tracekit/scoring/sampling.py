@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracekit.replay.params import Params
-from tracekit.replay.truncation import truncate
+from tracekit.scoring.params import Params
+from tracekit.scoring.truncation import truncate
 
 __all__ = ["Processed", "Segment", "process", "row_values"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tracekit.errors import ModelError, ReplayRefused
-from tracekit.replay.batching import plan_batches
-from tracekit.replay.head import SplitModel
-from tracekit.replay.loading import load_model, pick_device
-from tracekit.replay.params import Params, parse_params
-from tracekit.replay.rows import RowScores, score_rows
-from tracekit.replay.sampling import Segment
-from tracekit.replay.types import Sequence, TokenScores
+from tracekit.scoring.batching import plan_batches
+from tracekit.scoring.head import SplitModel
+from tracekit.scoring.loading import load_model, pick_device
+from tracekit.scoring.params import Params, parse_params
+from tracekit.scoring.rows import RowScores, score_rows
+from tracekit.scoring.sampling import Segment
+from tracekit.scoring.types import Sequence, TokenScores
 
 __all__ = ["Scorer"]
 

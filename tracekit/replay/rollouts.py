@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from tracekit import tables
 from tracekit.errors import ReplayRefused
-from tracekit.replay.params import untestable
-from tracekit.replay.rounding import round_sampling, sampling_dtype
-from tracekit.replay.types import Sequence
+from tracekit.scoring.params import untestable
+from tracekit.scoring.rounding import round_sampling, sampling_dtype
+from tracekit.scoring.types import Sequence
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tracekit.replay.params import Params
-from tracekit.replay.sampling import Processed, Segment, process, row_values
+from tracekit.scoring.params import Params
+from tracekit.scoring.sampling import Processed, Segment, process, row_values
 
 __all__ = ["RowScores", "score_rows"]
 
