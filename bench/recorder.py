@@ -17,9 +17,9 @@ from pathlib import Path
 
 import click
 
-from tracekit.cli.sidecar import Sidecar
+from tracekit.demo.model import ensure_demo_model, write_tiny_model
 from tracekit.engines.env import ensure
-from tracekit.engines.model import ensure_demo_model, write_tiny_model
+from tracekit.jobs.sidecar import Sidecar
 from tracekit.trace.reader import open_trace
 
 JOB = Path(__file__).parent / "jobs" / "throughput.py"

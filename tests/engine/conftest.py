@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tracekit.demo.model import ensure_demo_model, write_tiny_model
 from tracekit.engines.env import EngineEnv, ensure
-from tracekit.engines.model import ensure_demo_model, write_tiny_model
 
 JOBS = Path(__file__).parent / "jobs"
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from tracekit.engines import env, rollout
+from tracekit.engines import env
 from tracekit.engines.env import EngineEnv
+from tracekit.jobs import rollout
 
 pytestmark = pytest.mark.engine
 
@@ -97,7 +98,7 @@ def test_the_driver_writes_the_clients_view(name, tiny_model, tmp_path):
         "output": str(tmp_path / "view.jsonl"),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [found.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
+    command = [found.python, "-m", "tracekit.jobs.rollout", str(tmp_path / "job.json")]
     done = subprocess.run(command, env={**os.environ, **found.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = rollout.read_view(tmp_path / "view.jsonl")
@@ -112,7 +113,7 @@ def test_the_driver_writes_the_clients_view(name, tiny_model, tmp_path):
 def test_what_the_engine_refuses_is_one_line(v1_env, tmp_path):
     job = {"model": str(tmp_path / "no-model"), "prompts": [{"prompt": "x"}], "output": str(tmp_path / "view.jsonl")}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [v1_env.python, "-m", "tracekit.engines.rollout", str(tmp_path / "job.json")]
+    command = [v1_env.python, "-m", "tracekit.jobs.rollout", str(tmp_path / "job.json")]
     done = subprocess.run(command, env={**os.environ, **v1_env.environ}, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("tracekit rollout: error: ")

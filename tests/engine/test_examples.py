@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import EXAMPLES, run_cli
-from tracekit.engines.model import write_tiny_model
+from tracekit.demo.model import write_tiny_model
 from tracekit.tables import ACCEPTED
 from tracekit.trace.reader import Trace, open_trace
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.conftest import JOBS, run_cli
 from tests.engine.odd_models import write_adapter, write_tiny_moe
-from tracekit.engines.model import write_tiny_model
+from tracekit.demo.model import write_tiny_model
 from tracekit.tables import NEW
 from tracekit.trace.reader import Trace, open_trace
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tracekit.engines.model import GGUF_NAME, fetch_gguf, write_tiny_model
+from tracekit.demo.model import GGUF_NAME, fetch_gguf, write_tiny_model
 
 TEXTS = [
     "Hello, world!",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import JOBS, run_cli
-from tracekit.engines.model import write_tiny_model
+from tracekit.demo.model import write_tiny_model
 from tracekit.trace.reader import open_trace
 
 pytestmark = [

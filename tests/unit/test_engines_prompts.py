@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from tracekit.engines.prompts import parse_prompts
 from tracekit.errors import UsageError
+from tracekit.jobs.prompts import parse_prompts
 
 
 def test_each_kind_of_prompt_keeps_its_sampling_fields(tmp_path):

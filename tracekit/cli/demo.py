@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
+import tracekit.demo
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, EngineEnvError
 
-PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
+PROMPTS = Path(tracekit.demo.__file__).with_name("prompts.jsonl")
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 ENGINE = {"max_model_len": 1024, "enforce_eager": True, "dtype": "bfloat16"}
 # what the article set, one by one, until V1's numbers meant what the trainer took them for
@@ -31,8 +32,8 @@ def command(max_tokens: int, keep: Path | None, as_json: bool) -> int:
     Records 16 prompts twice, once with V1's defaults and once with processed logprobs and the parity settings, and
     replays both against a trainer that expects processed logprobs. Builds what it needs on the first run.
     """
+    from tracekit.demo.model import ensure_demo_model
     from tracekit.engines import env
-    from tracekit.engines.model import ensure_demo_model
     from tracekit.engines.talk import Talk
     from tracekit.trace.output import check_output
 

@@ -63,7 +63,7 @@ def _watch(trace: str, live: str, engine: int | None, daemon: str | None) -> "Li
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    from tracekit.engines.rollout import read_view
+    from tracekit.jobs.rollout import read_view
 
     try:
         rows = read_view(path)

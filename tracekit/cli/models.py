@@ -13,7 +13,7 @@ def model_folder(name: str) -> Path:
         EngineEnvError: the demo model could not be made.
     """
     if name == "demo":
-        from tracekit.engines.model import ensure_demo_model
+        from tracekit.demo.model import ensure_demo_model
         from tracekit.engines.talk import Talk
 
         with Talk() as talk:

@@ -47,7 +47,7 @@ def command(
     tracekit record -o trace.arrow -- python my_job.py
     """
     from tracekit.cli.models import model_folder
-    from tracekit.cli.sidecar import Sidecar, run_job, through_plugins
+    from tracekit.jobs.sidecar import Sidecar, run_job, through_plugins
     from tracekit.trace.output import check_output
 
     if bool(cmd) == bool(prompts):
@@ -70,7 +70,7 @@ def command(
         check_output(completions)
     job: dict[str, Any] = {}
     if prompts is not None:
-        from tracekit.engines.prompts import check_sampling, parse_prompts
+        from tracekit.jobs.prompts import check_sampling, parse_prompts
 
         job = {"prompts": parse_prompts(prompts), "sampling": check_sampling(pairs(sampling))}
         job["engine_args"] = pairs(engine_arg)
@@ -86,7 +86,7 @@ def command(
             job["output"] = str(completions or Path(folder) / "completions.jsonl")
             path = Path(folder) / "job.json"
             path.write_text(json.dumps(job))
-            argv = [str(argv_python), "-m", "tracekit.engines.rollout", str(path)]
+            argv = [str(argv_python), "-m", "tracekit.jobs.rollout", str(path)]
         elif shutil.which(argv[0], path=environ.get("PATH")) is None:
             raise UsageError(f"there is no such command: {argv[0]}")
         if daemon is not None:

@@ -1,7 +1,7 @@
 """A mixture of experts, LoRA adapters under one name, and n-gram speculation: an engine each, all in one process.
 
 features.py FOLDER: finds the models in FOLDER/{tiny,moe,adapter-a,adapter-b}; writes FOLDER/view.jsonl as
-`tracekit.engines.rollout` does, and FOLDER/truth.json, what vLLM itself counted.
+`tracekit.jobs.rollout` does, and FOLDER/truth.json, what vLLM itself counted.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Prefix hits before and after a reload, pauses that clear the cache and that do not, preemptions, n > 1, an abort.
 
-stale_hits.py MODEL VIEW.jsonl: runs AsyncLLM, writes the client's view as `tracekit.engines.rollout` does.
+stale_hits.py MODEL VIEW.jsonl: runs AsyncLLM, writes the client's view as `tracekit.jobs.rollout` does.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Two CPU workers with half of the model each, and weights that change between two batches: V0 and V1.
 
-tensor_parallel.py MODEL VIEW.jsonl: writes the client's view as `tracekit.engines.rollout` does.
+tensor_parallel.py MODEL VIEW.jsonl: writes the client's view as `tracekit.jobs.rollout` does.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Weights that change while requests run, with sync and async scheduling; a pause that clears the cache in flight.
 
-updates.py MODEL FOLDER in-process|pause: writes FOLDER/view.jsonl as `tracekit.engines.rollout` does, and
+updates.py MODEL FOLDER in-process|pause: writes FOLDER/view.jsonl as `tracekit.jobs.rollout` does, and
 FOLDER/truth.json, what the job itself saw of each forward and of each output of its two engines in this process.
 `pause` adds AsyncLLM's pause, in an engine process.
 """

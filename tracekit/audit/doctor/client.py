@@ -11,7 +11,7 @@ from tracekit.audit.doctor.types import Finding, Violation
 
 __all__ = ["Completion", "client_view"]
 
-Completion = Mapping[str, Any]  # a row of engines.rollout.read_view
+Completion = Mapping[str, Any]  # a row of jobs.rollout.read_view
 
 
 def client_view(engines: Sequence[EngineRows], view: Sequence[Completion]) -> list[Finding]:

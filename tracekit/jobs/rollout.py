@@ -1,4 +1,4 @@
-"""Generate with ``vllm.LLM`` inside an engine environment: ``python -m tracekit.engines.rollout JOB.json``.
+"""Generate with ``vllm.LLM`` inside an engine environment: ``python -m tracekit.jobs.rollout JOB.json``.
 
 The job is what a user's own script would do, so nothing here knows of the recorder. JOB.json::
 

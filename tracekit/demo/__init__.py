@@ -1,0 +1,1 @@
+"""The demo model and the story that `tracekit demo` tells."""

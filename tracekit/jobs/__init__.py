@@ -1,0 +1,1 @@
+"""What tracekit starts beside or inside an engine: prompts, a rollout, a sidecar."""
