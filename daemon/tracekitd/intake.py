@@ -17,7 +17,7 @@ from tracekit.rpc import messages
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, unpack
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta, Tables, to_record_batch
-from tracekit.trace.loss import GAP, Loss
+from tracekit.trace.ledger import GAP, Loss
 
 MAX_LOSSES = 1000  # in one batch; a recorder coalesces them by reason
 ENGINE_ID = re.compile(r"[0-9a-f]{32}")

@@ -13,7 +13,7 @@ from tracekit.audit.doctor.examine import examine
 from tracekit.audit.doctor.rows import read_engines
 from tracekit.cli.doctor import command
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
-from tracekit.trace.loss import Loss
+from tracekit.trace.ledger import Loss
 from tracekit.trace.reader import open_trace
 
 FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tracekit.errors import NotATraceError, TraceError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
-from tracekit.trace.loss import CORRUPT, Loss, Tally, loss_table, unreported
+from tracekit.trace.ledger import CORRUPT, Loss, Tally, loss_table, unreported
 from tracekit.trace.schema import row_schema
 from tracekit.trace.sealed import MAGIC, SealedFile
 from tracekit.trace.segments import LOCK_NAME, Damage, is_live, scan, segment_paths

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata
-from tracekit.trace.loss import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, clip, loss_table
+from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, clip, loss_table
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import Stored, Trace, load, open_trace
 from tracekit.trace.schema import arrow_schema

@@ -1,7 +1,7 @@
 """Rows are conserved: what an engine produced is stored or known to be lost."""
 
 from tracekit.audit.doctor.types import Finding, Violation
-from tracekit.trace.loss import Loss, Tally
+from tracekit.trace.ledger import Loss, Tally
 
 __all__ = ["conserved"]
 

@@ -22,7 +22,7 @@ from tracekit.audit.doctor.rows import EngineRows, read_engines
 from tracekit.audit.doctor.types import Finding
 from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK
 from tracekit.tables import TABLES
-from tracekit.trace.loss import Loss
+from tracekit.trace.ledger import Loss
 from tracekit.trace.reader import Trace
 
 __all__ = ["CHECKS", "Report", "examine"]
