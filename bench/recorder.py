@@ -12,12 +12,13 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import click
 
-from tracekit.demo.model import ensure_demo_model, write_tiny_model
+from tracekit.demo.model import ensure_demo_model
 from tracekit.engines.env import ensure
 from tracekit.jobs.sidecar import Sidecar
 from tracekit.trace.reader import open_trace
@@ -40,6 +41,9 @@ def main(
     with tempfile.TemporaryDirectory(prefix="tracekit-bench-") as name:
         path = ensure_demo_model() if model == "demo" else Path(model)
         if model == "tiny":
+            sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+            from helpers.tiny_model import write_tiny_model
+
             path = write_tiny_model(Path(name) / "tiny")
         for engine in engines:
             for option in options:

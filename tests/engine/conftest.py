@@ -1,18 +1,13 @@
 """Real engines for the tests: built once into the cache folder; a missing engine is a failure, not a skip."""
 
-import os
-import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tracekit.demo.model import ensure_demo_model, write_tiny_model
+from helpers.tiny_model import write_tiny_model
+from tracekit.demo.model import ensure_demo_model
 from tracekit.engines.env import EngineEnv, ensure
-
-JOBS = Path(__file__).parent / "jobs"
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def say(text: str) -> None:
@@ -49,17 +44,3 @@ def eager_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU builds compile two small sampler functions for up to minutes; nothing tested here is about that."""
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setenv("TRACEKIT_STRICT", "1")
-
-
-def engine_environ(env: EngineEnv, **more: str) -> dict[str, str]:
-    """os.environ as a job in this engine environment sees it."""
-    path = f"{env.python.parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **env.environ, "PATH": path, **more}
-
-
-def run_cli(
-    *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``tracekit`` in a process of its own."""
-    command = [sys.executable, "-m", "tracekit", *map(str, argv)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
-from tests.engine.test_record_v0 import numbers, record
+from helpers.engine import JOBS, run_cli
+from helpers.traced import numbers, record
 from tracekit.tables import PREEMPTED
 
 pytestmark = pytest.mark.engine

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.engine.conftest import run_cli
+from helpers.engine import run_cli
 
 pytestmark = pytest.mark.engine
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
+from helpers.engine import JOBS, run_cli
 from tracekit.tables import PREEMPTED, RESUMED
 from tracekit.trace.reader import open_trace
 

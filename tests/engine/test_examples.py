@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import EXAMPLES, run_cli
-from tracekit.demo.model import write_tiny_model
+from helpers.engine import EXAMPLES, run_cli
+from helpers.tiny_model import write_tiny_model
 from tracekit.tables import ACCEPTED
 from tracekit.trace.reader import Trace, open_trace
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
-from tests.engine.odd_models import write_adapter, write_tiny_moe
-from tracekit.demo.model import write_tiny_model
+from helpers.engine import JOBS, run_cli
+from helpers.odd_models import write_adapter, write_tiny_moe
+from helpers.tiny_model import write_tiny_model
 from tracekit.tables import NEW
 from tracekit.trace.reader import Trace, open_trace
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import run_cli
-from tests.engine.serving import Server, serve
+from helpers.engine import run_cli
+from helpers.serving import Server, serve
 from tracekit.engines.env import EngineEnv
 from tracekit.rpc.client import ControlClient, Mark
 from tracekit.tables import PREEMPTED

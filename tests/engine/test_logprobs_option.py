@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.conftest import JOBS, engine_environ, run_cli
+from helpers.engine import JOBS, engine_environ, run_cli
 from tracekit.engines.env import ensure
 from tracekit.trace.reader import Trace, open_trace
 

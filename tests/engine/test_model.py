@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tracekit.demo.model import GGUF_NAME, fetch_gguf, write_tiny_model
+from helpers.tiny_model import write_tiny_model
+from tracekit.demo.model import GGUF_NAME, fetch_gguf
 
 TEXTS = [
     "Hello, world!",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, engine_environ
+from helpers.engine import JOBS, engine_environ
 from tracekit.engines.env import ensure
 
 pytestmark = pytest.mark.engine

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
-from tracekit.tables import ACCEPTED, NEW, PARTIAL
-from tracekit.trace.reader import Trace, open_trace
+from helpers.engine import JOBS, run_cli
+from helpers.traced import assert_alternatives, completions
+from tracekit.tables import NEW, PARTIAL
+from tracekit.trace.reader import open_trace
 
 pytestmark = pytest.mark.engine
 
@@ -25,50 +25,6 @@ def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory:
         done = run_cli("record", "--engine", request.param, "-o", trace, "--", *job)
     assert done.returncode == 0, done.stderr[-4000:]
     return open_trace(trace), json.loads(view.read_text())
-
-
-def completions(trace: Trace) -> dict[tuple[str, str], dict[str, Any]]:
-    """Accepted tokens and logprobs by (external id, index of the completion)."""
-    requests = {r["request"]: r for r in trace.table("requests").to_pylist()}
-    reasons = {f["request"]: f["reason"] for f in trace.table("finishes").to_pylist()}
-    found = {
-        (r["external_id"], str(r["index"])): {
-            "prompt": r["prompt_token_ids"],
-            "token_ids": [],
-            "logprobs": [],
-            "positions": [],
-            "reason": reasons.get(number),
-        }
-        for number, r in requests.items()
-    }
-    for token in trace.table("tokens").to_pylist():
-        if token["flags"] & ACCEPTED:
-            request = requests[token["request"]]
-            seen = found[request["external_id"], str(request["index"])]
-            seen["token_ids"].append(token["token_id"])
-            seen["logprobs"].append(float(np.float32(token["rollout_logprob"])).hex())
-            seen["positions"].append(token["position"])
-    return found
-
-
-def assert_alternatives(trace: Trace, view: Any) -> None:
-    """The topk table has the two alternatives that each child of "many" asked for, and nobody else's."""
-    numbers = {(r["external_id"], str(r["index"])): r["request"] for r in trace.table("requests").to_pylist()}
-    topk = trace.table("topk").to_pylist()
-    assert {row["request"] for row in topk} == {number for (name, _), number in numbers.items() if name == "many"}
-    for index, client in view["many"].items():
-        mine = [row for row in topk if row["request"] == numbers["many", index]]
-        assert len(mine) == 2 * len(client["tops"]) == 48
-        for i, tops in enumerate(client["tops"]):
-            found = [
-                (row["rank"], row["token_id"], float(np.float32(row["logprob"])).hex())
-                for row in mine[2 * i : 2 * i + 2]
-            ]
-            beside = [list(row) for row in found]
-            # the client's dict holds the sampled token too
-            sampled = client["token_ids"][i]
-            assert beside == [row for row in tops if row[1] != sampled or row in beside] and len(tops) in (2, 3)
-            assert {row["position"] for row in mine[2 * i : 2 * i + 2]} == {10 + i}
 
 
 def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> None:

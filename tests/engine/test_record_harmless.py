@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, engine_environ
+from helpers.engine import JOBS, engine_environ, job_folder, tokens_of, wait_for
 from tracekit.engines.env import EngineEnv
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
 from tracekit.trace.reader import open_trace
@@ -20,27 +19,6 @@ from tracekit.trace.reader import open_trace
 pytestmark = pytest.mark.engine
 
 NUM_TOKENS = 2 * 8 * 40
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_secs: float = 300) -> Any:
-    deadline = time.monotonic() + timeout_secs
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"timed out waiting for {what}")
-
-
-def job_folder(folder: Path, *, wait: bool) -> Path:
-    folder.mkdir()
-    if wait:
-        (folder / "wait").touch()
-    return folder
-
-
-def tokens_of(folder: Path) -> Any:
-    return json.loads((folder / "tokens.json").read_text())
 
 
 @pytest.fixture(scope="module")

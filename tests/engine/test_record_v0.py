@@ -7,23 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import EXAMPLES, JOBS, engine_environ, run_cli
-from tests.engine.test_record_exact import assert_alternatives, completions
+from helpers.engine import EXAMPLES, JOBS, engine_environ, run_cli
+from helpers.traced import assert_alternatives, completions, numbers, record
 from tracekit.engines.env import EngineEnv
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
-from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
-
-
-def record(trace: Path, *job: object) -> Trace:
-    """Run a job in the V0 environment under the recorder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        done = run_cli("record", "--engine", "v0", "-o", trace, "--", "python", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return open_trace(trace)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +21,6 @@ def recorded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("v0")
     trace = record(folder / "trace.arrow", JOBS / "client_view_v0.py", tiny_model, folder / "view.json")
     return trace, json.loads((folder / "view.json").read_text())
-
-
-def numbers(trace: Trace) -> dict[str, int]:
-    """Number of each request by the caller's id (of the last completion where there are several)."""
-    return {r["external_id"]: r["request"] for r in trace.table("requests").to_pylist()}
 
 
 def rows_of(trace: Trace, table: str, name: str) -> list[dict[str, Any]]:

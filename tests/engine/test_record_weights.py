@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
+from helpers.engine import JOBS, run_cli
 from tracekit.recorder.vllm.recording import DIRECT
 from tracekit.trace.reader import Trace, open_trace
 

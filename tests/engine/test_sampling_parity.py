@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.engine import JOBS
 from tracekit.engines.env import ensure
 from tracekit.scoring.params import parse_params
 from tracekit.scoring.sampling import Segment, process
@@ -96,7 +97,7 @@ def test_processed_logprobs_are_those_of_vllm(engine: str, tmp_path: Path) -> No
     np.savez(tmp_path / "in.npz", **{f"logits{i}": values for i, values in enumerate(logits)})
     (tmp_path / "job.json").write_text(json.dumps(batches))
     env = ensure(engine)
-    script = Path(__file__).with_name("vllm_sampler.py")
+    script = JOBS / "vllm_sampler.py"
     done = subprocess.run(
         [env.python, script, tmp_path / "in.npz", tmp_path / "job.json", tmp_path / "out.npz"],
         env={**os.environ, **env.environ},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
+from helpers.engine import JOBS, run_cli
 from tracekit.trace.reader import open_trace
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
-from tests.engine.test_record_harmless import job_folder, tokens_of, wait_for
+from helpers.engine import JOBS, job_folder, run_cli, tokens_of, wait_for
 from tracekit.engines.env import EngineEnv
 from tracekit.rpc.client import wait_ready
 from tracekit.trace.reader import Trace, open_trace

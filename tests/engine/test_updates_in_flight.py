@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import JOBS, run_cli
+from helpers.engine import JOBS, run_cli
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
 from tracekit.trace.reader import Trace, open_trace
 

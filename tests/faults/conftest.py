@@ -1,7 +1,8 @@
 """Daemons for the tests of this folder."""
 
 import pytest
-from wire import DaemonProcess
+
+from helpers.wire import DaemonProcess
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import uuid
 from collections import Counter
 
 import pytest
-from wire import all_tables, assert_conserved, numbered_tokens, rows_of_trace
 
+from helpers.wire import all_tables, assert_conserved, numbered_tokens, rows_of_trace
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 from tracekit.rpc.columns import count_rows
@@ -178,7 +178,7 @@ def test_an_engine_that_is_killed_leaves_an_open_end(daemon):
     program = f"""
 import sys, time
 sys.path[:0] = {sys.path!r}
-from wire import numbered_tokens
+from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
 stream = Stream({daemon.address!r}, "{engine_id()}")
 start = 0
@@ -206,7 +206,7 @@ def test_a_program_that_ends_without_close_is_not_held_up(daemon):
     program = f"""
 import sys, threading
 sys.path[:0] = {sys.path!r}
-from wire import numbered_tokens
+from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
 up = threading.Event()
 stream = Stream({daemon.address!r}, "{engine_id()}", on_state=lambda state: up.set())
@@ -255,7 +255,7 @@ def test_closing_at_exit_delivers(daemon):
     program = f"""
 import atexit, sys
 sys.path[:0] = {sys.path!r}
-from wire import numbered_tokens
+from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
 stream = Stream({daemon.address!r}, "{engine_id()}")
 atexit.register(stream.close, 60.0)

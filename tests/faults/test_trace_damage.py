@@ -9,8 +9,8 @@ import textwrap
 import time
 
 import pytest
-from factories import make_tables, write_spool, write_trace
 
+from helpers.factories import make_tables, write_spool, write_trace
 from tracekit.errors import NotATraceError, SchemaTooNewError, TraceCorruptError, TraceTruncatedError
 from tracekit.tables import TABLES
 from tracekit.trace import spool as spool_module
@@ -195,7 +195,7 @@ def test_garbage_alone_in_a_spool_is_a_loss_of_an_unknown_engine(tmp_path):
 WRITER = """
 import sys
 sys.path[:0] = ["tests"]
-from factories import ENGINE_ID, make_tables
+from helpers.factories import ENGINE_ID, make_tables
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.spool import SpoolWriter
 writer = SpoolWriter(sys.argv[1], segment_bytes=60_000)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.conftest import JOBS, run_cli
-from tracekit.demo.model import write_tiny_model
+from helpers.engine import JOBS, run_cli
+from helpers.tiny_model import write_tiny_model
 from tracekit.trace.reader import open_trace
 
 pytestmark = [

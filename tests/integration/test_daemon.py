@@ -15,8 +15,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tracekitd.service import MAX_STREAMS
-from wire import (
+
+from helpers.wire import (
     DaemonProcess,
     all_tables,
     assert_conserved,
@@ -28,7 +28,6 @@ from wire import (
     rows_of_trace,
     sort_key,
 )
-
 from tracekit.errors import DaemonError
 from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
@@ -36,6 +35,7 @@ from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient, wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows
 from tracekit.trace.reader import open_trace
+from tracekitd.service import MAX_STREAMS
 
 CLOSE_SECS = 60.0
 

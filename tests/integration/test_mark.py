@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from wire import LabelledEngine, numbered_tokens
 
+from helpers.wire import LabelledEngine, numbered_tokens
 from tracekit.errors import DaemonError, NotMarkedError
 from tracekit.rpc.client import ControlClient
 from tracekit.trace.reader import open_trace
@@ -148,7 +148,7 @@ def test_a_daemon_that_dies_in_between_is_an_error_and_the_label_is_there_once(d
 GONE = """
 import os, sys, time
 sys.path[:0] = {path!r}
-from wire import numbered_tokens
+from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 stream = Stream({address!r}, "ab" * 16)

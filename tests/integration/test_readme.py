@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
-from factories import make_engine, make_tables, write_trace
 
+from helpers.factories import make_engine, make_tables, write_trace
 from tracekit.cli.main import COMMANDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

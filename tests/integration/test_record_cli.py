@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from wire import DaemonProcess
 
+from helpers.wire import DaemonProcess
 from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tracekit.rpc import messages
 

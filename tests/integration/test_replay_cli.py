@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from transformers import AutoModelForCausalLM
-from unit.tiny_models import VOCAB, write_model
 
+from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
+from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.types import Sequence

@@ -11,8 +11,8 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from factories import ENGINE_ID, make_tables, write_spool, write_trace
 
+from helpers.factories import ENGINE_ID, make_tables, write_spool, write_trace
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.reader import open_trace

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from wire import LabelledEngine, numbered_tokens
 
+from helpers.wire import LabelledEngine, numbered_tokens
 from tracekit.recorder import session as session_module
 from tracekit.recorder.stream import Stream
 from tracekit.recorder.window import Window

@@ -4,11 +4,11 @@ import queue
 
 import pyarrow as pa
 import pytest
-from tracekitd import writer as writer_module
-from tracekitd.writer import Writer
 
 from tracekit.errors import OutputError
 from tracekit.trace.batch import BatchMeta, to_record_batch
+from tracekitd import writer as writer_module
+from tracekitd.writer import Writer
 
 BATCH: pa.RecordBatch = to_record_batch({}, 0)
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import Made, make_run
 
+from helpers.synthetic import Made, make_run
 from tracekit.diagnose.residual import JUMP_BEYOND, residuals
 from tracekit.diagnose.shift import find_shifts, log_e_of_run
 from tracekit.diagnose.student import fit_student, two_sided_quantile, two_sided_tail

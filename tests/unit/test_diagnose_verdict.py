@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import Made, edit, make_run
 
+from helpers.synthetic import Made, edit, make_run
 from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.verdict import judge
 

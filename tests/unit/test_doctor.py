@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_cache, make_engine, make_tables, make_topk, make_weights, write_spool, write_trace
 
+from helpers.factories import make_cache, make_engine, make_tables, make_topk, make_weights, write_spool, write_trace
 from tracekit.audit.doctor.client import client_view
 from tracekit.audit.doctor.counters import conserved
 from tracekit.audit.doctor.examine import examine

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_engine, make_tables, write_spool, write_trace
 
+from helpers.factories import make_engine, make_tables, write_spool, write_trace
 from tracekit.audit.live.compare import AGREES, EXCUSED, VIOLATED, compare
 from tracekit.audit.live.counters import (
     CACHED,

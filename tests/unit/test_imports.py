@@ -8,7 +8,8 @@ import sys
 import pytest
 
 HEAVY = {"torch", "transformers", "vllm", "click", "pyarrow", "grpc", "google.protobuf", "numpy"}
-OURS = {f"tracekit.{name}" for name in "trace rpc recorder engines replay diagnose report cli".split()} | {"tracekitd"}
+ROOMS = "trace rpc recorder engines demo jobs scoring replay diagnose audit report cli".split()
+OURS = {f"tracekit.{name}" for name in ROOMS} | {"tracekitd"}
 
 # package -> what it may import beside the standard library, tracekit.errors and tracekit.tables
 ALLOWED = {
@@ -17,9 +18,18 @@ ALLOWED = {
     "tracekit.rpc": {"grpc", "google.protobuf", "numpy"},
     "tracekit.recorder": {"tracekit.rpc", "grpc", "google.protobuf", "numpy"},
     "tracekit.engines": set(),
-    "tracekit.replay": {"tracekit.trace", "tracekit.diagnose", "torch", "transformers", "numpy", "pyarrow"},
-    "tracekit.diagnose": {"tracekit.trace", "numpy", "pyarrow"},
-    "tracekit.report": {"tracekit.diagnose", "tracekit.trace", "numpy", "pyarrow"},
+    "tracekit.demo": {"tracekit.engines"},
+    "tracekit.jobs": {"tracekit.rpc", "grpc", "google.protobuf"},
+    "tracekit.scoring": {"torch", "transformers", "numpy", "tracekit.diagnose"},
+    "tracekit.replay": {
+        "tracekit.trace",
+        "tracekit.scoring",
+        "tracekit.diagnose",
+        *"torch transformers numpy pyarrow".split(),
+    },
+    "tracekit.diagnose": {"numpy"},
+    "tracekit.audit": {"tracekit.trace", "numpy", "pyarrow"},
+    "tracekit.report": {"tracekit.diagnose", "numpy"},
     "tracekit.cli": OURS | {"click"},
     "tracekitd": {"tracekit.trace", "tracekit.rpc", "grpc", "google.protobuf", "numpy", "pyarrow"},
 }

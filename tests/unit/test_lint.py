@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from factories import make_cache, make_engine, make_tables, make_weights, write_spool, write_trace
 
+from helpers.factories import make_cache, make_engine, make_tables, make_weights, write_spool, write_trace
 from tracekit.audit.lint.from_file import subject_of
 from tracekit.audit.lint.from_trace import subjects_of, version_of
 from tracekit.audit.lint.run import RULES, lint

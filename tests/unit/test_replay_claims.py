@@ -1,7 +1,6 @@
 """Checkpoints that labels name: the last one of a version, where all engines that sampled under it agree."""
 
-from factories import make_tables, make_weights, write_spool
-
+from helpers.factories import make_tables, make_weights, write_spool
 from tracekit.replay.claims import Claim, find_claims
 from tracekit.trace.reader import open_trace
 

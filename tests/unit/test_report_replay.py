@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import Made, edit, make_run
 
+from helpers.synthetic import Made, edit, make_run
 from tracekit.diagnose.plain import plain
 from tracekit.diagnose.verdict import judge
 from tracekit.report.json import to_json

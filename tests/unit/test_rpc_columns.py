@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import all_tables, assert_same
 
+from helpers.wire import all_tables, assert_same
 from tracekit.errors import TracekitError
 from tracekit.rpc import messages
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack, slice_rows, unpack

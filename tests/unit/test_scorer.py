@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCAB, configs, write_model
 from transformers import AutoModelForCausalLM
 
+from helpers.tiny_models import VOCAB, configs, write_model
 from tracekit.errors import ModelError, ReplayRefused, UsageError
 from tracekit.scoring.batching import plan_batches
 from tracekit.scoring.head import SplitModel, _Float32Head

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from wire import numbered_tokens
 
+from helpers.wire import numbered_tokens
 from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
 
@@ -86,7 +86,7 @@ def test_a_forked_child_does_nothing_with_it(tmp_path):
     program = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
-from wire import numbered_tokens
+from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
 stream = Stream("unix:{tmp_path}/d.sock", "{ENGINE}")
 stream.put(numbered_tokens(0, 10))

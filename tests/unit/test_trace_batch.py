@@ -5,10 +5,10 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
-from factories import make_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.factories import make_tables
 from tracekit.errors import TraceCorruptError
 from tracekit.tables import TABLES
 from tracekit.trace.batch import (

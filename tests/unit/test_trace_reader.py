@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
-from factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 
+from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, TraceTruncatedError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch

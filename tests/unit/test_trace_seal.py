@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 
+from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 from tracekit.errors import OutputError
 from tracekit.trace import seal as seal_module
 from tracekit.trace.batch import rows_of

@@ -6,8 +6,8 @@ import stat
 
 import pyarrow as pa
 import pytest
-from factories import ENGINE_ID, make_tables, write_spool
 
+from helpers.factories import ENGINE_ID, make_tables, write_spool
 from tracekit.errors import OutputError
 from tracekit.trace import spool as spool_module
 from tracekit.trace.batch import BatchMeta, to_record_batch

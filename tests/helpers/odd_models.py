@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from helpers.tiny_model import write_tiny_model
 from tracekit.demo.checkpoint import to_bf16, write_json, write_safetensors
-from tracekit.demo.model import write_tiny_model
 
 HIDDEN, HEAD_DIM, NUM_HEADS, NUM_LAYERS = 128, 64, 2, 2  # as write_tiny_model's
 NUM_EXPERTS, EXPERT_SIZE = 8, 64

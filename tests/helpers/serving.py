@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.engine.conftest import engine_environ
-from tests.wire import DaemonProcess
+from helpers.engine import engine_environ
+from helpers.wire import DaemonProcess
 from tracekit.engines.env import EngineEnv
 
 START_SECS = 600

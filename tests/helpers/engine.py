@@ -1,0 +1,52 @@
+"""Commands and jobs on a real engine, as tests start them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tracekit.engines.env import EngineEnv
+
+JOBS = Path(__file__).parents[1] / "engine" / "jobs"
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def engine_environ(env: EngineEnv, **more: str) -> dict[str, str]:
+    """os.environ as a job in this engine environment sees it."""
+    path = f"{env.python.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **env.environ, "PATH": path, **more}
+
+
+def run_cli(
+    *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``tracekit`` in a process of its own."""
+    command = [sys.executable, "-m", "tracekit", *map(str, argv)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_secs: float = 300) -> Any:
+    deadline = time.monotonic() + timeout_secs
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"timed out waiting for {what}")
+
+
+def job_folder(folder: Path, *, wait: bool) -> Path:
+    folder.mkdir()
+    if wait:
+        (folder / "wait").touch()
+    return folder
+
+
+def tokens_of(folder: Path) -> Any:
+    return json.loads((folder / "tokens.json").read_text())
