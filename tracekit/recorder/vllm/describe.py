@@ -5,7 +5,7 @@ import socket
 import time
 from typing import Any
 
-import tracekit
+from tracekit import __version__
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.snapshot import dumps, jsonable, vllm_environment, vllm_version
 
@@ -32,7 +32,7 @@ def engine_row(engine_id: str, kind: str, config: Any, logprobs_mode: str, resol
         "engine_id": engine_id,
         "kind": kind,
         "engine_version": vllm_version(),
-        "recorder_version": tracekit.__version__,
+        "recorder_version": __version__,
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "rank": getattr(config.parallel_config, "data_parallel_rank", 0) or 0,
