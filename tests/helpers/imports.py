@@ -35,7 +35,7 @@ def upward(graph: Graph, rooms: Mapping[str, Set[str]], everybody: Set[str]) -> 
         f"{module}:{line} imports {target}"
         for module, found in sorted(graph.items())
         for target, line in sorted(found.items())
-        if (room := room_of(target)) not in rooms[room_of(module)] | everybody | {room_of(module)}
+        if room_of(target) not in rooms[room_of(module)] | everybody | {room_of(module)}
     ]
 
 
