@@ -15,11 +15,9 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tracekit.rpc import messages
 
 
-def tracekit(*argv: object, **environ: str) -> "subprocess.CompletedProcess[str]":
-    import os
-
+def tracekit(*argv: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tracekit", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environ})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def check_refused(done: "subprocess.CompletedProcess[str]", code: int, *parts: str) -> None:
@@ -117,10 +115,10 @@ def test_daemon_of_another_protocol_version(daemon_of_the_future: str) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ("-o", "t.arrow"),
         ("-o", "t.arrow", "--prompts", "p", "--model", "m", "--", "true"),
+        ("-o", "t.arrow", "--completions", "c", "--", "true"),
         ("-o", "t.arrow", "--daemon", "unix:d.sock", "--", "true"),
-        ("--", "true"),
+        ("-o", "t.arrow", "--daemon", "unix:d.sock"),
         ("-o", "t.arrow", "--model", "m", "--", "true"),
         ("-o", "t.arrow", "--prompts", "p"),
         ("-o", "t.arrow", "--", "no-such-command-anywhere"),
@@ -136,6 +134,31 @@ def test_contradicting_options(argv: tuple[str, ...], tmp_path: Path) -> None:
 def test_sampling_options_are_checked_like_a_line_of_the_file(field: str, prompts: Path, tmp_path: Path) -> None:
     argv = ("record", "--engine", "v9", "--prompts", prompts, "--model", tmp_path, "-o", tmp_path / "t.arrow")
     check_refused(tracekit(*argv, "--sampling", field), EXIT_USAGE, field.partition("=")[0])
+
+
+def test_what_is_left_out_is_taken_by_default_and_said(tmp_path: Path) -> None:
+    done = tracekit("record", "--model", tmp_path / "none", cwd=tmp_path)
+    check_refused(done, EXIT_FAILED, "no model folder")
+    said = done.stderr.splitlines()[0]
+    assert said == (
+        "tracekit: taken by default: --engine v1, --prompts demo, "
+        "--sampling temperature=0.7 top_p=0.9 max_tokens=64, -o trace.arrow"
+    )
+    done = tracekit("record", "--engine", "v9", "--sampling", "max_tokens=8", cwd=tmp_path)
+    check_refused(done, EXIT_USAGE, "v9")
+    assert "--model demo, --prompts demo, --sampling temperature=0.7 top_p=0.9, --engine-arg" in done.stderr
+    assert "by default" not in tracekit("record", "--daemon", f"unix:{tmp_path}/d", "--", "true", cwd=tmp_path).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_output_is_not_written_over(tmp_path: Path) -> None:
+    out = tmp_path / "trace.arrow"
+    out.write_text("precious")
+    for argv in (("--engine", "v1"), ("--", sys.executable, "-c", "pass")):
+        done = tracekit("record", *argv, cwd=tmp_path)
+        check_refused(done, EXIT_FAILED, "exists", "trace.arrow")
+        assert len(done.stderr.splitlines()) == 1  # before anything is made or started
+    assert out.read_text() == "precious"
 
 
 def test_a_command_that_cannot_be_started_leaves_no_trace(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A tracekitd of one recording: started beside the job, stopped after it, its spool sealed into the trace."""
 
+from __future__ import annotations
+
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError, UsageError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
+from tracekit.jobs.run import through_plugins
 
 READY_SECS = 20.0
 STOP_SECS = 600.0  # sealing a long trace takes a while
@@ -19,10 +22,10 @@ MAX_RESTARTS = 5
 
 
 class Sidecar:
-    """Runs tracekitd on a private unix socket while the ``with`` block lasts.
+    """Runs tracekitd on a private unix socket while the `with` block lasts.
 
     Args:
-        output: where the sealed trace goes; its spool is ``<output>.spool`` until then.
+        output: where the sealed trace goes; its spool is `<output>.spool` until then.
     """
 
     def __init__(self, output: Path) -> None:
@@ -34,7 +37,7 @@ class Sidecar:
         self._lock = threading.Lock()
         self._stopping = False
 
-    def __enter__(self) -> "Sidecar":
+    def __enter__(self) -> Sidecar:
         try:
             self._process = self._start()
         except TracekitError:
@@ -49,7 +52,7 @@ class Sidecar:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def environ(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Return ``base`` with what a job needs to be recorded here."""
+        """Return `base` with what a job needs to be recorded here."""
         return through_plugins({**base, "TRACEKIT_DAEMON": self.address})
 
     def stop(self) -> int:
@@ -77,7 +80,7 @@ class Sidecar:
             raise DaemonError(f"tracekitd could not seal the trace, what was recorded is kept in {self.spool}")
         return code
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> subprocess.Popen[bytes]:
         from tracekit.rpc.client import wait_ready
 
         argv = [sys.executable, "-m", "tracekitd", "--listen", self.address]
@@ -107,35 +110,3 @@ class Sidecar:
                 except TracekitError as error:
                     print(f"tracekit: {error}", file=sys.stderr, flush=True)
                     return
-
-
-def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
-    """Let the recorder through vLLM's plugin allow-list, where the job has one."""
-    allowed = environ.get("VLLM_PLUGINS")
-    if allowed is None or "tracekit" in allowed.split(","):
-        return dict(environ)
-    return {**environ, "VLLM_PLUGINS": ",".join(filter(None, [allowed, "tracekit"]))}
-
-
-def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
-    """Run the job to its end; Ctrl-C reaches it as it would without us, and we wait for it to clean up.
-
-    Returns:
-        Its exit status; 128 + N where signal N ended it, as a shell would say.
-
-    Raises:
-        UsageError: it cannot be started.
-    """
-    try:
-        process = subprocess.Popen(argv, env=dict(environ))
-    except OSError as error:
-        raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
-    forward = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in (signal.SIGTERM, signal.SIGHUP)}
-    ignored = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the job as well
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in forward.items():
-            signal.signal(number, handler)
-        signal.signal(signal.SIGINT, ignored)
-    return 128 - code if code < 0 else code

@@ -1,0 +1,63 @@
+"""The demo on one screen: the two runs side by side, and what each verdict says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+RUNS = {"defaults": "V1 defaults", "parity": "parity settings"}
+
+
+def story(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines.
+
+    Args:
+        facts: what `tracekit demo --json` prints: `vllm`, `sampling`, `parity_settings`, and the replay of each run
+            as `tracekit replay --json` prints it.
+    """
+    sampling = facts["sampling"]
+    yield (
+        f"vLLM {facts['vllm']}, SmolLM2-135M-Instruct, {facts['defaults']['data']['num_rollouts']} rollouts of "
+        f"{sampling['max_tokens']} tokens at most, temperature {sampling['temperature']}, top-p {sampling['top_p']}."
+    )
+    yield "The trainer (bf16 body, fp32 head) expects processed logprobs; ratio = trainer / engine."
+    yield ""
+    yield from table(facts)
+    for name in RUNS:
+        yield ""
+        yield f"{name}: {facts[name]['verdict']['cause']}"
+    changed = ", ".join(f"{key}={_value(value)}" for key, value in facts["parity_settings"].items())
+    yield ""
+    yield f"Changed between the two: {changed}."
+    yield "The first moves these numbers; the others matter once weights change while rollouts run."
+
+
+def table(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table alone; `facts` as in `story`."""
+    verdicts = [facts[name]["verdict"] for name in RUNS]
+    before = [verdict["before"] for verdict in verdicts]
+    rows = [
+        ("", *RUNS.values()),
+        ("recorded logprobs are", *(verdict["semantic"]["kind"] for verdict in verdicts)),
+        ("layer of mismatch", *(verdict["layer"] for verdict in verdicts)),
+        ("since", *(_since(verdict) for verdict in verdicts)),
+        ("mean ratio", *(f"{metrics['ratio_mean']:.3f}" for metrics in before)),
+        ("mismatch_kl (nats)", *(f"{metrics['mismatch_kl']:.4f}" for metrics in before)),
+        (f"clip rate (±{before[0]['epsilon']})", *(f"{metrics['clip_rate']:.1%}" for metrics in before)),
+        ("bit-equal tokens", *(f"{metrics['bit_equal']:.0%}" for metrics in before)),
+    ]
+    width = max(len(row[1]) for row in rows)
+    for title, first, second in rows:
+        yield f"  {title:24}{first:{width + 3}}{second}"
+
+
+def _since(verdict: Mapping[str, Any]) -> str:
+    since = verdict["since"]
+    if since is None:
+        return "-"
+    return f"rollout {verdict['since_rollout']}, position {since['position']}"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,55 @@
+"""What `tracekit record` says: what it took by default, and what became of the recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tracekit.report.plural import plural
+
+NOBODY_REPORTED = (
+    "the job ended and no engine reported, so there is no trace: "
+    "is tracekit installed in the job's environment, and does it use vLLM?"
+)
+
+
+def defaults_line(taken: Mapping[str, Any]) -> str:
+    """Return the line that names the options which were left out, each with what was taken for it.
+
+    Args:
+        taken: option -> its value, or the KEY=VALUE fields of an option that may be repeated.
+    """
+    parts = [f"{option} {_fields(value) if isinstance(value, dict) else value}" for option, value in taken.items()]
+    return f"tracekit: taken by default: {', '.join(parts)}"
+
+
+def _fields(settings: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()
+    )
+
+
+def job_ended_line(code: int) -> str:
+    """Return the line about a job that failed."""
+    return f"tracekit: the job ended with exit status {code}"
+
+
+def recorded_line(path: Path, num_tokens: int, num_requests: int, num_engines: int) -> str:
+    """Return the line about a trace that was written."""
+    counts = (plural(num_tokens, "token"), plural(num_requests, "request"), plural(num_engines, "engine"))
+    return f"{path}: {', '.join(counts)}"
+
+
+def lost_lines(losses: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line per loss of a trace (`Trace.losses`)."""
+    for loss in losses:
+        yield f"tracekit: lost: {loss['rows']} ({loss['reason']})"
+
+
+def undelivered_line(path: Path, rows: Mapping[str, int] | None, reason: str) -> str:
+    """Return the line about a recorder's note of rows that nobody took; `rows` is None where it cannot be read."""
+    if rows is None:
+        return f"tracekit: rows were not delivered, but this note of them cannot be read: {path}"
+    return f"tracekit: not delivered: {', '.join(f'{n} {table}' for table, n in sorted(rows.items()))} ({reason})"
