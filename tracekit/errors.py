@@ -13,6 +13,7 @@ TracekitError                       exit 1: something failed, one sentence says 
 ├── DaemonError                     the daemon cannot be reached
 │   ├── ProtocolMismatchError       it speaks another protocol version
 │   └── NotMarkedError              some engine did not confirm the label of its weights
+├── NoteError                       a file is not a recorder's note of what it could not deliver
 ├── MetricsError                    an engine's metrics cannot be read, or are not those of vLLM
 └── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
 """
@@ -83,6 +84,10 @@ class NotMarkedError(DaemonError):
     def __init__(self, text: str, marks: Sequence[Any]) -> None:
         super().__init__(text)
         self.marks = list(marks)
+
+
+class NoteError(TracekitError):
+    pass
 
 
 class MetricsError(TracekitError):

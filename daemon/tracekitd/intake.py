@@ -1,5 +1,7 @@
 """From a Batch off the wire to a record batch for the spool. Everything an engine says is checked here."""
 
+from __future__ import annotations
+
 import json
 import re
 import zlib
@@ -41,7 +43,7 @@ class Received:
     arrow: pa.RecordBatch
     meta: BatchMeta
 
-    def behind(self, gap: Loss) -> "Received":
+    def behind(self, gap: Loss) -> Received:
         """Return it with one more loss: the gap in front of it."""
         losses = [*self.losses, gap]
         return replace(self, losses=losses, arrow=_to_arrow(self.tables, losses, self.meta.engine))
@@ -51,12 +53,12 @@ def parse(data: bytes) -> messages.Batch:
     """Return the message that the bytes off the wire are.
 
     Raises:
-        Refused: they are none.
+        Refused: they are not one.
     """
     try:
         return messages.Batch.FromString(data)
     except DecodeError:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "what was sent is no tracekit.v1.Batch") from None
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "what was sent is not a tracekit.v1.Batch") from None
 
 
 def check_hello(batch: messages.Batch) -> None:

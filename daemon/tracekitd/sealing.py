@@ -1,42 +1,43 @@
 """The end of a recording: what recorders could not deliver, and the spool made into one trace."""
 
+from __future__ import annotations
+
 import contextlib
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, NoteError
+from tracekit.rpc import note
 from tracekit.trace.seal import SealReport, seal
 from tracekit.trace.segments import LOCK_NAME, segment_paths
 from tracekitd.catalog import Catalog
 
 
 def undelivered(folder: Path, catalog: Catalog) -> list[dict[str, Any]]:
-    """Return the losses that recorders left as `undelivered-*.json` beside the socket.
+    """Return the losses that recorders left as notes in a folder.
 
     A recorder writes down what was not confirmed to it; what arrived after all is taken out by its own counters.
     """
     losses = []
-    for path in sorted(folder.glob("undelivered-*.json")):
+    for path in note.find(folder):
         try:
-            note = json.loads(path.read_bytes())
-            engine_id, produced = str(note["engine_id"]), Counter(_counts(note["produced"]))
-            to_seq, reason = int(note["to_seq"]), str(note["reason"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            print(f"tracekitd: this is no note of a recorder: {path}", file=sys.stderr, flush=True)
+            left = note.read(path)
+        except NoteError as error:
+            print(f"tracekitd: {error}", file=sys.stderr, flush=True)
             continue
-        engine = catalog.find(engine_id)
+        engine = catalog.find(left.engine_id)
         from_seq = engine.durable_seq + 1 if engine else 1
-        produced.subtract(engine.produced if engine else {})
-        if rows := dict(+produced):
+        missing = Counter(left.produced)
+        missing.subtract(engine.produced if engine else {})
+        if rows := dict(+missing):
             losses.append(
                 {
-                    "engine_id": engine_id,
+                    "engine_id": left.engine_id,
                     "from_seq": from_seq,
-                    "to_seq": max(from_seq, to_seq),
-                    "reason": reason,
+                    "to_seq": max(from_seq, left.to_seq),
+                    "reason": left.reason,
                     "rows": rows,
                 }
             )
@@ -50,7 +51,7 @@ def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
         TracekitError: the trace could not be written; the spool stays.
     """
     report = seal(spool, out, undelivered(notes, catalog))
-    for path in (*segment_paths(spool), spool / LOCK_NAME, *notes.glob("undelivered-*.json")):
+    for path in (*segment_paths(spool), spool / LOCK_NAME, *note.find(notes)):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody keeps other things in it
         spool.rmdir()
@@ -65,7 +66,3 @@ def _tell(report: SealReport) -> None:
         lost = ", ".join(f"{count} {table}" for table, count in sorted(loss.rows.items())) or "unknown rows"
         print(f"tracekitd: lost {lost} of engine {loss.engine}: {loss.reason}", file=sys.stderr)
     sys.stderr.flush()
-
-
-def _counts(value: dict[str, Any]) -> dict[str, int]:
-    return {str(table): int(count) for table, count in value.items()}

@@ -1,5 +1,7 @@
 """The daemon as a whole: server, signals, and an orderly end."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
@@ -12,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tracekit.errors import EXIT_OK, DaemonError
 from tracekit.rpc import messages
+from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.seal import check_output
 from tracekit.trace.spool import SpoolWriter
 from tracekitd.address import claim, socket_path
@@ -48,10 +51,10 @@ class Daemon:
             ]
         )
         control = ControlService(self.catalog, self._writer, str(config.spool.absolute()))
-        self._server.add_generic_rpc_handlers(handlers(self._recorder, control))
+        self._server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (messages.RECORDER_SERVICE, messages.CONTROL_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._server)
+        shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(shown, self._server)
 
     async def start(self) -> None:
         """Listen on the socket, readable by its owner only.
@@ -65,7 +68,7 @@ class Daemon:
             os.chmod(self.path, 0o600)
         except (RuntimeError, OSError) as error:
             raise DaemonError(f"cannot listen on unix:{self.path}: {error}") from None
-        for service in ("", messages.RECORDER_SERVICE, messages.CONTROL_SERVICE):
+        for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def shut_down(self) -> None:

@@ -1,7 +1,9 @@
 """The two services: they translate between the wire, the catalog and the writer."""
 
+from __future__ import annotations
+
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ import grpc
 
 from tracekit import __version__
 from tracekit.rpc import messages
+from tracekit.rpc.methods import SERVICES, Method
 from tracekit.tables import SCHEMA_VERSION
 from tracekitd.catalog import Catalog, Engine
 from tracekitd.commands import check_mark, choose, command, time_for
@@ -166,7 +169,7 @@ class ControlService:
         return messages.MarkWeightsReply(engines=marked)
 
 
-async def _first_of(progress: asyncio.Event, receiver: "asyncio.Task[None]") -> None:
+async def _first_of(progress: asyncio.Event, receiver: asyncio.Task[None]) -> None:
     """Wait until there is progress or, if it still runs, the receiver ends."""
     waiter = asyncio.ensure_future(progress.wait())
     try:
@@ -176,23 +179,21 @@ async def _first_of(progress: asyncio.Event, receiver: "asyncio.Task[None]") -> 
         waiter.cancel()
 
 
-def handlers(recorder: RecorderService, control: ControlService) -> list[Any]:
-    """Return gRPC's handlers of both services; there are no generated stubs."""
-
-    def unary(method: Any, request: Any, reply: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(method, request.FromString, reply.SerializeToString)
-
-    # bytes that are no message are for us to refuse: gRPC would answer UNKNOWN with a traceback
-    record = grpc.stream_stream_rpc_method_handler(recorder.record, None, messages.Ack.SerializeToString)
+def handlers(servicers: Mapping[str, Any]) -> list[Any]:
+    """Return gRPC's handlers of these servicers, by service; the descriptor says which methods each must have."""
     return [
-        grpc.method_handlers_generic_handler(messages.RECORDER_SERVICE, {"Record": record}),
         grpc.method_handlers_generic_handler(
-            messages.CONTROL_SERVICE,
+            service,
             {
-                "Describe": unary(control.describe, messages.DescribeRequest, messages.DescribeReply),
-                "ListEngines": unary(control.list_engines, messages.ListEnginesRequest, messages.ListEnginesReply),
-                "Flush": unary(control.flush, messages.FlushRequest, messages.FlushReply),
-                "MarkWeights": unary(control.mark_weights, messages.MarkWeightsRequest, messages.MarkWeightsReply),
+                name: _handler(method, getattr(servicer, method.handler_name))
+                for name, method in SERVICES[service].items()
             },
-        ),
+        )
+        for service, servicer in servicers.items()
     ]
+
+
+def _handler(method: Method, function: Any) -> Any:
+    if method.streams:
+        return grpc.stream_stream_rpc_method_handler(function, None, method.reply.SerializeToString)
+    return grpc.unary_unary_rpc_method_handler(function, method.request.FromString, method.reply.SerializeToString)

@@ -20,6 +20,7 @@ from tracekit.recorder.vllm.rows import Rows
 from tracekit.rpc import messages
 from tracekit.rpc.client import wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack
+from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.reader import open_trace
 
@@ -212,7 +213,7 @@ def record(address: str, sent: list) -> tuple[list[int], grpc.StatusCode, str]:
     options = [("grpc.max_send_message_length", 256 << 20), ("grpc.use_local_subchannel_pool", 1)]
     acks: list[int] = []
     with grpc.insecure_channel(address, options=options) as channel:
-        stub = channel.stream_stream(messages.RECORD, response_deserializer=messages.Ack.FromString)
+        stub = SERVICES[RECORDER]["Record"].on(channel)
         call = stub(iter([part if isinstance(part, bytes) else part.SerializeToString() for part in sent]))
         try:
             acks.extend(ack.durable_seq for ack in call)

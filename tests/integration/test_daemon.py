@@ -34,6 +34,7 @@ from tracekit.recorder.stream import Stream
 from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient, wait_ready
 from tracekit.rpc.columns import WIRE_TABLES, count_rows
+from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.trace.reader import open_trace
 from tracekitd.service import MAX_STREAMS
 
@@ -198,8 +199,8 @@ def with_loss(**fields):
         (with_loss(from_seq=3, to_seq=2), "INVALID_ARGUMENT", "a loss is not a run"),
         (with_loss(from_seq=1, to_seq=2**63), "INVALID_ARGUMENT", "a loss is not a run"),
         (with_loss(from_seq=1, to_seq=1, rows={"losses": 1}), "INVALID_ARGUMENT", "unknown table"),
-        (b"\xff\xff\xff", "INVALID_ARGUMENT", "no tracekit.v1.Batch"),
-        (b"\x22\xff\xff\xff\x7f", "INVALID_ARGUMENT", "no tracekit.v1.Batch"),
+        (b"\xff\xff\xff", "INVALID_ARGUMENT", "not a tracekit.v1.Batch"),
+        (b"\x22\xff\xff\xff\x7f", "INVALID_ARGUMENT", "not a tracekit.v1.Batch"),
     ],
 )
 def test_a_malformed_batch_is_refused_and_the_one_before_is_kept(shared, bad, code, words):
@@ -254,7 +255,7 @@ def test_the_number_of_streams_is_limited(shared):
         over.wait()
 
     with grpc.insecure_channel(shared.address) as channel:
-        stub = channel.stream_stream(messages.RECORD, response_deserializer=messages.Ack.FromString)
+        stub = SERVICES[RECORDER]["Record"].on(channel)
         calls = [stub(engine(engine_id())) for _ in range(MAX_STREAMS)]
         assert [next(call).durable_seq for call in calls] == [0] * MAX_STREAMS
         _, status, details = record(shared.address, [hello(engine_id())])

@@ -13,6 +13,7 @@ from tracekit.recorder.stream import Stream
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
 from tracekit.rpc.columns import unpack
+from tracekit.rpc.methods import RECORDER
 
 ENGINE = "cd" * 16
 WAIT_SECS = 60
@@ -29,9 +30,7 @@ class FakeDaemon:
             self.record, messages.Batch.FromString, messages.Ack.SerializeToString
         )
         self.server = grpc.server(ThreadPoolExecutor(4))
-        self.server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(messages.RECORDER_SERVICE, {"Record": handler})]
-        )
+        self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(RECORDER, {"Record": handler})])
         self.server.add_insecure_port(self.address)
         self.server.start()
 

@@ -8,6 +8,7 @@ import pytest
 from tracekit.errors import DaemonError, ProtocolMismatchError
 from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient, wait_ready
+from tracekit.rpc.methods import CONTROL
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def serve(tmp_path):
 
     def serve(methods):
         server = grpc.server(ThreadPoolExecutor(2))
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(messages.CONTROL_SERVICE, methods)])
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(CONTROL, methods)])
         address = f"unix:{tmp_path}/d.sock"
         server.add_insecure_port(address)
         server.start()
@@ -36,7 +37,7 @@ def test_a_daemon_of_another_protocol_is_a_mismatch(serve):
 
 
 def test_another_kind_of_server_is_a_mismatch(serve):
-    with ControlClient(serve({})) as client, pytest.raises(ProtocolMismatchError, match="is no tracekitd"):
+    with ControlClient(serve({})) as client, pytest.raises(ProtocolMismatchError, match="is not a tracekitd"):
         client.list_engines()
 
 

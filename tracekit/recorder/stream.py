@@ -1,19 +1,18 @@
 """The recorder's end of the wire: batches go to tracekitd from a thread of their own, the engine never waits."""
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tracekit import __version__
 from tracekit.errors import TracekitError
 from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
-from tracekit.rpc import messages
+from tracekit.rpc import messages, note
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
+from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 
 SPLIT_BYTES = 16 << 20  # a larger batch is cut by rows, far below what a message may hold
@@ -221,11 +220,7 @@ class Stream:
             self._give_up(f"grpc cannot be imported here: {error}")
             return False
         link = _Link()
-        record = channel.stream_stream(
-            messages.RECORD,
-            request_serializer=None,
-            response_deserializer=messages.Ack.FromString,
-        )
+        record = SERVICES[RECORDER]["Record"].on(channel)
         try:
             call = record(self._outgoing(link))
             with self._cond:
@@ -318,21 +313,19 @@ class Stream:
     def _leave_note(self, rows: dict[str, int], reason: str) -> None:
         counts = ", ".join(f"{count} {table}" for table, count in sorted(rows.items()))
         say(f"engine {self.engine_id} could not deliver {counts} ({reason}): {self.address}")
-        folder = Path(self.address.removeprefix("unix:")).parent
-        note = {
-            "engine_id": self.engine_id,
-            "from_seq": self._window.acked_seq + 1,
-            "to_seq": self._window.seq,
-            "reason": reason,
-            "rows": rows,
-            "produced": dict(self._window.produced),
-        }
-        draft = folder / f".undelivered-{self.engine_id}.tmp"
-        if not self.address.startswith("unix:") or not folder.is_dir():
+        folder = note.folder_of(self.address)
+        if folder is None or not folder.is_dir():
             return
+        left = note.Note(
+            engine_id=self.engine_id,
+            from_seq=self._window.acked_seq + 1,
+            to_seq=self._window.seq,
+            reason=reason,
+            rows=rows,
+            produced=dict(self._window.produced),
+        )
         try:
-            draft.write_text(json.dumps(note))
-            draft.replace(folder / f"undelivered-{self.engine_id}.json")
+            note.write(folder, left)
         except OSError as error:
             say(f"the note about them cannot be written: {error}")
 

@@ -1,8 +1,10 @@
 """What tools ask a daemon."""
 
+from __future__ import annotations
+
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -11,6 +13,7 @@ import grpc
 
 from tracekit.errors import DaemonError, NotMarkedError, ProtocolMismatchError
 from tracekit.rpc import messages
+from tracekit.rpc.methods import CONTROL, SERVICES
 
 CALL_SECS = 10.0
 REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
@@ -52,9 +55,7 @@ class ControlClient:
             DaemonError: it cannot be reached.
             ProtocolMismatchError: it speaks another protocol version.
         """
-        reply: messages.DescribeReply = self._ask(
-            messages.DESCRIBE, messages.DescribeRequest(), messages.DescribeReply.FromString
-        )
+        reply: messages.DescribeReply = self._ask("Describe")
         if reply.protocol != messages.PROTOCOL:
             raise ProtocolMismatchError(
                 f"the daemon speaks protocol {reply.protocol}, this tracekit {messages.PROTOCOL}: {self.address}"
@@ -63,12 +64,11 @@ class ControlClient:
 
     def list_engines(self) -> list[messages.EngineInfo]:
         """Return every engine that the daemon has seen, in the order of their numbers."""
-        ask: Any = self._ask(messages.LIST_ENGINES, messages.ListEnginesRequest(), messages.ListEnginesReply.FromString)
-        return list(ask.engines)
+        return list(self._ask("ListEngines").engines)
 
     def flush(self) -> None:
         """Return when everything that the daemon has received is on its disk."""
-        self._ask(messages.FLUSH, messages.FlushRequest(), messages.FlushReply.FromString)
+        self._ask("Flush")
 
     def mark_weights(self, label: str, checkpoint: str | None = None, engines: Iterable[int] = ()) -> list[Mark]:
         """Say that the weights now in the engines are `label`; return once that is in the trace, on the disk.
@@ -89,10 +89,7 @@ class ControlClient:
         """
         stored = os.path.abspath(checkpoint) if checkpoint and os.path.exists(checkpoint) else checkpoint
         mark = messages.MarkWeights(label=label, checkpoint=stored or "")
-        request = messages.MarkWeightsRequest(mark=mark, engines=engines)
-        reply: messages.MarkWeightsReply = self._ask(
-            messages.MARK_WEIGHTS, request, messages.MarkWeightsReply.FromString
-        )
+        reply: messages.MarkWeightsReply = self._ask("MarkWeights", mark=mark, engines=engines)
         marks = [
             Mark(m.engine, m.engine_id, m.result.weight_version, m.result.engine_step, m.result.error or None)
             for m in reply.engines
@@ -107,7 +104,7 @@ class ControlClient:
         """Hang up."""
         self._channel.close()
 
-    def __enter__(self) -> "ControlClient":
+    def __enter__(self) -> ControlClient:
         return self
 
     def __exit__(
@@ -115,15 +112,14 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, request: Any, parse: Callable[[bytes], Any]) -> Any:
-        call = self._channel.unary_unary(
-            method, request_serializer=lambda message: message.SerializeToString(), response_deserializer=parse
-        )
+    def _ask(self, name: str, **fields: Any) -> Any:
+        """Call the RPC of this name with a request of these fields; return its reply."""
+        method = SERVICES[CONTROL][name]
         try:
-            return call(request, timeout=self._timeout_secs)
+            return method.on(self._channel)(method.request(**fields), timeout=self._timeout_secs)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
-                raise ProtocolMismatchError(f"what listens there is no tracekitd: {self.address}") from None
+                raise ProtocolMismatchError(f"what listens there is not a tracekitd: {self.address}") from None
             if error.code() in REFUSALS:
                 raise DaemonError(f"{error.details()}: {self.address}") from None
             raise DaemonError(f"the daemon does not answer ({error.code().name}): {self.address}") from None

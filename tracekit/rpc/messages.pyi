@@ -5,14 +5,8 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import Self
 
 PROTOCOL: int
-RECORDER_SERVICE: str
-CONTROL_SERVICE: str
-RECORD: str
-DESCRIBE: str
-LIST_ENGINES: str
-FLUSH: str
-MARK_WEIGHTS: str
 MAX_MESSAGE_BYTES: int
+FILES: tuple[Any, ...]  # FileDescriptorProto of each file
 
 _T = TypeVar("_T")
 
