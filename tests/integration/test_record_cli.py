@@ -172,6 +172,7 @@ def test_a_command_that_cannot_be_started_leaves_no_trace(tmp_path: Path) -> Non
 
 def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
     with_note = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    left = {"engine_id": "b" * 32, "from_seq": 1, "to_seq": 2, "rows": {"tokens": 5}, "produced": {"tokens": 5}}
     folder = short_path / "run"
     folder.mkdir(mode=0o700)
     old, new = (folder / f"undelivered-{name * 32}.json" for name in "ab")
@@ -181,7 +182,7 @@ def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
         argv = ("record", "--daemon", process.address, "--", sys.executable, "-c")
         done = tracekit(*argv, "pass")
         assert done.returncode == EXIT_OK and "yesterday" not in done.stderr
-        done = tracekit(*argv, with_note, new, '{"rows": {"tokens": 5}, "reason": "today"}')
+        done = tracekit(*argv, with_note, new, json.dumps({**left, "reason": "today"}))
         assert done.returncode == EXIT_DATA_LOST and "5 tokens (today)" in done.stderr
         done = tracekit(*argv, with_note, new, "[half of a no")
         assert done.returncode == EXIT_DATA_LOST and "cannot be read" in done.stderr

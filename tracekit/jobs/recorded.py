@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tracekit.errors import UsageError
+from tracekit.errors import NoteError, UsageError
 from tracekit.jobs.run import run_job, through_plugins
 from tracekit.jobs.sidecar import Sidecar
+from tracekit.rpc import note
 
 
 class Undelivered(NamedTuple):
@@ -58,14 +58,14 @@ def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) ->
 
 
 def _notes(address: str) -> dict[Path, int]:
-    """What recorders noted down beside the daemon's socket because nobody took it, and when; also of earlier jobs."""
-    folder = Path(address.removeprefix("unix:")).parent
-    return {path: path.stat().st_mtime_ns for path in folder.glob("undelivered-*.json")}
+    """What recorders noted down for this daemon because nobody took it, and when; also of earlier jobs."""
+    folder = note.folder_of(address)
+    return {path: path.stat().st_mtime_ns for path in note.find(folder)} if folder else {}
 
 
 def _read(path: Path) -> Undelivered:
     try:
-        note: Any = json.loads(path.read_text())
-        return Undelivered(path, dict(note["rows"]), str(note["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        left = note.read(path)
+    except NoteError:
         return Undelivered(path, None, "")
+    return Undelivered(path, left.rows, left.reason)
