@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tracekit.engines import env
+from tracekit.engines import env, recipes
 from tracekit.engines.env import EngineEnv
 from tracekit.jobs import rollout
 
@@ -39,7 +39,7 @@ print(json.dumps({d.name.lower().replace("_", "-").replace(".", "-"): d.version 
 """
     for found in (v0_env, v1_env, latest_env):
         installed = json.loads(ask(found, program))
-        lock, nvidia = env.locks_of(found.name, found.variant)
+        lock, nvidia = recipes.locks_of(found.name, found.variant)
         python = ".".join(ask(found, "import sys; print(*sys.version_info[:2])").split())
         pinned = {}
         for line in lock.read_text().splitlines() + (nvidia.read_text().splitlines() if nvidia else []):

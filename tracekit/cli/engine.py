@@ -1,4 +1,6 @@
-"""``tracekit engine``: install and list engine environments."""
+"""`tracekit engine`: install and list engine environments."""
+
+from __future__ import annotations
 
 import json
 
@@ -22,24 +24,19 @@ def command() -> None:
 def install(name: str, torch_index: str | None) -> None:
     """Build the environment NAME (v0: vLLM 0.8.5, v1: 0.18.1, latest: 0.32.0), or update the recorder in it."""
     from tracekit.engines import env
+    from tracekit.report.engines import installed_line
 
     with Talk() as talk:
         found = env.ensure(name, talk, torch_index=torch_index)
-    click.echo(f"{found.name}: vLLM {found.vllm_version} ({found.variant}) {found.python}")
+    click.echo(installed_line(found.name, found.vllm_version, found.variant, found.python))
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(as_json: bool) -> None:
     """List the engine environments."""
-    from tracekit.engines import env
+    from tracekit.engines.listing import list_envs
+    from tracekit.report.engines import engine_lines
 
-    rows = env.list_envs()
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    columns = ("name", "vllm", "variant", "state", "recorder", "path")
-    table = [columns, *(tuple(str(row[column] or "-") for column in columns) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    rows = list_envs()
+    click.echo(json.dumps(rows, indent=1) if as_json else "\n".join(engine_lines(rows)))

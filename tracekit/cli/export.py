@@ -1,4 +1,6 @@
-"""``tracekit export``: write the tables of a trace in other formats."""
+"""`tracekit export`: write the tables of a trace in other formats."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -11,12 +13,13 @@ from tracekit.tables import TABLES
 
 @click.command("export")
 @click.argument("trace")
-@click.option("--parquet", "folder", required=True, metavar="DIR", help="A new (or empty) folder: one file a table.")
+@click.option("--parquet", "folder", required=True, metavar="DIR", help="A new (or empty) folder: one file per table.")
 @click.pass_context
 def command(ctx: click.Context, trace: str, folder: str) -> None:
     """Write every table of TRACE as DIR/TABLE.parquet. Exit code 3: written, but TRACE itself has lost data."""
     import pyarrow.parquet as pq
 
+    from tracekit.report.export import NOT_COMPLETE, written_line
     from tracekit.trace.output import new_file
     from tracekit.trace.reader import open_trace
 
@@ -34,7 +37,7 @@ def command(ctx: click.Context, trace: str, folder: str) -> None:
             rows = opened.table(name)
             with new_file(target / f"{name}.parquet") as file:
                 pq.write_table(rows, file, compression="zstd")
-            click.echo(f"{target / name}.parquet  {rows.num_rows} rows")
+            click.echo(written_line(target / f"{name}.parquet", rows.num_rows))
     if not opened.complete:
-        click.echo("tracekit: the trace is not complete: `tracekit info` says what was lost", err=True)
+        click.echo(NOT_COMPLETE, err=True)
         ctx.exit(EXIT_DATA_LOST)

@@ -1,4 +1,6 @@
-"""The ``tracekit`` group: commands are imported only when they run, and every error ends here as one sentence."""
+"""The `tracekit` group: commands are imported only when they run, and every error ends here as one sentence."""
+
+from __future__ import annotations
 
 import importlib
 import os
@@ -9,27 +11,38 @@ import click
 from tracekit import __version__
 from tracekit.errors import EXIT_FAILED, TracekitError
 
-# name -> one line for the list; the module is tracekit.cli.<name>
-COMMANDS = {
-    "cat": "Print rows of one table of a trace.",
-    "daemon": "Run tracekitd, the sidecar that writes traces.",
-    "demo": "The whole story on a real engine: record twice, replay, compare.",
-    "doctor": "Prove a trace against itself, and against what the client received.",
-    "engine": "Install and list engine environments.",
-    "export": "Write the tables of a trace as Parquet.",
-    "info": "Say what a trace holds.",
-    "lint": "Name settings that are known to break parity, from a trace or before a run.",
-    "mark": "Label the weights that engines have now, in the trace that is being written.",
-    "record": "Record a prompts file, or any command that uses vLLM.",
-    "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
+# what people do -> name -> one line for the list; the module is tracekit.cli.<name>
+GROUPS = {
+    "Record": {
+        "record": "Record prompts, or any command that uses vLLM.",
+        "mark": "Label the weights that engines have now, in the trace that is being written.",
+        "daemon": "Run tracekitd, the sidecar that writes traces.",
+    },
+    "Look": {
+        "info": "Say what a trace holds.",
+        "cat": "Print rows of one table of a trace.",
+        "export": "Write the tables of a trace as Parquet.",
+    },
+    "Check": {
+        "doctor": "Prove a trace against itself, and against what the client received.",
+        "lint": "Name settings that are known to break parity, from a trace or before a run.",
+    },
+    "Replay": {
+        "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
+        "demo": "The whole story on a real engine: record twice, replay, compare.",
+    },
+    "Set up": {
+        "engine": "Install and list engine environments.",
+    },
 }
+COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 
 
 class LazyGroup(click.Group):
-    """Imports ``tracekit.cli.<name>`` when that command is asked for."""
+    """Imports `tracekit.cli.<name>` when that command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -38,8 +51,10 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, line in group.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,4 +1,6 @@
-"""``tracekit mark``: label the weights that engines have now."""
+"""`tracekit mark`: label the weights that engines have now."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -25,6 +27,7 @@ def command(
     Each engine stamps the label with its own weight version; the command ends when that is on the disk. The label is
     your claim: nothing compares it with the weights. Exit codes: 0 every engine confirmed, 1 some did not.
     """
+    from tracekit.report.mark import mark_line
     from tracekit.rpc.client import ControlClient
 
     with ControlClient(address, timeout) as client:
@@ -37,8 +40,7 @@ def command(
         click.echo(json.dumps([dataclasses.asdict(mark) for mark in marks], indent=2))
     else:
         for mark in marks:
-            state = mark.error or f"weight version {mark.weight_version} from engine step {mark.engine_step}"
-            click.echo(f"engine {mark.engine}  {state}")
+            click.echo(mark_line(mark.engine, mark.weight_version, mark.engine_step, mark.error))
     if failure is not None:
         click.echo(f"tracekit: error: {failure}", err=True)
     return EXIT_FAILED if failure else EXIT_OK

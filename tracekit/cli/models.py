@@ -1,4 +1,6 @@
-"""What ``--model`` may name: a folder, or ``demo``."""
+"""What `--model` may name: a folder, or `demo`."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -6,7 +8,7 @@ from tracekit.errors import ModelError
 
 
 def model_folder(name: str) -> Path:
-    """Return the folder of a model; ``demo`` is SmolLM2-135M-Instruct, made on first use.
+    """Return the folder of a model; `demo` is SmolLM2-135M-Instruct, made on first use.
 
     Raises:
         ModelError: there is no such folder.

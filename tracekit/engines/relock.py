@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tracekit.engines import uvtool
-from tracekit.engines.env import LOCKS, RECIPES
+from tracekit.engines.recipes import LOCKS, RECIPES
 
 
 def resolve(source: Path, python: str) -> list[str]:
