@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.tiny_model import write_tiny_model
+
 
 @pytest.fixture
 def short_path():
@@ -13,3 +15,9 @@ def short_path():
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model of most engine tests, with the demo model's tokenizer."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tiny_model import write_tiny_model
 from tracekit.demo.model import ensure_demo_model
 from tracekit.engines.env import EngineEnv, ensure
 
@@ -32,11 +31,6 @@ def latest_env() -> EngineEnv:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     return ensure_demo_model(say)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)
