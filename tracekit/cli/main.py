@@ -42,15 +42,18 @@ class LazyGroup(click.Group):
     """Imports `tracekit.cli.<name>` when that command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, group by group."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"tracekit.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands under what people do with them."""
         width = max(map(len, COMMANDS))
         for title, group in GROUPS.items():
             with formatter.section(title):

@@ -61,7 +61,14 @@ def rollout(
 
     Args:
         folder: for the job file.
+        engine: name of the engine environment; None for v1.
+        python: an interpreter of the user's own, in place of an engine environment.
         taken: the options that were left out so far and what was taken for them; said with those of the rollout.
+        model: a folder, "demo", or None for the demo model.
+        prompts: a file, "demo", or None for the demo's prompts.
+        sampling: KEY=VALUE, defaults of all prompts.
+        engine_arg: KEY=VALUE, for `vllm.LLM`.
+        completions: where what the client received is written as well.
 
     Raises:
         UsageError: the prompts or a field are wrong, or there is no such engine.

@@ -1,5 +1,7 @@
 """Write a model folder that every supported vLLM and transformers 4 and 5 load: bf16 safetensors, config, tokenizer."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def to_bf16(values: "Array") -> "Array":
+def to_bf16(values: Array) -> Array:
     """Round float32 values to bfloat16, ties to even; returns the bits as u2 in the same shape. No NaN may be there."""
     import numpy as np
 
@@ -20,7 +22,7 @@ def to_bf16(values: "Array") -> "Array":
     return rounded
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, "Array"]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write bf16 tensors, given as u2 bits, in the safetensors format."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -36,6 +38,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, "Array"]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON with an indent of 2 and a line end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,8 @@ Only the storage types that the demo model uses, and the plain ones, are known. 
 as everywhere in this package.
 """
 
+from __future__ import annotations
+
 import mmap
 import struct
 from collections.abc import Callable, Iterator
@@ -39,7 +41,7 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A GGUF file, version 2 or 3: ``metadata`` and ``tensors`` are read at once, values on ``read``.
+    """A GGUF file, version 2 or 3: `metadata` and `tensors` are read at once, values on `read`.
 
     Raises:
         ModelError: not a GGUF file, or one that ends early.
@@ -96,9 +98,10 @@ class GgufFile:
         return metadata, {t.name: TensorInfo(t.name, t.shape, t.kind, begin + t.offset) for t in found}
 
     def names(self) -> Iterator[str]:
+        """Return the names of all tensors, in the order of the file."""
         return iter(self.tensors)
 
-    def read(self, name: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    def read(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return one tensor as float32 in its row-major shape.
 
         Raises:
@@ -123,10 +126,12 @@ class GgufFile:
 
 
 def decode_f32(raw: Any) -> Any:
+    """F32: the values themselves."""
     return raw.view("<f4").copy()
 
 
 def decode_f16(raw: Any) -> Any:
+    """F16: the values in half precision."""
     return raw.view("<f2").astype("<f4")
 
 

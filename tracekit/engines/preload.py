@@ -4,6 +4,8 @@ vLLM 0.18.1 refuses to start on a CPU unless libtcmalloc and libiomp5 are in LD_
 libnuma. libiomp5 comes with the environment; the other two are Debian packages that may not be there.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -20,7 +22,7 @@ USUAL_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib
 
 
 def find_library(names: tuple[str, ...], folders: tuple[str, ...] = USUAL_FOLDERS) -> Path | None:
-    """Return the path of the first of ``names`` that is in ``folders`` or known to the loader's cache."""
+    """Return the path of the first of `names` that is in `folders` or known to the loader's cache."""
     for name in names:
         for folder in folders:
             if (Path(folder) / name).exists():
@@ -37,7 +39,7 @@ def find_library(names: tuple[str, ...], folders: tuple[str, ...] = USUAL_FOLDER
 
 
 def ensure_library(wanted: tuple[tuple[str, ...], tuple[str, ...]], folder: Path, progress: Progress) -> Path:
-    """Return the library's path: in ``folder``, on the system, or unpacked from its Debian package into ``folder``.
+    """Return the library's path: in `folder`, on the system, or unpacked from its Debian package into `folder`.
 
     Raises:
         EngineEnvError: it is nowhere; the message says which package to install.
@@ -55,7 +57,7 @@ def ensure_library(wanted: tuple[tuple[str, ...], tuple[str, ...]], folder: Path
 
 
 def fetch_debian(package: str, names: tuple[str, ...], folder: Path) -> bool:
-    """Download ``package`` with apt-get, unpack it in a temporary folder, and copy the library into ``folder``."""
+    """Download `package` with apt-get, unpack it in a temporary folder, and copy the library into `folder`."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return False
     with tempfile.TemporaryDirectory() as temp:
@@ -80,7 +82,7 @@ def fetch_debian(package: str, names: tuple[str, ...], folder: Path) -> bool:
 
 
 def download(package: str, folder: str) -> bool:
-    """Run ``apt-get download`` in ``folder`` and say whether a package file came."""
+    """Run `apt-get download` in `folder` and say whether a package file came."""
     return quietly("apt-get", "download", package, cwd=folder) and any(Path(folder).glob("*.deb"))
 
 

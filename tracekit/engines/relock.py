@@ -1,11 +1,13 @@
 """Resolve the lock files of the engine environments again (maintainers only).
 
-``python -m tracekit.engines.relock [v0-cpu ...]``, all where none is named.
+`python -m tracekit.engines.relock [v0-cpu ...]`, all where none is named.
 
-Each ``locks/<name>-<variant>.in`` (and ``.override``) becomes ``.txt``: one resolution per Python version for Linux on
-x86_64, merged, with a marker on the lines that differ. NVIDIA's libraries of a CPU lock go to ``.nvidia.txt``: they are
-installed only where the torch that was found is a CUDA build (PyPI's), not with a ``+cpu`` one.
+Each `locks/<name>-<variant>.in` (and `.override`) becomes `.txt`: one resolution per Python version for Linux on
+x86_64, merged, with a marker on the lines that differ. NVIDIA's libraries of a CPU lock go to `.nvidia.txt`: they are
+installed only where the torch that was found is a CUDA build (PyPI's), not with a `+cpu` one.
 """
+
+from __future__ import annotations
 
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from tracekit.engines.recipes import LOCKS, RECIPES
 
 
 def resolve(source: Path, python: str) -> list[str]:
-    """Return the pinned requirements of ``source`` for one Python version, sorted, without comments."""
+    """Return the pinned requirements of `source` for one Python version, sorted, without comments."""
     command = [uvtool.uv_binary(), "pip", "compile", "--quiet", "--no-config", "--no-header", "--no-annotate"]
     command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28", str(source)]
     override = source.with_suffix(".override")
@@ -37,10 +39,12 @@ def merge(resolved: dict[str, list[str]]) -> list[str]:
 
 
 def write(path: Path, lines: list[str]) -> None:
+    """Write a lock file."""
     path.write_text("# Linux x86_64; written by tracekit.engines.relock, do not edit\n" + "\n".join(lines) + "\n")
 
 
 def main() -> None:
+    """Resolve the lock files that the command line names, or all."""
     wanted = sys.argv[1:]
     for source in sorted(LOCKS.glob("*.in")):
         if wanted and source.stem not in wanted:

@@ -1,9 +1,11 @@
 """Put the running tracekit into an engine environment without moving a package there.
 
 The files that the installed distribution lists in its RECORD are copied into the environment's site-packages, with
-their dist-info, so that vLLM finds the ``vllm.general_plugins`` entry point. Nothing is built or fetched. For an
+their dist-info, so that vLLM finds the `vllm.general_plugins` entry point. Nothing is built or fetched. For an
 editable install that list holds the path file that points to the checkout: a developer's edit is live in the engine.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import shutil
@@ -48,7 +50,7 @@ def fingerprint(dist: importlib.metadata.Distribution) -> str:
 
 
 def copy_into(site_packages: Path, dist: importlib.metadata.Distribution) -> None:
-    """Copy the distribution's files into ``site_packages``, in place of those of an earlier copy.
+    """Copy the distribution's files into `site_packages`, in place of those of an earlier copy.
 
     Raises:
         EngineEnvError: a listed file is missing or the target cannot be written.

@@ -1,5 +1,7 @@
 """The cache folder: where it is, whole folders built once under a lock, and a marker that says they are whole."""
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import json
@@ -34,7 +36,7 @@ def short_hash(*parts: str) -> str:
 
 @contextmanager
 def locked(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Hold the file lock ``<folder>.lock``; a second process waits here, and a dead one holds nothing.
+    """Hold the file lock `<folder>.lock`; a second process waits here, and a dead one holds nothing.
 
     Raises:
         EngineEnvError: the cache folder cannot be written.
@@ -54,7 +56,7 @@ def locked(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
 
 
 def read_marker(folder: Path, name: str = MARKER) -> dict[str, Any] | None:
-    """Return what the marker of ``folder`` says, or None where it is missing or was cut off."""
+    """Return what the marker of `folder` says, or None where it is missing or was cut off."""
     try:
         found = json.loads((folder / name).read_text())
     except (OSError, ValueError):
@@ -78,7 +80,7 @@ def write_marker(folder: Path, facts: dict[str, Any], name: str = MARKER) -> Non
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove ``folder`` with all it holds; the marker goes first, so that half a removal is not taken for whole."""
+    """Remove `folder` with all it holds; the marker goes first, so that half a removal is not taken for whole."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
@@ -86,7 +88,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Raise EngineEnvError when the disk under ``folder`` has less than ``num_bytes`` free."""
+    """Raise EngineEnvError when the disk under `folder` has less than `num_bytes` free."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -1,5 +1,7 @@
 """Progress on stderr: one line that is rewritten with the time gone by on a terminal, plain lines elsewhere."""
 
+from __future__ import annotations
+
 import shutil
 import sys
 import threading
@@ -9,7 +11,7 @@ from typing import TextIO
 
 
 class Talk:
-    """A progress callable: ``with Talk() as talk: ensure("v1", talk)``. On a terminal a clock shows that it lives."""
+    """A progress callable: `with Talk() as talk: ensure("v1", talk)`. On a terminal a clock shows that it lives."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -20,7 +22,7 @@ class Talk:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="tracekit-talk", daemon=True)
 
-    def __enter__(self) -> "Talk":
+    def __enter__(self) -> Talk:
         if self._live:
             self._thread.start()
         return self
@@ -33,6 +35,7 @@ class Talk:
             self._stream.flush()
 
     def __call__(self, text: str) -> None:
+        """Say one line."""
         with self._lock:
             self._text = text
             if not self._live:

@@ -1,8 +1,10 @@
-"""Run the ``uv`` program with the package sources that the user's pip is configured with.
+"""Run the `uv` program with the package sources that the user's pip is configured with.
 
 uv does not read pip's configuration, so a mirror or a folder of wheels that works for pip would be missed. What uv's
-own configuration (``UV_*``) already says is left as it is.
+own configuration (`UV_*`) already says is left as it is.
 """
+
+from __future__ import annotations
 
 import ast
 import os
@@ -23,7 +25,7 @@ def quiet(_text: str) -> None:
 
 
 def uv_binary() -> str:
-    """Return the path of the uv program that our ``uv`` dependency installed.
+    """Return the path of the uv program that our `uv` dependency installed.
 
     Raises:
         EngineEnvError: uv is not installed beside tracekit.
@@ -39,7 +41,7 @@ def uv_binary() -> str:
 
 
 def pip_settings() -> dict[str, str]:
-    """Return pip's configuration as ``{"find-links": ..., "index-url": ...}``; later sources win, as in pip."""
+    """Return pip's configuration as `{"find-links": ..., "index-url": ...}`; later sources win, as in pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60)
@@ -55,9 +57,9 @@ def pip_settings() -> dict[str, str]:
 
 
 def parse_pip_config(listing: str) -> dict[str, str]:
-    """Read the output of ``pip config list``: lines like ``global.find-links='/wheels'``.
+    """Read the output of `pip config list`: lines like `global.find-links='/wheels'`.
 
-    Sections count in pip's order of strength: ``global``, then ``install``, then ``:env:``.
+    Sections count in pip's order of strength: `global`, then `install`, then `:env:`.
     """
     settings: dict[str, str] = {}
     entries = []
@@ -76,7 +78,7 @@ def parse_pip_config(listing: str) -> dict[str, str]:
 
 
 def source_flags(settings: Mapping[str, str], environ: Mapping[str, str], extra_index: str | None = None) -> list[str]:
-    """Turn pip's settings into uv flags; a setting that uv has from its own ``UV_*`` variable is left out.
+    """Turn pip's settings into uv flags; a setting that uv has from its own `UV_*` variable is left out.
 
     Args:
         settings: as from pip_settings().
@@ -113,7 +115,7 @@ def source_environ(settings: Mapping[str, str], environ: Mapping[str, str]) -> d
 
 
 def pip_install(python: Path, arguments: Sequence[str], progress: Progress, torch_index: str | None = None) -> None:
-    """Run ``uv pip install --no-deps`` with ``arguments`` into the environment of ``python``.
+    """Run `uv pip install --no-deps` with `arguments` into the environment of `python`.
 
     Raises:
         EngineEnvError: uv failed; the message holds its last lines.
@@ -126,7 +128,7 @@ def pip_install(python: Path, arguments: Sequence[str], progress: Progress, torc
 
 
 def run(arguments: Sequence[str], progress: Progress, environ: Mapping[str, str] | None = None) -> None:
-    """Run uv, hand each line it prints to ``progress``, and raise EngineEnvError if it fails."""
+    """Run uv, hand each line it prints to `progress`, and raise EngineEnvError if it fails."""
     command = [uv_binary(), *arguments]
     last: deque[str] = deque(maxlen=12)
     # a virtual environment that is active around us must not be taken for the one uv works on

@@ -7,6 +7,8 @@ Standard library only. One line is, for example::
     {"prompt_token_ids": [1, 9690, 198]}
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -19,22 +21,27 @@ PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 
 
 def is_int(value: Any) -> bool:
+    """Say whether it is an integer; JSON's true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
+    """Say whether it is a finite number."""
     return is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_ids(value: Any) -> bool:
+    """Say whether it is a list of token ids, which may be empty."""
     return isinstance(value, list) and all(is_int(item) and item >= 0 for item in value)
 
 
 def is_texts(value: Any) -> bool:
+    """Say whether it is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_bias(value: Any) -> bool:
+    """Say whether it is an object of token id to number."""
     return isinstance(value, dict) and all(key.isdecimal() and is_number(bias) for key, bias in value.items())
 
 
@@ -67,8 +74,8 @@ def parse_prompts(path: Path) -> list[dict[str, Any]]:
     """Return the requests of a prompts file, in order; blank lines are skipped.
 
     Returns:
-        One dict a request: one of ``prompt``, ``messages`` or ``prompt_token_ids`` as it was in the file, and
-        ``sampling``: the sampling fields of its line, a dict that may be empty.
+        One dict per request: one of `prompt`, `messages` or `prompt_token_ids` as it was in the file, and
+        `sampling`: the sampling fields of its line, a dict that may be empty.
 
     Raises:
         UsageError: the file cannot be read or is empty, or a line is wrong; the message names file and line.
@@ -113,7 +120,7 @@ def parse_line(line: str) -> dict[str, Any]:
 
 
 def check_prompt(key: str, value: Any) -> None:
-    """Raise UsageError unless ``value`` is a prompt of the kind that ``key`` names."""
+    """Raise UsageError unless `value` is a prompt of the kind that `key` names."""
     if key == "prompt" and not (isinstance(value, str) and value):
         raise UsageError("prompt must be a string that is not empty")
     if key == "prompt_token_ids" and not (is_ids(value) and value):

@@ -1,4 +1,4 @@
-"""Generate with ``vllm.LLM`` inside an engine environment: ``python -m tracekit.jobs.rollout JOB.json``.
+"""Generate with `vllm.LLM` inside an engine environment: `python -m tracekit.jobs.rollout JOB.json`.
 
 The job is what a user's own script would do, so nothing here knows of the recorder. JOB.json::
 
@@ -7,13 +7,15 @@ The job is what a user's own script would do, so nothing here knows of the recor
      "prompts": [{"prompt": "Hi", "sampling": {"seed": 1}}, ...],   as from prompts.parse_prompts
      "output": "/tmp/client.jsonl"}
 
-The output holds the client's own view, one JSON object a completion, written whole or not at all::
+The output holds the client's own view, one JSON object per completion, written whole or not at all::
 
     {"request": 0, "request_id": "0", "index": 0, "prompt_token_ids": [..], "token_ids": [..],
      "logprobs": [-0.25, ..] or null, "text": "..", "finish_reason": "stop"}
 
-``logprobs`` are those of the sampled tokens, float32 values as Python prints them, so that they round-trip bit for bit.
+`logprobs` are those of the sampled tokens, float32 values as Python prints them, so that they round-trip bit for bit.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -43,7 +45,7 @@ def engine_prompt(request: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 
 def client_view(number: int, output: Any) -> list[dict[str, Any]]:
-    """Return one row a completion of a vllm.RequestOutput."""
+    """Return one row per completion of a vllm.RequestOutput."""
     rows = []
     for completion in output.outputs:
         token_ids = list(completion.token_ids)
@@ -66,12 +68,12 @@ def client_view(number: int, output: Any) -> list[dict[str, Any]]:
 
 
 def read_view(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that a finished job wrote to its ``output``."""
+    """Return the rows that a finished job wrote to its `output`."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_view(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows beside ``path`` and rename: the file is there with all rows or not at all."""
+    """Write the rows beside `path` and rename: the file is there with all rows or not at all."""
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8") as file:
         for row in rows:
