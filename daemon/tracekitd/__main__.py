@@ -15,11 +15,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--spool", required=True, type=Path, metavar="DIR", help="folder of the hot segments")
     parser.add_argument("--seal", type=Path, metavar="OUT", help="at the end, make this trace and remove the spool")
     parser.add_argument("--grace", type=float, default=Config.grace_secs, metavar="SECS", help="wait for open engines")
+    parser.add_argument("--attached", action="store_true", help="end at a line on standard input, not at signals")
     given = parser.parse_args(argv)
     from tracekitd.server import run
 
     try:
-        sys.exit(run(Config(given.listen, given.spool, given.seal, given.grace)))
+        sys.exit(run(Config(given.listen, given.spool, given.seal, given.grace, given.attached)))
     except TracekitError as error:
         print(f"tracekitd: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -16,3 +16,4 @@ class Config:
     spool: Path  # folder of the hot segments, created if need be
     seal: Path | None = None  # on shutdown, make this trace of the spool and remove the spool
     grace_secs: float = 10.0  # how long a shutdown waits for connected engines to finish
+    attached: bool = False  # see `Daemon.hear`; signals are ignored

@@ -47,6 +47,8 @@ def undelivered(folder: Path, catalog: Catalog) -> list[dict[str, Any]]:
 def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
     """Make `out` of the spool, remove the spool and the notes, and return the exit code: 3 where data was lost.
 
+    Where no engine reported there is no `out`: an empty one would be in the way of the next recording.
+
     Raises:
         TracekitError: the trace could not be written; the spool stays.
     """
@@ -55,6 +57,10 @@ def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody keeps other things in it
         spool.rmdir()
+    if not report.engines:
+        out.unlink()
+        print(f"tracekitd: no engine reported, so there is no trace: {out}", file=sys.stderr, flush=True)
+        return EXIT_OK
     _tell(report)
     return EXIT_OK if report.complete else EXIT_DATA_LOST
 

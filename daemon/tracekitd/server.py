@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from tracekitd.writer import Writer
 CANCEL_SECS = 1.0  # for calls that are still open when the grace is over
 FLUSH_SECS = 10.0  # for a disk that refuses when the daemon ends
 POLL_SECS = 0.05
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Daemon:
@@ -39,6 +41,7 @@ class Daemon:
         self.stopping = asyncio.Event()
         self.failed = False
         self._hurry = False
+        self._grace_secs = config.grace_secs
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(spool, self._writer_failed)
         self._recorder = RecorderService(self.catalog, self._writer)
@@ -76,6 +79,16 @@ class Daemon:
         self._hurry = self.stopping.is_set()
         self.stopping.set()
 
+    def hear(self) -> None:
+        """Read standard input: a line asks for the end; where who started us is gone, the last engine brings it."""
+        if os.read(sys.stdin.fileno(), 1 << 10):
+            self.shut_down()
+            return
+        self._loop.remove_reader(sys.stdin.fileno())
+        if not self.stopping.is_set():
+            self._grace_secs = math.inf
+            self.stopping.set()
+
     async def stop(self) -> None:
         """Let the connected engines finish, within the grace, then end every call and put everything on the disk.
 
@@ -84,7 +97,7 @@ class Daemon:
         """
         await self._health.enter_graceful_shutdown()
         self._recorder.closing = True
-        deadline = self._loop.time() + self.config.grace_secs
+        deadline = self._loop.time() + self._grace_secs
         while any(engine.streams and not engine.ended for engine in self.catalog.engines()):
             if self._hurry or self._loop.time() >= deadline:
                 break
@@ -110,7 +123,7 @@ def create_server(config: Config) -> Daemon:
 
 
 def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT, seal if asked to, and return the exit code.
+    """Serve until one of `SIGNALS`, or as `Config.attached` says; seal if asked to, and return the exit code.
 
     Raises:
         TracekitError: the address, the spool or the output cannot be used.
@@ -118,6 +131,9 @@ def run(config: Config) -> int:
     path = socket_path(config.listen)
     if config.seal is not None:
         check_output(config.seal)
+    if config.attached:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # also while it seals
     with claim(path):
         catalog = asyncio.run(_serve(config))
         if config.seal is not None:
@@ -128,8 +144,11 @@ def run(config: Config) -> int:
 async def _serve(config: Config) -> Catalog:
     daemon = create_server(config)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.shut_down)
+    if config.attached:
+        loop.add_reader(sys.stdin.fileno(), daemon.hear)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, daemon.shut_down)
     try:
         await daemon.start()
         print(f"tracekitd: listening on unix:{daemon.path}", file=sys.stderr, flush=True)

@@ -168,6 +168,10 @@ def test_a_command_that_cannot_be_started_leaves_no_trace(tmp_path: Path) -> Non
     done = tracekit("record", "-o", tmp_path / "t.arrow", "--", script)
     check_refused(done, EXIT_USAGE, "cannot be started", str(script))
     assert list(tmp_path.iterdir()) == [script]
+    script.chmod(0o600)
+    done = tracekit("record", "-o", tmp_path / "t.arrow", "--", script)
+    check_refused(done, EXIT_USAGE, "not an executable file", str(script))
+    assert list(tmp_path.iterdir()) == [script]
 
 
 def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
@@ -198,6 +202,7 @@ def test_a_job_without_vllm_is_told_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_exit_status_of_a_failing_job_is_told(tmp_path: Path) -> None:
+def test_the_exit_status_of_a_failing_job_is_told_and_ours(tmp_path: Path) -> None:
     done = tracekit("record", "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", "raise SystemExit(7)")
-    assert done.returncode == EXIT_FAILED and "exit status 7" in done.stderr
+    check_refused(done, 7, "exit status 7 before any engine reported")
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -71,6 +72,9 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; a TracekitError becomes one line on stderr and its own exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not where `nohup` ignores it
+            signal.signal(number, _end)
     try:
         code = cli.main(args=argv, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -87,3 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         # the reader of our pipe went away (`| head`): silence the flush at exit as well
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _end(number: int, _frame: object) -> None:
+    """End as at Ctrl-C: half-written files go, and so does what we started."""
+    sys.exit(128 + number)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tracekit.errors import UsageError
+from tracekit.errors import OutputError, UsageError
 
 
 def check_targets(output: Path | None, daemon: str | None, completions: Path | None) -> None:
@@ -19,12 +19,15 @@ def check_targets(output: Path | None, daemon: str | None, completions: Path | N
         OutputError: an output exists already or cannot be written.
         DaemonError: nobody answers there, or in another protocol.
     """
+    from tracekit.jobs.sidecar import spool_of
     from tracekit.rpc.client import ControlClient
     from tracekit.trace.output import check_output
 
     for path in (output, completions):
         if path is not None:
             check_output(path)
+    if output is not None and (spool := spool_of(output)).exists():
+        raise OutputError(f"a recording was cut off, `tracekit info` shows what it left: move it away: {spool}")
     if daemon is not None:
         ControlClient(daemon).describe()
 
@@ -41,7 +44,8 @@ def own_command(
     _say_defaults(taken)
     environ = _environment(engine or "v1", python)[1] if engine or python else dict(os.environ)
     if shutil.which(argv[0], path=environ.get("PATH")) is None:
-        raise UsageError(f"there is no such command: {argv[0]}")
+        there = os.path.exists(argv[0]) and os.sep in argv[0]
+        raise UsageError(f"{'this is not an executable file' if there else 'there is no such command'}: {argv[0]}")
     return argv, environ
 
 

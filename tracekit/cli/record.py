@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK, EngineEnvError, UsageError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, EngineEnvError, UsageError
 
 if TYPE_CHECKING:
     from tracekit.jobs.recorded import Ended
@@ -38,7 +38,8 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     tracekit record -o trace.arrow -- python my_job.py
 
     What is left out is taken by default, and said: the demo's prompts, sampling and model, the engine v1 (your command
-    runs in its own environment), and trace.arrow. Exit codes: 0 recorded, 1 failed, 3 recorded but rows were lost.
+    runs in its own environment), and trace.arrow. Exit codes: 0 recorded, 1 failed, 3 recorded but rows were lost; the
+    job's own where it failed, and what it did until then is in the trace.
     """
     from tracekit.cli.prepare import check_targets, own_command, rollout
     from tracekit.jobs.recorded import into_trace, through_daemon
@@ -68,28 +69,26 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
 
 
 def _tell(ended: Ended, output: Path | None) -> int:
-    """Say what became of the recording and return the exit code.
+    """Say what was recorded and lost, whatever the job's status, and return the exit code: the job's own, if it failed.
 
     Raises:
-        EngineEnvError: no engine reported; the empty trace is removed.
+        EngineEnvError: the job succeeded and no engine reported.
     """
     from tracekit.report import record as report
     from tracekit.trace.reader import open_trace
 
-    if ended.code:
-        click.echo(report.job_ended_line(ended.code), err=True)
-        return EXIT_FAILED
     for note in ended.undelivered:
         click.echo(report.undelivered_line(*note), err=True)
-    if output is None:
-        return EXIT_DATA_LOST if ended.undelivered else EXIT_OK
-    trace = open_trace(output)
-    engines = trace.engines()
-    if not engines:
-        output.unlink()  # empty, and in the way of the next try
+    nothing = output is not None and not output.exists()
+    if output is not None and not nothing:
+        trace = open_trace(output)
+        click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(trace.tallies)))
+        sys.stdout.flush()
+        for line in report.lost_lines(trace.losses()):
+            click.echo(line, err=True)
+    if ended.code:
+        click.echo(report.job_ended_line(ended.code, nothing), err=True)
+        return ended.code
+    if nothing:
         raise EngineEnvError(report.NOBODY_REPORTED)
-    click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(engines)))
-    sys.stdout.flush()
-    for line in report.lost_lines(trace.losses()):
-        click.echo(line, err=True)
-    return ended.sealed if trace.complete else EXIT_DATA_LOST
+    return EXIT_OK if ended.complete else EXIT_DATA_LOST

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tracekit.errors import NoteError, UsageError
+from tracekit.errors import EXIT_OK, NoteError
 from tracekit.jobs.run import run_job, through_plugins
 from tracekit.jobs.sidecar import Sidecar
 from tracekit.rpc import note
@@ -21,28 +21,26 @@ class Undelivered(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a recorded job ended: its exit status, the sealing's (of a trace of its own), and what nobody took."""
+    """How a recorded job ended, and what became of the recording."""
 
     code: int
-    sealed: int
+    """The job's exit status; 128 + N where signal N ended it."""
+    complete: bool
+    """Whether nothing is known to be lost."""
     undelivered: list[Undelivered]
+    """What nobody took, where the daemon is somebody else's."""
 
 
 def into_trace(argv: list[str], environ: Mapping[str, str], output: Path) -> Ended:
-    """Run `argv` beside a tracekitd of its own, which leaves the trace `output`.
+    """Run `argv` beside a tracekitd of its own, which leaves the trace `output`, or none where no engine reported.
 
     Raises:
-        UsageError: the command cannot be started; no trace is left.
+        UsageError: the command cannot be started.
         DaemonError: tracekitd did not start, or could not seal.
     """
     with Sidecar(output) as sidecar:
-        try:
-            code = run_job(argv, sidecar.environ(environ))
-        except UsageError:  # it never ran: leave no empty trace in the way of the next try
-            sidecar.stop()
-            output.unlink()
-            raise
-        return Ended(code, sidecar.stop(), [])
+        code = run_job(argv, sidecar.environ(environ))
+        return Ended(code, sidecar.stop() == EXIT_OK, [])
 
 
 def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) -> Ended:
@@ -54,7 +52,7 @@ def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) ->
     before = _notes(address)
     code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": address}))
     new = sorted(path for path, _ in _notes(address).items() - before.items())
-    return Ended(code, 0, list(map(_read, new)))
+    return Ended(code, not new, list(map(_read, new)))
 
 
 def _notes(address: str) -> dict[Path, int]:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 
 from tracekit.errors import UsageError
+from tracekit.jobs.signals import answered_by
 
 
 def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
@@ -18,7 +19,7 @@ def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
-    """Run the job to its end; Ctrl-C reaches it as it would without us, and we wait for it to clean up.
+    """Run the job to its end; what asks us to end reaches it as it would without us, and we wait for it to clean up.
 
     Returns:
         Its exit status; 128 + N where signal N ended it, as a shell would say.
@@ -26,16 +27,21 @@ def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UsageError: it cannot be started.
     """
-    try:
-        process = subprocess.Popen(argv, env=dict(environ))
-    except OSError as error:
-        raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
-    forward = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in (signal.SIGTERM, signal.SIGHUP)}
-    ignored = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the job as well
-    try:
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def hand_on(number: int) -> None:
+        if process is None:
+            early.append(number)
+        elif number != signal.SIGINT:  # Ctrl-C: the terminal sends it to the job as well
+            process.send_signal(number)
+
+    with answered_by(hand_on):
+        try:
+            process = subprocess.Popen(argv, env=dict(environ))
+        except OSError as error:
+            raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
-    finally:
-        for number, handler in forward.items():
-            signal.signal(number, handler)
-        signal.signal(signal.SIGINT, ignored)
     return 128 - code if code < 0 else code

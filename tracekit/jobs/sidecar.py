@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,16 @@ from types import TracebackType
 
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
 from tracekit.jobs.run import through_plugins
+from tracekit.jobs.signals import answered_by
 
 READY_SECS = 20.0
 STOP_SECS = 600.0  # sealing a long trace takes a while
 MAX_RESTARTS = 5
+
+
+def spool_of(output: Path) -> Path:
+    """Return where a recording is until it is sealed into `output`."""
+    return output.with_name(output.name + ".spool")
 
 
 class Sidecar:
@@ -30,7 +37,7 @@ class Sidecar:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.spool = output.with_name(output.name + ".spool")
+        self.spool = spool_of(output)
         self._folder = Path(tempfile.mkdtemp(prefix="tracekit-"))  # 0700, and short: socket paths end at 107 bytes
         self.address = f"unix:{self._folder / 'd.sock'}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,10 +45,12 @@ class Sidecar:
         self._stopping = False
 
     def __enter__(self) -> Sidecar:
+        began_before = self.spool.exists()
         try:
             self._process = self._start()
-        except TracekitError:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        except BaseException:
+            for folder in [self._folder] if began_before else [self._folder, self.spool]:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         threading.Thread(target=self._watch, name="tracekit-sidecar", daemon=True).start()
         return self
@@ -56,7 +65,9 @@ class Sidecar:
         return through_plugins({**base, "TRACEKIT_DAEMON": self.address})
 
     def stop(self) -> int:
-        """End the daemon, which seals the trace.
+        """End the daemon, which seals the trace; where no engine reported there is none.
+
+        Being asked to end meanwhile (Ctrl-C, SIGTERM, SIGHUP) is answered in a line; the second time ends the sealing.
 
         Returns:
             EXIT_OK, or EXIT_DATA_LOST where rows were lost.
@@ -69,13 +80,23 @@ class Sidecar:
             assert self._process is not None
             if self._process.poll() is not None and not self.output.exists():
                 self._process = self._start()  # it was killed: a new one seals what the old one wrote
-            self._process.terminate()
-            self._process.send_signal(signal.SIGCONT)  # a stopped process cannot end
-            try:
-                code = self._process.wait(STOP_SECS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                code = self._process.wait()
+            process, asked = self._process, 0
+
+            def answer(_number: int) -> None:
+                nonlocal asked
+                asked += 1
+                if asked > 1:
+                    process.kill()
+                    return
+                print(f"tracekit: sealing the trace; once more leaves it unsealed in {self.spool}", file=sys.stderr)
+
+            with answered_by(answer):
+                _ask_to_seal(process)
+                try:
+                    code = process.wait(STOP_SECS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    code = process.wait()
         if code not in (EXIT_OK, EXIT_DATA_LOST):
             raise DaemonError(f"tracekitd could not seal the trace, what was recorded is kept in {self.spool}")
         return code
@@ -83,13 +104,22 @@ class Sidecar:
     def _start(self) -> subprocess.Popen[bytes]:
         from tracekit.rpc.client import wait_ready
 
-        argv = [sys.executable, "-m", "tracekitd", "--listen", self.address]
+        argv = [sys.executable, "-m", "tracekitd", "--attached", "--listen", self.address]
         argv += ["--spool", str(self.spool), "--seal", str(self.output)]
         # a session of its own: Ctrl-C is for the job, the daemon ends after it
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + READY_SECS
         try:
-            wait_ready(self.address, READY_SECS)
-        except TracekitError:
+            while True:
+                try:
+                    wait_ready(self.address, 1.0)
+                    break
+                except DaemonError:
+                    if process.poll() is not None:
+                        raise DaemonError("tracekitd did not start, see above") from None
+                    if time.monotonic() > deadline:
+                        raise
+        except BaseException:
             process.kill()
             process.wait()
             raise
@@ -110,3 +140,12 @@ class Sidecar:
                 except TracekitError as error:
                     print(f"tracekit: {error}", file=sys.stderr, flush=True)
                     return
+
+
+def _ask_to_seal(process: subprocess.Popen[bytes]) -> None:
+    """What an attached tracekitd takes for the end (its option `--attached`)."""
+    process.send_signal(signal.SIGCONT)  # a stopped process cannot end
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it has ended
+        process.stdin.write(b"end\n")
+        process.stdin.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ NOBODY_REPORTED = (
     "the job ended and no engine reported, so there is no trace: "
     "is tracekit installed in the job's environment, and does it use vLLM?"
 )
+
+KILLED = ", as when the machine is out of memory"
 
 
 def defaults_line(taken: Mapping[str, Any]) -> str:
@@ -31,9 +34,19 @@ def _fields(settings: Mapping[str, Any]) -> str:
     )
 
 
-def job_ended_line(code: int) -> str:
-    """Return the line about a job that failed."""
-    return f"tracekit: the job ended with exit status {code}"
+def job_ended_line(code: int, nothing: bool) -> str:
+    """Return the line about a job that failed.
+
+    Args:
+        code: its exit status, which is 128 + N where signal N ended it.
+        nothing: whether no engine had reported, so that there is no trace.
+    """
+    try:
+        ended_by = f" ({signal.Signals(code - 128).name}{KILLED if code - 128 == signal.SIGKILL else ''})"
+    except ValueError:
+        ended_by = ""
+    no_trace = " before any engine reported, so there is no trace" if nothing else ""
+    return f"tracekit: the job ended with exit status {code}{ended_by}{no_trace}"
 
 
 def recorded_line(path: Path, num_tokens: int, num_requests: int, num_engines: int) -> str:
@@ -45,7 +58,8 @@ def recorded_line(path: Path, num_tokens: int, num_requests: int, num_engines: i
 def lost_lines(losses: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line per loss of a trace (`Trace.losses`)."""
     for loss in losses:
-        yield f"tracekit: lost: {loss['rows']} ({loss['reason']})"
+        rows = ", ".join(f"{count} {table}" for table, count in sorted(loss["rows"].items()))
+        yield f"tracekit: lost: {rows or 'unknown rows'} ({loss['reason']})"
 
 
 def undelivered_line(path: Path, rows: Mapping[str, int] | None, reason: str) -> str:
