@@ -10,7 +10,7 @@ from helpers.factories import make_cache, make_engine, make_tables, make_topk, m
 from tracekit.audit.doctor.client import client_view
 from tracekit.audit.doctor.counters import conserved
 from tracekit.audit.doctor.examine import examine
-from tracekit.audit.doctor.rows import read_engines
+from tracekit.audit.rows import read_engines
 from tracekit.cli.doctor import command
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 from tracekit.trace.ledger import Loss

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
 from tracekit.audit.doctor.steps import sum_by
-from tracekit.audit.doctor.types import Array, Columns, Finding, finding
+from tracekit.audit.findings import Array, Columns, Finding, finding
+from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import NEW, RESUMED
 
 __all__ = ["covered", "versions"]

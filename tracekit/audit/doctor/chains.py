@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
-from tracekit.audit.doctor.types import Array, Columns, Finding, finding
+from tracekit.audit.findings import Array, Columns, Finding, finding
+from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
 __all__ = ["computed", "flagged", "sampled_positions"]

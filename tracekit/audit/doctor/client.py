@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows
-from tracekit.audit.doctor.types import Finding, Violation
+from tracekit.audit.findings import Finding, Violation
+from tracekit.audit.rows import EngineRows
 
 __all__ = ["Completion", "client_view"]
 

@@ -1,6 +1,6 @@
 """Rows are conserved: what an engine produced is stored or known to be lost."""
 
-from tracekit.audit.doctor.types import Finding, Violation
+from tracekit.audit.findings import Finding, Violation
 from tracekit.trace.ledger import Loss, Tally
 
 __all__ = ["conserved"]

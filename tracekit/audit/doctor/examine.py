@@ -18,8 +18,8 @@ from tracekit.audit.doctor import (
 )
 from tracekit.audit.doctor.client import Completion, client_view
 from tracekit.audit.doctor.counters import conserved
-from tracekit.audit.doctor.rows import EngineRows, read_engines
-from tracekit.audit.doctor.types import Finding
+from tracekit.audit.findings import Finding
+from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK
 from tracekit.tables import TABLES
 from tracekit.trace.ledger import Loss

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows
-from tracekit.audit.doctor.types import Array, Finding, finding
+from tracekit.audit.findings import Array, Finding, finding
+from tracekit.audit.rows import EngineRows
 
 __all__ = ["fingerprints"]
 

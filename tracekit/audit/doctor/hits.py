@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows
-from tracekit.audit.doctor.types import Columns, Finding, finding
+from tracekit.audit.findings import Columns, Finding, finding
+from tracekit.audit.rows import EngineRows
 from tracekit.tables import NEW, PREEMPTED
 
 __all__ = ["explained", "possible"]

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
-from tracekit.audit.doctor.types import Array, Finding, finding
+from tracekit.audit.findings import Array, Finding, finding
+from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import PARTIAL, PREEMPTED
 
 __all__ = ["accounting", "numbering", "sampling", "sum_by"]

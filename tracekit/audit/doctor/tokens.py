@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows
-from tracekit.audit.doctor.types import Finding, finding
+from tracekit.audit.findings import Finding, finding
+from tracekit.audit.rows import EngineRows
 
 __all__ = ["both_logprobs", "logprobs", "positions", "references", "token_ids"]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
+from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import ACCEPTED, PARTIAL, PREEMPTED
 
 __all__ = ["deleted_tokens"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
+from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import RESUMED
 
 __all__ = ["foreign_blocks"]

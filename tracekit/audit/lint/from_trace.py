@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
-from tracekit.audit.doctor.rows import EngineRows, read_engines
 from tracekit.audit.lint.types import Sampling, Subject
+from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.trace.reader import Trace
 
 __all__ = ["subjects_of", "version_of"]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows, sequence_key
-from tracekit.audit.doctor.types import Array
+from tracekit.audit.findings import Array
+from tracekit.audit.rows import EngineRows, sequence_key
 
 __all__ = ["StaleHit", "stale_hits"]
 

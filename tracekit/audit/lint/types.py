@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracekit.audit.doctor.rows import EngineRows
+from tracekit.audit.rows import EngineRows
 
 __all__ = ["BREAKS", "GREEDY_BELOW", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tracekit.audit.doctor.examine import lost_tables
-from tracekit.audit.doctor.rows import EngineRows, read_engines
 from tracekit.audit.live.counters import FINISHED, IN_FLIGHT, QUANTITIES, Counters
 from tracekit.audit.live.traced import Quantity, traced
+from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.errors import MetricsError, UsageError
 from tracekit.trace.reader import Trace
 

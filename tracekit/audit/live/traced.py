@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.audit.doctor.rows import EngineRows
-from tracekit.audit.doctor.types import Array
+from tracekit.audit.findings import Array
 from tracekit.audit.live.counters import CACHED, FINISHED, GENERATION, HITS, IN_FLIGHT, PREEMPTIONS, PROMPT, QUERIES
+from tracekit.audit.rows import EngineRows
 from tracekit.tables import NEW, PREEMPTED, PREFILL, RESUMED
 
 __all__ = ["Quantity", "traced"]

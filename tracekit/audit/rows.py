@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracekit.audit.doctor.types import Array, Columns
+from tracekit.audit.findings import Array, Columns
 from tracekit.tables import ACCEPTED, TABLES
 from tracekit.trace.reader import Trace
 
