@@ -2,6 +2,7 @@
 
 TracekitError                       exit 1: something failed, one sentence says what
 ├── UsageError                      exit 2: the caller asked for something impossible
+│   └── NoSuchEngineError           the trace has engines, and not this one
 ├── EngineEnvError                  an engine environment is missing, broken or could not be built
 ├── ModelError                      a model folder is missing, not loadable, or of another vocabulary
 ├── TraceError                      a trace cannot be read
@@ -18,7 +19,7 @@ TracekitError                       exit 1: something failed, one sentence says 
 └── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 EXIT_OK = 0
@@ -36,6 +37,12 @@ class TracekitError(Exception):
 
 class UsageError(TracekitError):
     exit_code = EXIT_USAGE
+
+
+class NoSuchEngineError(UsageError):
+    def __init__(self, engine: int, there: Iterable[int]) -> None:
+        numbers = ", ".join(map(str, sorted(there))) or "none"
+        super().__init__(f"the trace has no engine {engine}, its engines are: {numbers}")
 
 
 class EngineEnvError(TracekitError):

@@ -69,6 +69,5 @@ def _tell(report: SealReport) -> None:
     rows = ", ".join(f"{count} {table}" for table, count in report.rows.items() if count and table != "losses")
     print(f"tracekitd: {rows or 'no rows'} from {report.engines} engines: {report.path}", file=sys.stderr)
     for loss in report.losses:
-        lost = ", ".join(f"{count} {table}" for table, count in sorted(loss.rows.items())) or "unknown rows"
-        print(f"tracekitd: lost {lost} of engine {loss.engine}: {loss.reason}", file=sys.stderr)
+        print(f"tracekitd: lost: {loss}", file=sys.stderr)
     sys.stderr.flush()

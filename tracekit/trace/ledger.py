@@ -1,4 +1,9 @@
-"""What did not arrive: the arithmetic of sequence numbers and counters. Numbers in, losses out."""
+"""What did not arrive: the arithmetic of sequence numbers and counters. Numbers in, losses out.
+
+All that adds, subtracts, groups or excuses losses is here, and so is the text of a loss.
+"""
+
+from __future__ import annotations
 
 import json
 from collections import Counter
@@ -8,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.schema import row_schema
 
@@ -34,9 +40,24 @@ class Loss:
     rows: dict[str, int]  # exact rows by table; empty where nobody knows
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Loss":
-        """Read a row of the ``losses`` table."""
-        return cls(row["engine"], row["from_seq"], row["to_seq"], row["reason"], json.loads(row["rows"]))
+    def from_row(cls, row: Mapping[str, Any]) -> Loss:
+        """Read a row of the `losses` table."""
+        engine = None if row["engine"] == UNKNOWN_ENGINE else row["engine"]
+        return cls(engine, row["from_seq"], row["to_seq"], row["reason"], json.loads(row["rows"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        """Say it in one line, such as `engine 0, batches 7 to 9: steps 2, tokens 300 (buffer full)`."""
+        where = "unknown engine" if self.engine is None else f"engine {self.engine}"
+        if self.from_seq and self.from_seq == self.to_seq:
+            where += f", batch {self.from_seq}"
+        elif self.from_seq:
+            where += f", batches {self.from_seq} " + (f"to {self.to_seq}" if self.to_seq else "and later")
+        rows = ", ".join(f"{name} {count:,}" for name, count in sorted(self.rows.items()))
+        return f"{where}: {rows or 'rows unknown'} ({self.reason})"
 
 
 @dataclass
@@ -52,8 +73,13 @@ class Tally:
     stored: Counter[str] = field(default_factory=Counter)
     last: bool = False
 
+    @property
+    def end_seq(self) -> int:
+        """The last stored number: what came after it is in no counter; 0 where nothing is stored."""
+        return self.runs[-1][1] if self.runs else 0
+
     @classmethod
-    def of_hot(cls, metas: Iterable[BatchMeta]) -> "Tally":
+    def of_hot(cls, metas: Iterable[BatchMeta]) -> Tally:
         """Sum up the batches of one engine; they may come in any order, but each number once."""
         ordered = sorted(metas, key=lambda meta: meta.seq)
         tally = cls(ordered[0].engine, ordered[0].engine_id)
@@ -75,7 +101,7 @@ class Tally:
         return tally
 
     @classmethod
-    def of_sealed(cls, metas: Iterable[BatchMeta]) -> "Tally":
+    def of_sealed(cls, metas: Iterable[BatchMeta]) -> Tally:
         """Sum up the sealed batches of one engine, each of which carries the counters of the whole."""
         listed = list(metas)
         first = listed[0]
@@ -120,17 +146,59 @@ def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
             start = first if first in missing else max(loss.to_seq for loss in inside if loss.from_seq <= first) + 1
             end = last if last in missing else min(loss.from_seq for loss in inside if loss.to_seq >= last) - 1
             found.append(Loss(tally.engine, start, end, GAP, dict(+left)))
-    end_seq = tally.runs[-1][1] if tally.runs else 0
-    left = Counter({table: count for table, count in tally.produced.items() if table != "losses"})
-    left.subtract({table: count for table, count in tally.stored.items() if table != "losses"})
-    for loss in (*known, *found):
-        if loss.from_seq <= end_seq:  # later ones were produced after the last counter
-            left.subtract(loss.rows)
-    if left := +left:
-        found.append(Loss(tally.engine, 0, 0, COUNTED, dict(left)))
-    if not tally.last and not any(loss.from_seq > end_seq for loss in known):
-        found.append(Loss(tally.engine, end_seq + 1, 0, OPEN_END, {}))
+    uncounted = {
+        table: produced - stored - lost
+        for table, (produced, stored, lost) in balance(tally, [*known, *found]).items()
+        if produced > stored + lost
+    }
+    if uncounted:
+        found.append(Loss(tally.engine, 0, 0, COUNTED, uncounted))
+    if not tally.last and not any(loss.from_seq > tally.end_seq for loss in known):
+        found.append(Loss(tally.engine, tally.end_seq + 1, 0, OPEN_END, {}))
     return found
+
+
+def balance(tally: Tally, losses: Iterable[Loss]) -> dict[str, tuple[int, int, int]]:
+    """Return by table how many rows an engine produced, how many of them are stored, and how many are known lost.
+
+    The rows of `losses` itself are left out, and so are losses after the last counter, which counts none of them.
+    """
+    lost: Counter[str] = Counter()
+    for loss in losses:
+        if loss.engine == tally.engine and loss.from_seq <= tally.end_seq:
+            lost.update(loss.rows)
+    tables = {*tally.produced, *tally.stored, *lost} - {"losses"}
+    return {table: (tally.produced[table], tally.stored[table], lost[table]) for table in sorted(tables)}
+
+
+def so_far(losses: Iterable[Loss]) -> list[Loss]:
+    """Return the losses of a trace that is being written: that an engine has not said goodbye is not one yet."""
+    return [loss for loss in losses if loss.reason != OPEN_END]
+
+
+def settled(reported: Iterable[Loss], found: Iterable[Loss]) -> list[Loss]:
+    """Return each loss once, as a sealed trace keeps them: damaged bytes are one where nothing else tells of them.
+
+    What damage took shows as a gap, a count or an open end of its engine, if the engine is known at all.
+    """
+    proven = [loss for loss in found if loss.engine is not None]
+    damaged = any(loss.engine is None for loss in (*reported, *found))
+    placed = [loss for loss in reported if loss.engine is not None] + proven
+    return [*placed, Loss(None, 0, 0, CORRUPT, {})] if damaged and not proven else placed
+
+
+def lost_tables(losses: Iterable[Loss], engine: int) -> set[str]:
+    """Return the tables of an engine that have lost rows; all of them where nobody knows which."""
+    found: set[str] = set()
+    for loss in losses:
+        if loss.engine in (None, engine):
+            found |= set(loss.rows) or set(TABLES)
+    return found
+
+
+def num_lost_rows(losses: Iterable[Loss]) -> int:
+    """Return how many rows are missing at least: a loss of unknown size counts as one."""
+    return sum(max(sum(loss.rows.values()), 1) for loss in losses)
 
 
 def loss_table(losses: Iterable[Loss]) -> pa.Table:

@@ -1,5 +1,8 @@
 """Read a trace in any of its forms: a sealed file, a spool folder, a glob, one still being written."""
 
+from __future__ import annotations
+
+import copy
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import NotATraceError, TraceError
+from tracekit.errors import NoSuchEngineError, NotATraceError, TraceError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
-from tracekit.trace.ledger import CORRUPT, Loss, Tally, loss_table, unreported
+from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, so_far, unreported
 from tracekit.trace.schema import row_schema
 from tracekit.trace.sealed import MAGIC, SealedFile
 from tracekit.trace.segments import LOCK_NAME, Damage, is_live, scan, segment_paths
@@ -46,7 +49,7 @@ class Stored(Protocol):
 class Trace:
     """A recorded run; made by `open_trace`. It is a snapshot: what a writer appends later is not in it."""
 
-    def __init__(self, path: str, sources: Sequence["Source"]) -> None:
+    def __init__(self, path: str, sources: Sequence[Source]) -> None:
         self.path = path
         self.schema_version = max((source.schema_version for source in sources), default=SCHEMA_VERSION)
         self.files = [path for source in sources for path in source.files]
@@ -59,6 +62,9 @@ class Trace:
         numbers: dict[str, int] = {}
         for source in sources:
             for tally in source.tallies:
+                if not tally.engine_id:  # holds what damage took of nobody knows whom
+                    numbers[""] = UNKNOWN_ENGINE
+                    continue
                 if tally.engine_id in numbers:
                     raise TraceError(f"engine {tally.engine_id} is in two of the files: {path}")
                 number = tally.engine if tally.engine not in self.tallies else max(self.tallies) + 1
@@ -66,6 +72,20 @@ class Trace:
                 self.tallies[number] = tally
             self.stored += [(stored, numbers[stored.meta.engine_id]) for stored in source.batches]
         self.stored.sort(key=lambda pair: (pair[1], pair[0].meta.seq))
+
+    def only(self, engine: int) -> Trace:
+        """Return the trace as if it held one engine alone, and losses of unknown engines.
+
+        Raises:
+            NoSuchEngineError: it is not in the trace.
+        """
+        if engine not in self.tallies:
+            raise NoSuchEngineError(engine, self.tallies)
+        trace = copy.copy(self)
+        trace.tallies = {engine: self.tallies[engine]}
+        trace.stored = [(stored, number) for stored, number in self.stored if number in (engine, UNKNOWN_ENGINE)]
+        trace.extra = [loss for loss in self.extra if loss.engine in (engine, None)]
+        return trace
 
     def rows(self, name: str) -> int:
         """Return how many rows of a table the trace holds, without reading them."""
@@ -107,22 +127,30 @@ class Trace:
         ]
 
     def losses(self) -> list[dict[str, Any]]:
-        """Return everything that is known not to be in the trace: the fields of `Loss` as dicts, ``rows`` decoded.
+        """Return everything that is known not to be in the trace, as `Loss.to_dict` has it.
 
         In a trace that is still being written, an engine that is still running is not a loss.
         """
-        return [dict(vars(loss)) for loss in self.all_losses()]
+        return [loss.to_dict() for loss in self.all_losses()]
 
     def all_losses(self) -> list[Loss]:
         """Return the same as `losses`, as `Loss` objects: those reported, then those found."""
-        reported = [Loss.from_row(row) for chunk in self.chunks("losses") for row in chunk.to_pylist()] + self.extra
+        return self.reported() + self.found()
+
+    def reported(self) -> list[Loss]:
+        """Return what the recorders and the daemon said was lost."""
+        return [Loss.from_row(row) for chunk in self.chunks("losses") for row in chunk.to_pylist()] + self.extra
+
+    def found(self) -> list[Loss]:
+        """Return what counters, numbers and damaged bytes prove to be lost and nobody reported."""
+        reported = self.reported()
         found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
         if self.live:
-            found = [loss for loss in found if loss.to_seq]
+            found = so_far(found)
         for damage in self._damage:
             if not (self.live and damage.at_end):
                 found.append(Loss(None, 0, 0, f"{CORRUPT}: {damage}", {}))
-        return reported + found
+        return found
 
     @property
     def complete(self) -> bool:
@@ -144,7 +172,7 @@ class Source:
         self.damage: list[Damage] = []
 
     @classmethod
-    def sealed(cls, path: Path) -> "Source":
+    def sealed(cls, path: Path) -> Source:
         """Open a sealed file."""
         source, file = cls(), SealedFile(path)
         source.schema_version, source.is_sealed = file.schema_version, True
@@ -154,7 +182,7 @@ class Source:
         return source
 
     @classmethod
-    def spool(cls, folder: Path, segments: Iterable[Path]) -> "Source":
+    def spool(cls, folder: Path, segments: Iterable[Path]) -> Source:
         """Read hot segments, which are scanned and verified here and now."""
         source = cls()
         source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, to_metadata
-from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, clip, loss_table
+from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, Tally, clip, loss_table, settled
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import Stored, Trace, load, open_trace
 from tracekit.trace.schema import arrow_schema
@@ -24,6 +24,7 @@ BATCH_ROWS = 1 << 20
 PROMPT_IDS = 8  # of a prompt fill as much memory as one row of tokens
 GATHER = 256
 MERGE_PAIRS = 1 << 20
+LAST_REQUEST = (1 << 32) - 1
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +82,7 @@ def seal(
         with pa.ipc.new_file(file, arrow_schema(), options=options) as writer:
             number = 0
             for plan in plans:
-                for batch in plan.batches([loss for loss in losses if loss.engine == plan.tally.engine]):
+                for batch in plan.batches(plan.own(losses)):
                     number += 1
                     meta = replace(plan.meta, seq=number, of=total)
                     writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
@@ -89,7 +90,8 @@ def seal(
                         rows[name] += len(rows_of(batch, name))
         file.flush()
         size = file.tell()
-    return SealReport(Path(out), size, total, len(trace.tallies), rows, losses)
+    num_engines = sum(bool(tally.engine_id) for tally in trace.tallies.values())
+    return SealReport(Path(out), size, total, num_engines, rows, losses)
 
 
 def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
@@ -103,12 +105,10 @@ def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
         stored = [stored.meta for stored, engine in trace.stored if engine == number and not stored.meta.of]
         if kept := clip(loss, stored):
             trace.extra.append(kept)
-    losses = trace.all_losses()
-    placed = [loss for loss in losses if loss.engine is not None]
-    if len(placed) == len(losses) or placed:  # what damage took shows as a gap or an open end of its engine
-        return placed
-    trace.tallies[UNKNOWN_ENGINE] = Tally(UNKNOWN_ENGINE, "")
-    return [Loss(UNKNOWN_ENGINE, 0, 0, CORRUPT, {})]
+    losses = settled(trace.reported(), trace.found())
+    if any(loss.engine is None for loss in losses):
+        trace.tallies[UNKNOWN_ENGINE] = Tally(UNKNOWN_ENGINE, "")
+    return losses
 
 
 @dataclass
@@ -128,6 +128,11 @@ class _Plan:
         return BatchMeta(
             tally.engine, tally.engine_id, 0, dict(tally.produced), dict(tally.lost), tally.last, seqs=tuple(tally.runs)
         )
+
+    def own(self, losses: Iterable[Loss]) -> list[Loss]:
+        """Return the losses of this engine."""
+        number = None if self.tally.engine == UNKNOWN_ENGINE else self.tally.engine
+        return [loss for loss in losses if loss.engine == number]
 
     def batches(self, losses: list[Loss]) -> Iterator[pa.RecordBatch]:
         """Yield the sealed batches; the first has the tables that know no request."""
@@ -234,7 +239,7 @@ def _slots(requests: Array, weights: Array, batch_rows: int) -> list[tuple[int, 
     while True:
         cut = int(np.searchsorted(ends, done + batch_rows))
         if cut + 1 >= len(ends):
-            return [*slots, (first, UNKNOWN_ENGINE)]
+            return [*slots, (first, LAST_REQUEST)]
         last, done = int(requests[cut]), int(ends[cut])
         slots.append((first, last))
         first = last + 1
