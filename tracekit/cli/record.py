@@ -84,7 +84,7 @@ def _tell(ended: Ended, output: Path | None) -> int:
         trace = open_trace(output)
         click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(trace.tallies)))
         sys.stdout.flush()
-        for line in report.lost_lines(trace.losses()):
+        for line in report.lost_lines(trace.all_losses()):
             click.echo(line, err=True)
     if ended.code:
         click.echo(report.job_ended_line(ended.code, nothing), err=True)

@@ -55,11 +55,10 @@ def recorded_line(path: Path, num_tokens: int, num_requests: int, num_engines: i
     return f"{path}: {', '.join(counts)}"
 
 
-def lost_lines(losses: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a line per loss of a trace (`Trace.losses`)."""
+def lost_lines(losses: Iterable[object]) -> Iterator[str]:
+    """Yield a line per loss of a trace (`Trace.all_losses`), which has its own text."""
     for loss in losses:
-        rows = ", ".join(f"{count} {table}" for table, count in sorted(loss["rows"].items()))
-        yield f"tracekit: lost: {rows or 'unknown rows'} ({loss['reason']})"
+        yield f"tracekit: lost: {loss}"
 
 
 def undelivered_line(path: Path, rows: Mapping[str, int] | None, reason: str) -> str:

@@ -1,0 +1,54 @@
+"""What `tracekit doctor` compares a trace with: what the client received, and a daemon that is still writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tracekit.errors import DaemonError, TracekitError, UsageError
+
+_NEEDED = {"request_id", "index", "prompt_token_ids", "token_ids"}
+
+
+def completions(path: Path) -> list[dict[str, Any]]:
+    """Read what the client received, as `record --completions` writes it.
+
+    Raises:
+        UsageError: the file cannot be read, or holds something else.
+    """
+    from tracekit.jobs.rollout import read_view
+
+    try:
+        rows = read_view(path)
+    except OSError as error:
+        raise UsageError(f"the completions cannot be read: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"the completions are not JSON lines: {path}") from error
+    if any(not isinstance(row, dict) or not set(row) >= _NEEDED for row in rows):
+        raise UsageError(f"each line of the completions needs {', '.join(sorted(_NEEDED))}: {path}")
+    return rows
+
+
+def flusher(address: str | None, trace: str) -> Callable[[], None]:
+    """Return what asks the daemon at `address` to write what it has; without an address it does nothing.
+
+    Raises:
+        DaemonError: nobody answers there, or it writes another spool.
+    """
+    if address is None:
+        return lambda: None
+    from tracekit.rpc.client import ControlClient
+
+    client = ControlClient(address)
+    spool = Path(client.describe().spool)
+    if not Path(trace).exists() or not spool.samefile(trace):
+        raise DaemonError(f"the daemon at {address} writes another spool than {trace}: {spool}")
+
+    def flush() -> None:
+        try:
+            client.flush()
+        except TracekitError:
+            pass  # it may end while we look; what is on the disk is compared
+
+    return flush
