@@ -55,7 +55,7 @@ def test_info_of_a_trace_that_lost_data_ends_with_3(tmp_path):
     folder = write_spool(tmp_path / "spool", batches, skip={2})
     done = tracekit("info", folder)
     assert done.returncode == 3
-    assert "engine 0 batches 2 to 2" in done.stdout and "tokens 24" in done.stdout
+    assert "engine 0, batch 2: " in done.stdout and "tokens 24" in done.stdout
     done = tracekit("info", folder, "--json")
     assert done.returncode == 3 and json.loads(done.stdout)["losses"][0]["rows"]["tokens"] == 24
 

@@ -6,15 +6,28 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from helpers.factories import make_cache, make_engine, make_tables, make_topk, make_weights, write_spool, write_trace
+from helpers.factories import (
+    ENGINE_ID,
+    count_rows,
+    make_cache,
+    make_engine,
+    make_tables,
+    make_topk,
+    make_weights,
+    write_spool,
+    write_trace,
+)
 from tracekit.audit.doctor.client import client_view
 from tracekit.audit.doctor.counters import conserved
-from tracekit.audit.doctor.examine import examine
+from tracekit.audit.doctor.examine import ALL, CHECKS, examine
+from tracekit.audit.findings import SEVERITIES
 from tracekit.audit.rows import read_engines
 from tracekit.cli.doctor import command
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
+from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.ledger import Loss
 from tracekit.trace.reader import open_trace
+from tracekit.trace.spool import SpoolWriter
 
 FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}
 
@@ -37,7 +50,7 @@ def report_of(path, tables, view=None, **spool):
 
 
 def found(report):
-    return {(f.check, e.request, e.engine_step) for f in report.violations for e in f.examples}
+    return {(f.check.id, e.request, e.engine_step) for f in report.violations for e in f.examples}
 
 
 def at(tables, name, **where):
@@ -119,6 +132,7 @@ CORRUPTIONS = [
     ("step-tokens", (None, 3), step(3, num_scheduled_tokens=5)),
     ("step-unknown", (0, 7), lambda t: drop(t, "steps", 7)),
     ("scheduled-twice", (0, 3), scheduled(4, engine_step=3)),
+    ("draft-of-other-length", (0, 3), scheduled(3, num_draft=2)),
     ("scheduled-nothing", (0, 3), scheduled(3, num_tokens=0)),
     ("chain-start", (0, 0), scheduled(0, flags=PREFILL)),
     ("new-again", (0, 3), scheduled(3, flags=NEW)),
@@ -157,6 +171,41 @@ def test_each_violation_is_named_with_its_place(tmp_path, check, place, harm):
     report = report_of(tmp_path, tables)
     assert (check, *place) in found(report)
     assert report.exit_code == 1
+
+
+def test_every_check_is_tested_and_says_all_it_has_to():
+    ids = [check.id for check in ALL]
+    assert len(set(ids)) == len(ids)
+    planted = {case[0] for case in (*CORRUPTIONS, *BLOCKS, *ALTERNATIVES, *CLIENTS)} | IN_TESTS_OF_THEIR_OWN
+    assert planted == set(ids)
+    for check in ALL:
+        assert check.severity in SEVERITIES and check.needs <= set(TABLES), check.id
+        for text in (check.why, check.what_to_do):
+            assert text[0].isupper() and text.endswith(".") and len(text) > 40, check.id
+
+
+def test_one_of_several_engines_is_chosen(tmp_path):
+    bad = asking(engine_id="1" * 32)
+    token(7, rollout_logprob=0.5)(bad)
+    write_spool(tmp_path / "spool", [asking()])
+    write_spool(tmp_path / "spool", [bad], engine=1, engine_id="1" * 32)
+    codes = {}
+    for only in ("0", "1", "7"):
+        done = CliRunner().invoke(command, [str(tmp_path / "spool"), "--only", only, "--json"], standalone_mode=False)
+        codes[only] = done.return_value, [f["engine"] for f in json.loads(done.output or "{}").get("violations", [])]
+    assert codes == {"0": (0, []), "1": (1, [1]), "7": (None, [])}
+    assert str(done.exception) == "the trace has no engine 7, its engines are: 0, 1"
+    (tmp_path / "view").write_text("")
+    done = CliRunner().invoke(
+        command, [str(tmp_path / "spool"), "--only", "1", "--completions", str(tmp_path / "view")]
+    )
+    assert type(done.exception).__name__ == "UsageError"
+
+
+def test_a_model_of_several_inputs_has_its_vocabulary_in_its_text_part(tmp_path):
+    tables = asking(config=json.dumps({"hf_config": {"text_config": {"vocab_size": 1000}}}))
+    token(7, token_id=1000)(tables)
+    assert ("token-outside-vocabulary", 0, 2) in found(report_of(tmp_path, tables))
 
 
 def test_versions_begin_in_their_order(tmp_path):
@@ -275,7 +324,7 @@ def test_the_engines_own_kind_of_logprob_is_what_it_reported(tmp_path):
     tokens["processed_logprob"].view("u4")[3] ^= 1
     tokens["raw_logprob"][5] = 0.25
     report = report_of(tmp_path, tables)
-    names = {(f.check, f.count) for f in report.violations}
+    names = {(f.check.id, f.count) for f in report.violations}
     assert names == {("logprob-not-the-engines", 1), ("logprob-positive", 1)}
 
 
@@ -393,7 +442,7 @@ def test_alternatives_that_nobody_asked_for_are_named(tmp_path):
     assert report_of(tmp_path, tables).violations == []
     tables["topk"] = make_topk(tables, 1)
     (tmp_path / "more").mkdir()
-    assert {f.check for f in report_of(tmp_path / "more", tables).violations} == {"topk-rank"}
+    assert {f.check.id for f in report_of(tmp_path / "more", tables).violations} == {"topk-rank"}
 
 
 def test_a_cache_salt_separates_the_same_prompt(tmp_path):
@@ -429,10 +478,10 @@ def test_lost_rows_excuse_what_they_explain_and_nothing_else(tmp_path):
     batches = [make_tables(3, 8, first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(3)]
     report = examine(open_trace(write_spool(tmp_path / "spool", batches, skip={2})))
     assert report.violations == [] and report.exit_code == 3
-    assert {"step-hole"} <= {f.check for f in report.excused}
+    assert {"step-hole"} <= {f.check.id for f in report.excused}
     batches[2]["tokens"]["rollout_logprob"][0] = 1.0
     report = examine(open_trace(write_spool(tmp_path / "other", batches, skip={2})))
-    assert {f.check for f in report.violations} == {"logprob-positive"} and report.exit_code == 1
+    assert {f.check.id for f in report.violations} == {"logprob-positive"} and report.exit_code == 1
 
 
 def test_counters_are_conserved(tmp_path):
@@ -442,6 +491,42 @@ def test_counters_are_conserved(tmp_path):
     assert conserved(tally, trace.all_losses()) == []
     (wrong,) = conserved(tally, [Loss(0, 1, 1, "buffer full", {"tokens": 5})])
     assert wrong.examples[0].text == "tokens: produced 16, stored 16, lost 5"
+
+
+def test_more_rows_than_were_produced_are_a_violation(tmp_path):
+    with SpoolWriter(tmp_path / "spool") as writer:
+        produced = {**count_rows(asking()), "tokens": 15}
+        writer.append(to_record_batch(asking(), 0), BatchMeta(0, ENGINE_ID, 1, produced, {}, last=True))
+    assert found(examine(open_trace(tmp_path / "spool"))) == {("rows-conserved", None, None)}
+
+
+def test_rows_that_a_running_engine_counts_and_did_not_send_are_lost_and_no_violation(tmp_path):
+    with SpoolWriter(tmp_path / "spool") as writer:
+        produced = {**count_rows(asking()), "topk": 7}
+        writer.append(to_record_batch(asking(), 0), BatchMeta(0, ENGINE_ID, 1, produced))
+        writer.sync()
+        report = examine(open_trace(tmp_path / "spool"))
+    assert [str(loss) for loss in report.losses] == ["engine 0: topk 7 (counted as produced, in no batch)"]
+    assert report.violations == [] and report.exit_code == 3
+
+
+def test_lost_rows_of_unknown_tables_excuse_every_check_that_needs_a_table(tmp_path):
+    needing = {check.id for check in CHECKS if check.needs}
+    tables = asking(config=NAN_ENGINE)
+    for check, _, harm in CORRUPTIONS:
+        if check in needing | {"logprob-positive"}:
+            tables = asking(config=NAN_ENGINE)
+            harm(tables)
+            (tmp_path / check).mkdir(exist_ok=True)
+            folder = write_spool(tmp_path / check / str(len(list((tmp_path / check).iterdir()))), [tables], last=False)
+            report = examine(open_trace(folder))
+            assert [str(loss) for loss in report.losses] == [
+                "engine 0, batches 2 and later: rows unknown (open end: the engine never said goodbye, "
+                "rows after its last batch are unknown)"
+            ]
+            excused = {f.check.id for f in report.excused}
+            assert (check in excused) == (check in needing), check
+            assert not {f.check.id for f in report.violations} & needing
 
 
 def view_of(tables):
@@ -459,23 +544,33 @@ def view_of(tables):
         }
 
 
+def nearly(value):
+    return float(np.nextafter(np.float32(value), np.float32(0)))
+
+
+CLIENTS = [
+    ("client-logprobs", lambda v: {"logprobs": [*v["logprobs"][:3], nearly(v["logprobs"][3]), *v["logprobs"][4:]]}),
+    ("client-logprobs", lambda v: {"logprobs": v["logprobs"][:7]}),
+    ("client-tokens", lambda v: {"token_ids": [1, *v["token_ids"][1:]]}),
+    ("client-tokens", lambda v: {"token_ids": v["token_ids"][:7], "logprobs": None}),
+    ("client-prompt", lambda v: {"prompt_token_ids": [1]}),
+    ("client-finish", lambda v: {"finish_reason": "stop"}),
+    ("client-unknown", lambda v: {"request_id": "nobody"}),
+]
+IN_TESTS_OF_THEIR_OWN = {
+    *{"rows-conserved", "logprob-not-the-engines", "hit-without-cache", "version-order", "label-of-no-version"},
+    *{"fingerprint-of-no-version", "fingerprint-twice", "fingerprint-baseline", "num-changed"},
+}
+
+
 def test_the_clients_view_is_compared_bit_for_bit(tmp_path):
     tables = asking()
     view = list(view_of(tables))
     report = report_of(tmp_path, tables, view)
     assert report.violations == [] and report.completions == 2
     engines = list(read_engines(open_trace(tmp_path / "t.arrow")))
-    nearly = float(np.nextafter(np.float32(view[1]["logprobs"][3]), np.float32(0)))
-    for change, check in (
-        ({"logprobs": [*view[1]["logprobs"][:3], nearly, *view[1]["logprobs"][4:]]}, "client-logprobs"),
-        ({"logprobs": view[1]["logprobs"][:7]}, "client-logprobs"),
-        ({"token_ids": [1, *view[1]["token_ids"][1:]]}, "client-tokens"),
-        ({"token_ids": view[1]["token_ids"][:7], "logprobs": None}, "client-tokens"),
-        ({"prompt_token_ids": [1]}, "client-prompt"),
-        ({"finish_reason": "stop"}, "client-finish"),
-        ({"request_id": "nobody"}, "client-unknown"),
-    ):
-        assert [f.check for f in client_view(engines, [view[0], {**view[1], **change}])] == [check]
+    for check, change in CLIENTS:
+        assert [f.check.id for f in client_view(engines, [view[0], {**view[1], **change(view[1])}])] == [check]
 
 
 def test_the_client_may_have_fewer_tokens_of_a_request_that_it_aborted(tmp_path):
@@ -498,9 +593,14 @@ def test_the_command_prints_and_ends_with_the_right_code(tmp_path):
     done = CliRunner().invoke(command, [str(tmp_path / "bad.arrow")], standalone_mode=False)
     assert done.return_value == 1
     assert "engine 0, request 0, engine step 2: position 7 has logprob 0.5" in done.output
+    assert "VIOLATED: logprob-positive in engine 0, 1 time (breaks replay)" in done.output
+    assert "  do   Look at what the engine's logits processors" in done.output
     done = CliRunner().invoke(command, [str(tmp_path / "bad.arrow"), "--json"], standalone_mode=False)
     facts = json.loads(done.output)
-    assert facts["sound"] is False and facts["violations"][0]["check"] == "logprob-positive"
+    (told,) = facts["violations"]
+    assert facts["sound"] is False and told["id"] == "logprob-positive" and told["severity"] == "breaks replay"
+    (check,) = (check for check in ALL if check.id == told["id"])
+    assert (told["why"], told["what_to_do"]) == (check.why, check.what_to_do)
 
 
 @pytest.mark.parametrize("text", ["not json\n", '{"index": 0}\n', None])

@@ -336,5 +336,5 @@ def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path):
     ]:
         with pytest.raises(MetricsError, match=words):
             raise doctor(path, "--live", live).exception
-    with pytest.raises(UsageError, match="go with --live"):
-        raise doctor(path, "--engine", 0).exception
+    with pytest.raises(UsageError, match="--daemon goes with --live"):
+        raise doctor(path, "--daemon", "unix:/nowhere").exception

@@ -30,7 +30,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "diagnose": set(),
     "scoring": {"diagnose"},
     "replay": {"trace", "scoring", "diagnose"},
-    "audit": {"trace"},
+    "audit": {"trace", "report"},  # of report the plural alone
     "report": {"diagnose"},
     "tracekitd": {"trace", "rpc"},
 }
@@ -121,7 +121,7 @@ ALLOWED = {
         *"torch transformers numpy pyarrow".split(),
     },
     "tracekit.diagnose": {"numpy"},
-    "tracekit.audit": {"tracekit.trace", "numpy", "pyarrow"},
+    "tracekit.audit": {"tracekit.trace", "tracekit.report", "numpy", "pyarrow"},
     "tracekit.report": {"tracekit.diagnose", "numpy"},
     "tracekit.cli": OURS | {"click"},
     "tracekitd": {"tracekit.trace", "tracekit.rpc", "grpc", "google.protobuf", "numpy", "pyarrow"},

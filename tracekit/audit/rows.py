@@ -1,30 +1,34 @@
-"""One engine's tables as numpy columns, which all checks share."""
+"""One engine's tables as numpy columns with their joins, which doctor, lint and live share."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracekit.audit.findings import Array, Columns
-from tracekit.tables import ACCEPTED, TABLES
+from tracekit.audit.findings import Array, Columns, select
+from tracekit.tables import ACCEPTED, NEW, PREEMPTED, TABLES
+from tracekit.trace.join import lookup, pair_key, pick
 from tracekit.trace.reader import Trace
 
-__all__ = ["EngineRows", "read_engines", "sequence_key"]
+Made = TypeVar("Made")
 
 _NUMBERS = ("u1", "u4", "u8", "i8", "f4")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EngineRows:
     """Everything recorded of one engine.
 
-    ``tables`` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
-    the order of ``trace.reader.ORDER``; ``requests`` and ``engines`` stay Arrow for their texts and lists.
+    `tables` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
+    the order of `trace.reader.ORDER`; `requests` and `about` stay Arrow for their texts and lists.
     """
 
     engine: int
@@ -47,7 +51,7 @@ class EngineRows:
         return found if isinstance(found, dict) else {}
 
     def setting(self, *path: str) -> Any:
-        """Return ``config["vllm"][path[0]]...``, None where it was not recorded."""
+        """Return `config["vllm"][path[0]]...`, None where it was not recorded."""
         value: Any = self.config.get("vllm")
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
@@ -61,18 +65,34 @@ class EngineRows:
     @cached_property
     def accepted(self) -> Columns:
         """The accepted tokens in order of (request, position)."""
-        keep = (self["tokens"]["flags"] & ACCEPTED) != 0
-        return {name: values[keep] for name, values in self["tokens"].items()}
+        return select(self["tokens"], (self["tokens"]["flags"] & ACCEPTED) != 0)
+
+    @cached_property
+    def running(self) -> Columns:
+        """The rows of `scheduled` that ran: all but the preemptions."""
+        return select(self["scheduled"], (self["scheduled"]["flags"] & PREEMPTED) == 0)
+
+    @cached_property
+    def chain(self) -> Columns:
+        """The rows of `scheduled` in order of (request, step); within a step preemptions come first."""
+        scheduled = self["scheduled"]
+        ran: Array = (scheduled["flags"] & PREEMPTED) == 0
+        return select(scheduled, np.lexsort((ran, scheduled["engine_step"], scheduled["request"])))
+
+    @cached_property
+    def first_hits(self) -> Columns:
+        """The rows of `scheduled` of new requests that found a part of their prompt computed."""
+        scheduled = self["scheduled"]
+        return select(scheduled, ((scheduled["flags"] & NEW) != 0) & (scheduled["num_computed"] > 0))
 
     @cached_property
     def changes(self) -> Columns:
-        """The rows of ``weights`` that begin a version."""
-        keep = np.array([label is None for label in self.labels], dtype=bool)
-        return {name: values[keep] for name, values in self["weights"].items()}
+        """The rows of `weights` that begin a version."""
+        return select(self["weights"], np.array([label is None for label in self.labels], dtype=bool))
 
     @cached_property
     def adapters(self) -> list[str | None]:
-        """The adapter of each row of ``changes``; None where the model's own weights changed."""
+        """The adapter of each row of `changes`; None where the model's own weights changed."""
         return [lora for lora, label in zip(self.loras, self.labels, strict=True) if label is None]
 
     @cached_property
@@ -83,35 +103,64 @@ class EngineRows:
 
     @cached_property
     def labelled(self) -> Columns:
-        """The rows of ``weights`` that name a version."""
-        keep = np.array([label is not None for label in self.labels], dtype=bool)
-        return {name: values[keep] for name, values in self["weights"].items()}
+        """The rows of `weights` that name a version."""
+        return select(self["weights"], np.array([label is not None for label in self.labels], dtype=bool))
 
     @cached_property
     def num_prompt(self) -> Array:
-        """Prompt length of each row of ``requests``."""
+        """Prompt length of each row of `requests`."""
         lengths = pc.list_value_length(self.requests.column("prompt_token_ids"))
         return np.asarray(lengths.to_numpy(), dtype=np.int64)
 
     @cached_property
     def sampling(self) -> list[dict[str, Any]]:
-        """Sampling parameters of each row of ``requests``."""
+        """Sampling parameters of each row of `requests`."""
         texts = self.requests.column("sampling_params").to_pylist()
         parsed = {text: json.loads(text) or {} for text in set(texts)}
         return [parsed[text] for text in texts]
 
+    @cached_property
+    def vocab_size(self) -> int | None:
+        """Size of the vocabulary, where the configuration tells; a model of several inputs has it in its text part."""
+        found: Any = self.config.get("hf_config")
+        for section in (found, found.get("text_config") if isinstance(found, dict) else None):
+            if isinstance(section, dict) and isinstance(section.get("vocab_size"), int):
+                return int(section["vocab_size"])
+        return None
+
     def row_of(self, requests: Array) -> Array:
-        """Return for each request number its row in ``requests``; -1 where there is none."""
-        numbers = self["requests"]["request"]
-        if not numbers.size:
-            return np.full(requests.shape, -1)
-        at = np.minimum(np.searchsorted(numbers, requests), numbers.size - 1)
-        return np.where(numbers[at] == requests, at, -1)
+        """Return for each request number its row in `requests`; -1 where there is none."""
+        return lookup(self["requests"]["request"], requests)
+
+    def step_of(self, engine_steps: Array) -> Array:
+        """Return for each number of a step its row in `steps`; -1 where there is none."""
+        return lookup(self["steps"]["engine_step"], engine_steps)
+
+    def prompt_of(self, requests: Array) -> Array:
+        """Return for each request number the length of its prompt; 0 where the request is not known."""
+        return pick(self.num_prompt, self.row_of(requests), 0)
 
 
-def sequence_key(step: Array, request: Array) -> Array:
-    """One number for each (engine_step, request)."""
-    return step.astype(np.int64) << 32 | request.astype(np.int64)
+def once(make: Callable[[EngineRows], Made]) -> Callable[[EngineRows], Made]:
+    """Let checks share what `make` makes of an engine's rows; it must not hold the rows, which would stay with it."""
+    made: WeakKeyDictionary[EngineRows, Made] = WeakKeyDictionary()
+
+    def made_once(rows: EngineRows) -> Made:
+        if rows not in made:
+            made[rows] = make(rows)
+        return made[rows]
+
+    return made_once
+
+
+def sequence_key(columns: Columns) -> Array:
+    """Return one number for each (engine_step, request) of a table's rows."""
+    return pair_key(columns["engine_step"], columns["request"])
+
+
+def place_key(columns: Columns) -> Array:
+    """Return one number for each (request, position) of a table's rows."""
+    return pair_key(columns["request"], columns["position"])
 
 
 def read_engines(trace: Trace) -> Iterator[EngineRows]:

@@ -1,69 +1,101 @@
 """The blocks of prefix-cache hits: they cover what a request found computed, by weights that were there before."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 
-from tracekit.audit.doctor.steps import sum_by
-from tracekit.audit.findings import Array, Columns, Finding, finding
+from tracekit.audit.doctor.sums import sum_by
+from tracekit.audit.findings import MISLEADS, Array, Broken, Check, Columns, select
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import NEW, RESUMED
+from tracekit.trace.join import pick
 
-__all__ = ["covered", "versions"]
+
+def _hits(rows: EngineRows) -> Columns:
+    """Rows of new and of resumed requests that found tokens computed."""
+    scheduled = rows["scheduled"]
+    return select(scheduled, ((scheduled["flags"] & (NEW | RESUMED)) != 0) & (scheduled["num_computed"] > 0))
 
 
-def covered(rows: EngineRows) -> list[Finding]:
-    """In each KV group a hit's blocks follow each other from the first and hold exactly the tokens it found."""
-    blocks, hits = rows["cache"], _hits(rows)
-    key = sequence_key(hits["engine_step"], hits["request"])
-    of = sequence_key(blocks["engine_step"], blocks["request"])
-    place, group = blocks["block"], blocks["kv_group"]
-    found = finding(
-        "cache-without-hit",
-        rows.engine,
-        ~np.isin(of, key),
+def _without_hit(rows: EngineRows) -> Iterator[Broken]:
+    blocks = rows["cache"]
+    yield Broken(
+        ~np.isin(sequence_key(blocks), sequence_key(_hits(rows))),
         blocks,
-        lambda i: f"block {place[i]} was found computed by nobody who began or resumed",
+        lambda i: f"block {blocks['block'][i]} was found computed by nobody who began or resumed",
     )
-    if place.size:
-        same = np.r_[False, (of[1:] == of[:-1]) & (group[1:] == group[:-1])]
-        before = np.r_[-1, place[:-1]]
-        found += finding(
-            "cache-block-hole",
-            rows.engine,
-            place != np.where(same, before + 1, 0),
-            blocks,
-            lambda i: f"block {place[i]} of KV group {group[i]} does not follow the one before it",
-        )
-    for number in np.unique(group).tolist() or [0]:
-        mine = group == number
-        tokens = sum_by(key, of[mine], blocks["num_tokens"][mine])
+
+
+def _hole(rows: EngineRows) -> Iterator[Broken]:
+    blocks = rows["cache"]
+    of, place, group = sequence_key(blocks), blocks["block"], blocks["kv_group"]
+    same = np.r_[False, (of[1:] == of[:-1]) & (group[1:] == group[:-1])][: place.size]
+    before = np.r_[-1, place][:-1]
+    yield Broken(
+        place != np.where(same, before + 1, 0),
+        blocks,
+        lambda i: f"block {place[i]} of KV group {group[i]} does not follow the one before it",
+    )
+
+
+def _coverage(rows: EngineRows) -> Iterator[Broken]:
+    blocks, hits = rows["cache"], _hits(rows)
+    for number in np.unique(blocks["kv_group"]).tolist() or [0]:
+        mine = select(blocks, blocks["kv_group"] == number)
+        tokens = sum_by(sequence_key(hits), sequence_key(mine), mine["num_tokens"])
 
         def says(i: int, number: int = number, tokens: Array = tokens) -> str:
             return f"{hits['num_computed'][i]} tokens cached, its blocks of KV group {number} hold {tokens[i]}"
 
-        found += finding("cache-coverage", rows.engine, tokens != hits["num_computed"], hits, says)
-    return found
+        yield Broken(tokens != hits["num_computed"], hits, says)
 
 
-def versions(rows: EngineRows) -> list[Finding]:
-    """A block's oldest weights are not newer than its newest, and those not newer than the step that found it."""
-    blocks, steps = rows["cache"], rows["steps"]
-    number = steps["engine_step"]
-    if not number.size or not blocks["block"].size:
-        return []
+def _version(rows: EngineRows) -> Iterator[Broken]:
+    blocks = rows["cache"]
     oldest, newest = blocks["min_weight_version"], blocks["max_weight_version"]
-    at = np.minimum(np.searchsorted(number, blocks["engine_step"]), number.size - 1)
-    now = np.where(number[at] == blocks["engine_step"], steps["weight_version"][at], newest)
-    wrong = ((oldest < 0) != (newest < 0)) | (oldest > newest) | (newest > now)
-    return finding(
-        "cache-version",
-        rows.engine,
-        wrong,
+    now = pick(rows["steps"]["weight_version"], rows.step_of(blocks["engine_step"]), newest)
+    yield Broken(
+        ((oldest < 0) != (newest < 0)) | (oldest > newest) | (newest > now),
         blocks,
         lambda i: f"block {blocks['block'][i]} computed by versions {oldest[i]} to {newest[i]}, found under {now[i]}",
     )
 
 
-def _hits(rows: EngineRows) -> Columns:
-    scheduled = rows["scheduled"]
-    hit = ((scheduled["flags"] & (NEW | RESUMED)) != 0) & (scheduled["num_computed"] > 0)
-    return {name: values[hit] for name, values in scheduled.items()}
+_BLOCKS = frozenset({"scheduled", "cache"})
+_REPORT = "Do not trust causes that rest on prefix hits, and report the trace with the version of vLLM."
+
+CHECKS = (
+    Check(
+        "cache-without-hit",
+        MISLEADS,
+        "Cached blocks belong to a request that began or resumed with computed tokens.",
+        _REPORT,
+        _without_hit,
+        _BLOCKS,
+    ),
+    Check(
+        "cache-block-hole",
+        MISLEADS,
+        "The blocks of a hit follow each other from the first in each KV group, as a prefix does.",
+        _REPORT,
+        _hole,
+        _BLOCKS,
+    ),
+    Check(
+        "cache-coverage",
+        MISLEADS,
+        "The blocks of a hit hold exactly the tokens that it found, else the age of some KV is not known.",
+        _REPORT,
+        _coverage,
+        _BLOCKS,
+    ),
+    Check(
+        "cache-version",
+        MISLEADS,
+        "A block's oldest weights are not newer than its newest, and those not newer than the step that found it.",
+        _REPORT,
+        _version,
+    ),
+)

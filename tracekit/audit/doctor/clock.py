@@ -1,63 +1,95 @@
 """Times of one engine's monotonic clock go forward."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 
-from tracekit.audit.findings import Array, Columns, Finding, finding
+from tracekit.audit.findings import MISLEADS, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
+from tracekit.trace.join import pick
 
-__all__ = ["clock"]
-
-
-def clock(rows: EngineRows) -> list[Finding]:
-    """Steps, requests, finishes and weight changes follow each other in time as they do in number."""
-    steps, requests, done = rows["steps"], rows["requests"], rows["finishes"]
-    found = [
-        *_forward(rows, "steps", "time_ns", "dispatched"),
-        *_forward(rows, "steps", "output_ns", "returned"),
-        *_forward(rows, "requests", "time_ns", "admitted"),
-        *_forward(rows, "weights", "begin_ns", "changed"),
-        *finding(
-            "time-of-output",
-            rows.engine,
-            steps["output_ns"] < steps["time_ns"],
-            steps,
-            lambda _: "its output came before it was dispatched",
-        ),
-    ]
-    admitted = _admitted(rows, done)
-    found += finding(
-        "time-of-finish", rows.engine, done["time_ns"] < admitted, done, lambda _: "finished before it was admitted"
-    )
-    began = rows.about.get("mono_ns")
-    if began is not None:
-        found += finding(
-            "time-before-engine",
-            rows.engine,
-            requests["time_ns"] < began,
-            requests,
-            lambda _: "admitted before the engine was there",
-        )
-    return found + _scheduled(rows)
+_EARLIEST = np.iinfo(np.int64).min
 
 
-def _scheduled(rows: EngineRows) -> list[Finding]:
-    steps, scheduled = rows["steps"], rows["scheduled"]
-    number = steps["engine_step"]
-    if not number.size:
-        return []
-    at = np.minimum(np.searchsorted(number, scheduled["engine_step"]), number.size - 1)
-    early = (number[at] == scheduled["engine_step"]) & (steps["time_ns"][at] < _admitted(rows, scheduled))
-    return finding("time-of-admission", rows.engine, early, scheduled, lambda _: "scheduled before it was admitted")
+def _backwards(rows: EngineRows) -> Iterator[Broken]:
+    for table, columns, column, what in (
+        ("steps", rows["steps"], "time_ns", "dispatched"),
+        ("steps", rows["steps"], "output_ns", "returned"),
+        ("requests", rows["requests"], "time_ns", "admitted"),
+        ("weights", rows.changes, "begin_ns", "changed"),
+    ):
+        times, text = columns[column], f"{what} before the {table} row before it"
+        back = np.r_[False, times[1:] < times[:-1]][: times.size]
+        yield Broken(back, columns, lambda _, text=text: text)  # type: ignore[misc]
 
 
-def _admitted(rows: EngineRows, columns: Columns) -> Array:
-    """When the request of each row was admitted; the smallest number where that is not recorded."""
-    at, times = rows.row_of(columns["request"]), rows["requests"]["time_ns"]
-    return np.where(at < 0, np.iinfo(np.int64).min, times[at] if times.size else 0)
+def _output(rows: EngineRows) -> Iterator[Broken]:
+    steps = rows["steps"]
+    early = steps["output_ns"] < steps["time_ns"]
+    yield Broken(early, steps, lambda _: "its output came before it was dispatched")
 
 
-def _forward(rows: EngineRows, table: str, column: str, what: str) -> list[Finding]:
-    columns = rows.changes if table == "weights" else rows[table]
-    times = columns[column]
-    back = np.r_[False, times[1:] < times[:-1]] if times.size else times.astype(bool)
-    return finding("time-backwards", rows.engine, back, columns, lambda _: f"{what} before the {table} row before it")
+def _finish(rows: EngineRows) -> Iterator[Broken]:
+    done = rows["finishes"]
+    early = done["time_ns"] < _admitted(rows, done["request"])
+    yield Broken(early, done, lambda _: "finished before it was admitted")
+
+
+def _before_engine(rows: EngineRows) -> Iterator[Broken]:
+    requests, began = rows["requests"], rows.about.get("mono_ns", _EARLIEST)
+    yield Broken(requests["time_ns"] < began, requests, lambda _: "admitted before the engine was there")
+
+
+def _admission(rows: EngineRows) -> Iterator[Broken]:
+    scheduled = rows["scheduled"]
+    admitted = _admitted(rows, scheduled["request"])
+    time = pick(rows["steps"]["time_ns"], rows.step_of(scheduled["engine_step"]), admitted)
+    yield Broken(time < admitted, scheduled, lambda _: "scheduled before it was admitted")
+
+
+def _admitted(rows: EngineRows, request: Array) -> Array:
+    """When each request was admitted; before anything else where that is not recorded."""
+    return pick(rows["requests"]["time_ns"], rows.row_of(request), _EARLIEST)
+
+
+_REPORT = "Do not trust the times of this trace, and report it with the version of vLLM."
+
+CHECKS = (
+    Check(
+        "time-backwards",
+        MISLEADS,
+        "Steps, requests and weight changes follow each other in time as they do in number.",
+        _REPORT,
+        _backwards,
+    ),
+    Check(
+        "time-of-output",
+        MISLEADS,
+        "The output of a step comes after the step was dispatched.",
+        _REPORT,
+        _output,
+    ),
+    Check(
+        "time-of-finish",
+        MISLEADS,
+        "A request finishes after it was admitted.",
+        _REPORT,
+        _finish,
+    ),
+    Check(
+        "time-before-engine",
+        MISLEADS,
+        "A request is admitted after its engine was there, else the two were measured by different clocks.",
+        _REPORT,
+        _before_engine,
+    ),
+    Check(
+        "time-of-admission",
+        MISLEADS,
+        "A request is scheduled after it was admitted.",
+        _REPORT,
+        _admission,
+    ),
+)

@@ -1,25 +1,37 @@
 """Rows are conserved: what an engine produced is stored or known to be lost."""
 
-from tracekit.audit.findings import Finding, Violation
-from tracekit.trace.ledger import Loss, Tally
+from __future__ import annotations
 
-__all__ = ["conserved"]
+from collections.abc import Callable, Sequence
+
+from tracekit.audit.findings import BREAKS_REPLAY, Check, Finding, Violation
+from tracekit.trace.ledger import Loss, Tally, balance
 
 
-def conserved(tally: Tally, losses: list[Loss]) -> list[Finding]:
-    """Compare the producer's own counters with the stored rows and all known losses, table by table.
+def _unbalanced(tally: Tally, losses: Sequence[Loss]) -> list[str]:
+    """Say of each table that the producer's own counters, the stored rows and all known losses do not agree."""
+    return [
+        f"{table}: produced {produced}, stored {stored}, lost {lost}"
+        for table, (produced, stored, lost) in sorted(balance(tally, losses).items())
+        if produced != stored + lost
+    ]
+
+
+CONSERVED: Check[Callable[[Tally, Sequence[Loss]], list[str]]] = Check(
+    "rows-conserved",
+    BREAKS_REPLAY,
+    "What an engine produced is stored or known to be lost, else rows are there twice or losses are invented.",
+    "Do not rely on what this trace says is missing, and report it: the engine's counters and its batches disagree.",
+    _unbalanced,
+)
+
+
+def conserved(tally: Tally, losses: Sequence[Loss]) -> list[Finding]:
+    """Compare the counters of one engine with its rows, table by table.
 
     Args:
-        losses: All losses of the trace, those found by `trace.loss.unreported` among them.
+        tally: the engine.
+        losses: all losses of the trace, those found by `trace.ledger.unreported` among them.
     """
-    end_seq = tally.runs[-1][1] if tally.runs else 0
-    wrong = []
-    for table in sorted(set(tally.produced) | set(tally.stored)):
-        if table == "losses":
-            continue
-        produced, stored = tally.produced[table], tally.stored[table]
-        own = [loss for loss in losses if loss.engine == tally.engine and loss.from_seq <= end_seq]
-        lost = sum(loss.rows.get(table, 0) for loss in own)
-        if produced != stored + lost:
-            wrong.append(Violation(f"{table}: produced {produced}, stored {stored}, lost {lost}"))
-    return [Finding("rows-conserved", tally.engine, len(wrong), wrong)] if wrong else []
+    texts = CONSERVED.find(tally, losses)
+    return [Finding(CONSERVED, tally.engine, len(texts), [Violation(text) for text in texts])] if texts else []

@@ -1,33 +1,70 @@
-"""Finishes: once a request, with the output that the tokens show, and nothing accepted afterwards."""
+"""Finishes: once per request, with the output that the tokens show, and nothing accepted afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
-from tracekit.audit.findings import Finding, finding
+from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
+from tracekit.trace.join import pick
 
-__all__ = ["finishes"]
+
+def _accepted(rows: EngineRows) -> tuple[Array, Array]:
+    """How many tokens were accepted of the request of each finish, and the place of the last of them, or -1."""
+    request, of = rows["finishes"]["request"], rows.accepted["request"]
+    begin, end = np.searchsorted(of, request, side="left"), np.searchsorted(of, request, side="right")
+    return end - begin, np.where(end > begin, end - 1, -1)
 
 
-def finishes(rows: EngineRows) -> list[Finding]:
-    """A request finishes once, with as many tokens as were accepted, the last of them not after it."""
-    done, tokens = rows["finishes"], rows.accepted
-    request = done["request"]
-    again = np.r_[False, request[1:] == request[:-1]] if request.size else request.astype(bool)
-    begin = np.searchsorted(tokens["request"], request, side="left")
-    end = np.searchsorted(tokens["request"], request, side="right")
-    accepted = end - begin
-    last = tokens["engine_step"][end - 1] if tokens["engine_step"].size else np.zeros_like(end)
-    late = (accepted > 0) & (last > done["engine_step"])
-    return [
-        *finding("finish-twice", rows.engine, again, done, lambda _: "finished a second time"),
-        *finding(
-            "finish-count",
-            rows.engine,
-            done["num_output_tokens"] != accepted,
-            done,
-            lambda i: f"finished with {done['num_output_tokens'][i]} tokens, {accepted[i]} were accepted",
-        ),
-        *finding(
-            "token-after-finish", rows.engine, late, done, lambda i: f"accepted a token in engine step {last[i]} later"
-        ),
-    ]
+def _twice(rows: EngineRows) -> Iterator[Broken]:
+    request = rows["finishes"]["request"]
+    again = np.r_[False, request[1:] == request[:-1]][: request.size]
+    yield Broken(again, rows["finishes"], lambda _: "finished a second time")
+
+
+def _count(rows: EngineRows) -> Iterator[Broken]:
+    told, (accepted, _) = rows["finishes"]["num_output_tokens"], _accepted(rows)
+    yield Broken(
+        told != accepted,
+        rows["finishes"],
+        lambda i: f"finished with an output of {told[i]} tokens, {accepted[i]} were accepted",
+    )
+
+
+def _late(rows: EngineRows) -> Iterator[Broken]:
+    done, (_, last) = rows["finishes"], _accepted(rows)
+    step = pick(rows.accepted["engine_step"], last, -1)
+    yield Broken(step > done["engine_step"], done, lambda i: f"accepted a token in engine step {step[i]} later")
+
+
+_NEEDS = frozenset({"tokens", "finishes"})
+_LEAVE_OUT = "Leave the requests it names out of any comparison, and report the trace with the version of vLLM."
+
+CHECKS = (
+    Check(
+        "finish-twice",
+        BREAKS_REPLAY,
+        "A request finishes once, else two outputs were taken for one.",
+        _LEAVE_OUT,
+        _twice,
+        _NEEDS,
+    ),
+    Check(
+        "finish-count",
+        BREAKS_REPLAY,
+        "A request finishes with as many tokens as were accepted, else one is missing or its client never had it.",
+        _LEAVE_OUT,
+        _count,
+        _NEEDS,
+    ),
+    Check(
+        "token-after-finish",
+        BREAKS_REPLAY,
+        "Nothing is accepted after a request finished, else the client does not have that token.",
+        _LEAVE_OUT,
+        _late,
+        _NEEDS,
+    ),
+)

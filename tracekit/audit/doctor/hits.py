@@ -1,45 +1,37 @@
 """Prefix-cache hits: a request that starts with computed tokens found them where an earlier request left them."""
 
+from __future__ import annotations
+
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tracekit.audit.findings import Columns, Finding, finding
+from tracekit.audit.findings import MISLEADS, Broken, Check
 from tracekit.audit.rows import EngineRows
-from tracekit.tables import NEW, PREEMPTED
-
-__all__ = ["explained", "possible"]
 
 
-def possible(rows: EngineRows) -> list[Finding]:
-    """A hit needs a cache, and leaves at least the prompt's last token to compute."""
-    hits = _hits(rows)
-    at = rows.row_of(hits["request"])
-    prompt = np.where(at < 0, 0, rows.num_prompt[at] if rows.num_prompt.size else 0)
-    found = finding(
-        "hit-beyond-prompt",
-        rows.engine,
+def _beyond_prompt(rows: EngineRows) -> Iterator[Broken]:
+    hits = rows.first_hits
+    prompt = rows.prompt_of(hits["request"])
+    yield Broken(
         (prompt > 0) & (hits["num_computed"] >= prompt),
         hits,
         lambda i: f"{hits['num_computed'][i]} tokens cached of a prompt of {prompt[i]}",
     )
+
+
+def _without_cache(rows: EngineRows) -> Iterator[Broken]:
     if rows.setting("cache_config", "enable_prefix_caching") is False and not rows.setting("kv_transfer_config"):
-        found += finding(
-            "hit-without-cache",
-            rows.engine,
-            hits["num_computed"] > 0,
-            hits,
-            lambda i: f"{hits['num_computed'][i]} tokens cached with prefix caching off",
-        )
-    return found
+        found = rows.first_hits["num_computed"]
+        yield Broken(found > 0, rows.first_hits, lambda i: f"{found[i]} tokens cached with prefix caching off")
 
 
-def explained(rows: EngineRows) -> list[Finding]:
-    """Some other request computed the same tokens before a hit, or earlier in the same step."""
+def _unexplained(rows: EngineRows) -> Iterator[Broken]:
     if rows.setting("kv_transfer_config"):
-        return []  # blocks may come from elsewhere
-    hits = _hits(rows)
+        return  # blocks may come from elsewhere
+    hits = rows.first_hits
     at = rows.row_of(hits["request"])
     prompts = rows.requests.column("prompt_token_ids")
     identity = list(
@@ -56,26 +48,14 @@ def explained(rows: EngineRows) -> list[Finding]:
             continue
         found = sources[length].get((identity[row], ids.astype("<u4").tobytes()), [])
         alone[i] = not any(first <= step and source != row for source, first in found)
-    return finding(
-        "hit-unexplained",
-        rows.engine,
-        alone,
-        hits,
-        lambda i: f"{hits['num_computed'][i]} tokens cached that no earlier request computed",
-    )
-
-
-def _hits(rows: EngineRows) -> Columns:
-    scheduled = rows["scheduled"]
-    hit = ((scheduled["flags"] & NEW) != 0) & (scheduled["num_computed"] > 0)
-    return {name: values[hit] for name, values in scheduled.items()}
+    yield Broken(alone, hits, lambda i: f"{hits['num_computed'][i]} tokens cached that no earlier request computed")
 
 
 def _first_computed(rows: EngineRows, length: int, identity: list[Any]) -> dict[Any, list[tuple[int, int]]]:
-    """Group requests by their first ``length`` tokens: (row of the request, step that computed the last of them)."""
-    scheduled = rows["scheduled"]
+    """Group requests by their first `length` tokens: (row of the request, step that computed the last of them)."""
+    scheduled = rows.running
     start, end = scheduled["num_computed"], scheduled["num_computed"] + scheduled["num_tokens"]
-    reaches = (start < length) & (end >= length) & ((scheduled["flags"] & PREEMPTED) == 0)
+    reaches = (start < length) & (end >= length)
     tokens = rows.accepted
     starts = np.searchsorted(tokens["request"], rows["requests"]["request"])
     prompts = rows.requests.column("prompt_token_ids")
@@ -90,3 +70,31 @@ def _first_computed(rows: EngineRows, length: int, identity: list[Any]) -> dict[
             ids = np.concatenate([ids, tokens["token_id"][starts[row] : starts[row] + length - len(ids)]])
         groups[identity[row], ids[:length].astype("<u4").tobytes()].append((row, step))
     return groups
+
+
+CHECKS = (
+    Check(
+        "hit-beyond-prompt",
+        MISLEADS,
+        "A hit leaves at least the prompt's last token to compute, else there is nothing to sample from.",
+        "Do not trust causes that rest on prefix hits, and report the trace with the version of vLLM.",
+        _beyond_prompt,
+        frozenset({"requests"}),
+    ),
+    Check(
+        "hit-without-cache",
+        MISLEADS,
+        "A hit needs a prefix cache, and the recorded configuration says that there is none.",
+        "See whether another process shares the KV (a connector), and report the trace if none does.",
+        _without_cache,
+        frozenset({"requests"}),
+    ),
+    Check(
+        "hit-unexplained",
+        MISLEADS,
+        "What a hit found was computed by an earlier request with the same tokens, else the KV is not of this prompt.",
+        "Record again with enable_prefix_caching=False and compare; report the trace if the logprobs differ.",
+        _unexplained,
+        frozenset({"requests", "tokens", "scheduled"}),
+    ),
+)

@@ -1,109 +1,212 @@
 """Engine steps account for their requests, their scheduled tokens and every sampled token."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 
-from tracekit.audit.findings import Array, Finding, finding
+from tracekit.audit.doctor.sums import sum_by
+from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, sequence_key
-from tracekit.tables import PARTIAL, PREEMPTED
-
-__all__ = ["accounting", "numbering", "sampling", "sum_by"]
+from tracekit.tables import PARTIAL
 
 
-def numbering(rows: EngineRows) -> list[Finding]:
-    """Steps are numbered from 0 without holes."""
-    steps = rows["steps"]
-    number = steps["engine_step"]
-    before = np.r_[-1, number[:-1]] if number.size else number
-    found = finding("step-twice", rows.engine, number == before, steps, lambda _: "recorded twice")
-    return found + finding(
-        "step-hole", rows.engine, number > before + 1, steps, lambda i: f"the step before it is {before[i]}"
+def _before(rows: EngineRows) -> Array:
+    """The number of the step before each, -1 before the first."""
+    return np.asarray(np.r_[-1, rows["steps"]["engine_step"]][:-1])
+
+
+def _step_twice(rows: EngineRows) -> Iterator[Broken]:
+    yield Broken(rows["steps"]["engine_step"] == _before(rows), rows["steps"], lambda _: "recorded twice")
+
+
+def _step_hole(rows: EngineRows) -> Iterator[Broken]:
+    before = _before(rows)
+    hole = rows["steps"]["engine_step"] > before + 1
+    yield Broken(hole, rows["steps"], lambda i: f"the step before it is {before[i]}")
+
+
+def _step_requests(rows: EngineRows) -> Iterator[Broken]:
+    steps, of = rows["steps"], rows.running["engine_step"]
+    there = sum_by(steps["engine_step"], of, np.ones_like(of))
+    yield Broken(
+        steps["num_requests"] != there,
+        steps,
+        lambda i: f"says that {steps['num_requests'][i]} requests ran, its scheduled rows are {there[i]}",
     )
 
 
-def accounting(rows: EngineRows) -> list[Finding]:
-    """What a step says of itself is the sum of its scheduled rows."""
-    steps, scheduled = rows["steps"], rows["scheduled"]
-    ran = (scheduled["flags"] & PREEMPTED) == 0
-    number, of_step, tokens = steps["engine_step"], scheduled["engine_step"][ran], scheduled["num_tokens"][ran]
-    requests, in_rows = sum_by(number, of_step, np.ones_like(tokens)), sum_by(number, of_step, tokens)
-    orphan = ~np.isin(scheduled["engine_step"], number)
-    key = sequence_key(scheduled["engine_step"], scheduled["request"])[ran]
-    ordered = np.sort(key)
-    again = np.isin(key, ordered[1:][ordered[1:] == ordered[:-1]])
-    running = {name: values[ran] for name, values in scheduled.items()}
-    drafted = running["num_draft"]
-    return [
-        *finding(
-            "step-requests",
-            rows.engine,
-            steps["num_requests"] != requests,
-            steps,
-            lambda i: f"says {steps['num_requests'][i]} requests, scheduled rows are {requests[i]}",
-        ),
-        *finding(
-            "step-tokens",
-            rows.engine,
-            steps["num_scheduled_tokens"] != in_rows,
-            steps,
-            lambda i: f"says {steps['num_scheduled_tokens'][i]} scheduled tokens, its rows sum to {in_rows[i]}",
-        ),
-        *finding("step-unknown", rows.engine, orphan, scheduled, lambda _: "scheduled in a step that is not there"),
-        *finding("scheduled-twice", rows.engine, again, running, lambda _: "scheduled twice in one step"),
-        *finding(
-            "draft-of-other-length",
-            rows.engine,
-            (drafted > 0) & (tokens != drafted + 1),
-            running,
-            lambda i: f"{drafted[i]} drafted tokens among {tokens[i]}: a step verifies them after the last sampled one",
-        ),
-        *finding("scheduled-nothing", rows.engine, tokens < 1, running, lambda _: "scheduled with no token"),
-    ]
+def _step_tokens(rows: EngineRows) -> Iterator[Broken]:
+    steps, told = rows["steps"], rows["steps"]["num_scheduled_tokens"]
+    there = sum_by(steps["engine_step"], rows.running["engine_step"], rows.running["num_tokens"])
+    yield Broken(
+        told != there, steps, lambda i: f"says that {told[i]} tokens were scheduled, its rows sum to {there[i]}"
+    )
 
 
-def sampling(rows: EngineRows) -> list[Finding]:
-    """Every sampled token comes from one scheduled row that reaches the end, and every such row sampled."""
-    tokens, scheduled = rows["tokens"], rows["scheduled"]
-    ran = (scheduled["flags"] & PREEMPTED) == 0
-    partial = (scheduled["flags"] & PARTIAL) != 0
-    key = sequence_key(scheduled["engine_step"], scheduled["request"])
-    of_token = sequence_key(tokens["engine_step"], tokens["request"])
-    silent = ran & ~partial & ~np.isin(key, of_token)
-    found = [
-        *finding(
-            "token-unscheduled",
-            rows.engine,
-            ~np.isin(of_token, key[ran]),
-            tokens,
-            lambda i: f"position {tokens['position'][i]} sampled in a step that did not schedule its request",
-        ),
-        *finding(
-            "token-in-partial-chunk",
-            rows.engine,
-            np.isin(of_token, key[ran & partial]),
-            tokens,
-            lambda i: f"position {tokens['position'][i]} sampled by a chunk that does not reach the end",
-        ),
-        *finding("row-without-token", rows.engine, silent, scheduled, lambda _: "should have sampled and did not"),
-    ]
-    accepted = rows.accepted
-    request, step = accepted["request"], accepted["engine_step"]
-    same = np.r_[False, request[1:] == request[:-1]] if request.size else np.zeros(0, bool)
-    before = np.r_[0, step[:-1]] if request.size else step
-    wrong = same & (step < before if rows.speculates else step <= before)
-    return found + finding(
+def _step_unknown(rows: EngineRows) -> Iterator[Broken]:
+    orphan = rows.step_of(rows["scheduled"]["engine_step"]) < 0
+    yield Broken(orphan, rows["scheduled"], lambda _: "scheduled in a step that is not there")
+
+
+def _scheduled_twice(rows: EngineRows) -> Iterator[Broken]:
+    key = sequence_key(rows.running)  # ascending
+    same = key[1:] == key[:-1]
+    again = np.r_[False, same][: key.size] | np.r_[same, False][: key.size]
+    yield Broken(again, rows.running, lambda _: "scheduled twice in one step")
+
+
+def _drafts(rows: EngineRows) -> Iterator[Broken]:
+    drafted, tokens = rows.running["num_draft"], rows.running["num_tokens"]
+    yield Broken(
+        (drafted > 0) & (tokens != drafted + 1),
+        rows.running,
+        lambda i: f"{drafted[i]} drafted tokens among {tokens[i]}: a step verifies them after the last sampled one",
+    )
+
+
+def _nothing(rows: EngineRows) -> Iterator[Broken]:
+    yield Broken(rows.running["num_tokens"] < 1, rows.running, lambda _: "scheduled with no token")
+
+
+def _unscheduled(rows: EngineRows) -> Iterator[Broken]:
+    tokens = rows["tokens"]
+    yield Broken(
+        ~np.isin(sequence_key(tokens), sequence_key(rows.running)),
+        tokens,
+        lambda i: f"position {tokens['position'][i]} sampled in a step that did not schedule its request",
+    )
+
+
+def _in_partial_chunk(rows: EngineRows) -> Iterator[Broken]:
+    tokens, partial = rows["tokens"], (rows.running["flags"] & PARTIAL) != 0
+    yield Broken(
+        np.isin(sequence_key(tokens), sequence_key(rows.running)[partial]),
+        tokens,
+        lambda i: f"position {tokens['position'][i]} sampled by a chunk that does not reach the end",
+    )
+
+
+def _without_token(rows: EngineRows) -> Iterator[Broken]:
+    whole = select(rows.running, (rows.running["flags"] & PARTIAL) == 0)
+    silent = ~np.isin(sequence_key(whole), sequence_key(rows["tokens"]))
+    yield Broken(silent, whole, lambda _: "should have sampled and did not")
+
+
+def _token_order(rows: EngineRows) -> Iterator[Broken]:
+    tokens = rows.accepted
+    request, step = tokens["request"], tokens["engine_step"]
+    same = np.r_[False, request[1:] == request[:-1]][: request.size]
+    before = np.r_[0, step][: step.size]
+    yield Broken(
+        same & (step < before if rows.speculates else step <= before),
+        tokens,
+        lambda i: f"position {tokens['position'][i]} is not from a later step than the one before it ({before[i]})",
+    )
+
+
+_STEPS = frozenset({"steps"})
+_ROWS = frozenset({"steps", "scheduled"})
+_SAMPLED = frozenset({"tokens", "scheduled"})
+_REPORT = "Do not trust causes that rest on the engine's schedule, and report the trace with the version of vLLM."
+_LEAVE_OUT = "Leave the requests it names out of any comparison, and report the trace with the version of vLLM."
+
+CHECKS = (
+    Check(
+        "step-twice",
+        MISLEADS,
+        "An engine step is recorded once, else its requests and its weights are told twice.",
+        _REPORT,
+        _step_twice,
+        _STEPS,
+    ),
+    Check(
+        "step-hole",
+        MISLEADS,
+        "Steps are numbered from 0 without holes, else nobody knows what ran beside a token.",
+        _REPORT,
+        _step_hole,
+        _STEPS,
+    ),
+    Check(
+        "step-requests",
+        MISLEADS,
+        "A step has a scheduled row for each request that it says it ran, else a batch cannot be composed again.",
+        _REPORT,
+        _step_requests,
+        _ROWS,
+    ),
+    Check(
+        "step-tokens",
+        MISLEADS,
+        "The scheduled rows of a step sum to the tokens that it says it computed.",
+        _REPORT,
+        _step_tokens,
+        _ROWS,
+    ),
+    Check(
+        "step-unknown",
+        MISLEADS,
+        "What was scheduled was scheduled in a step that is there, else its weights and its time are not known.",
+        _REPORT,
+        _step_unknown,
+        _ROWS,
+    ),
+    Check(
+        "scheduled-twice",
+        MISLEADS,
+        "A step schedules a request once, else its tokens are counted twice.",
+        _REPORT,
+        _scheduled_twice,
+        _ROWS,
+    ),
+    Check(
+        "draft-of-other-length",
+        MISLEADS,
+        "A step that verifies drafted tokens computes them after the last sampled one, and nothing else.",
+        _REPORT,
+        _drafts,
+        _ROWS,
+    ),
+    Check(
+        "scheduled-nothing",
+        MISLEADS,
+        "A request that a step runs has at least one token to compute.",
+        _REPORT,
+        _nothing,
+        _ROWS,
+    ),
+    Check(
+        "token-unscheduled",
+        BREAKS_REPLAY,
+        "A token is sampled in a step that scheduled its request, else its weights and its context are another's.",
+        _LEAVE_OUT,
+        _unscheduled,
+        _SAMPLED,
+    ),
+    Check(
+        "token-in-partial-chunk",
+        BREAKS_REPLAY,
+        "A chunk of a prompt that does not reach its end samples nothing, so such a token has another's logprob.",
+        _LEAVE_OUT,
+        _in_partial_chunk,
+        _SAMPLED,
+    ),
+    Check(
+        "row-without-token",
+        BREAKS_REPLAY,
+        "A row that reaches the end of its request samples a token, else one is missing from the context.",
+        _LEAVE_OUT,
+        _without_token,
+        _SAMPLED,
+    ),
+    Check(
         "token-order",
-        rows.engine,
-        wrong,
-        accepted,
-        lambda i: f"position {accepted['position'][i]} is not from a later step than the one before it ({before[i]})",
-    )
-
-
-def sum_by(keys: Array, of: Array, values: Array) -> Array:
-    """Sum ``values`` by the key ``of`` each; ``keys`` are ascending, values of other keys are left out."""
-    totals = np.zeros(keys.size, dtype=np.int64)
-    if keys.size:
-        at = np.minimum(np.searchsorted(keys, of), keys.size - 1)
-        known = keys[at] == of
-        np.add.at(totals, at[known], values[known])
-    return totals
+        BREAKS_REPLAY,
+        "A token is from a later step than the one before it, else the two were stamped with each other's weights.",
+        _LEAVE_OUT,
+        _token_order,
+        _SAMPLED,
+    ),
+)

@@ -16,9 +16,8 @@ def foreign_blocks(rows: EngineRows) -> list[tuple[int, int, int]]:
     steps, cache, scheduled = rows["steps"]["engine_step"], rows["cache"], rows["scheduled"]
     if rows.about.get("kind") != "v0" or (steps != np.arange(steps.size)).any():
         return []
-    back = (scheduled["flags"] & RESUMED) != 0
-    resumed = sequence_key(scheduled["engine_step"], scheduled["request"])[back]
-    of = sequence_key(cache["engine_step"], cache["request"])
+    resumed = sequence_key(scheduled)[(scheduled["flags"] & RESUMED) != 0]
+    of = sequence_key(cache)
     unknown = (cache["min_weight_version"] < 0) & np.isin(of, resumed)
     _, first, count = np.unique(of[unknown], return_index=True, return_counts=True)
     places = np.flatnonzero(unknown)[first]

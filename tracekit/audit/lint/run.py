@@ -1,11 +1,12 @@
 """All rules over all subjects."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tracekit.audit.lint import numerics, scheduling, semantic, weights
-from tracekit.audit.lint.types import SEVERITIES, Fired, Rule, Subject
-
-__all__ = ["RULES", "lint"]
+from tracekit.audit.lint.types import BREAKS, SEVERITIES, Fired, Rule, Subject
 
 RULES: tuple[Rule, ...] = (*semantic.RULES, *weights.RULES, *scheduling.RULES, *numerics.RULES)
 
@@ -19,3 +20,22 @@ def lint(subjects: Iterable[Subject]) -> list[Fired]:
             if detail is not None:
                 found.append(Fired(rule, subject.name, detail))
     return sorted(found, key=lambda fired: SEVERITIES.index(fired.rule.severity))
+
+
+def to_facts(path: str, fired: Sequence[Fired], *, unread: Sequence[str] = (), complete: bool = True) -> dict[str, Any]:
+    """Return what `lint` found as JSON types.
+
+    Args:
+        path: of the trace, or of the file of engine arguments.
+        fired: the rules that hold.
+        unread: settings of the file that no rule looks at.
+        complete: whether nothing was lost in the trace.
+    """
+    return {
+        "path": path,
+        "rules": len(RULES),
+        "breaks_parity": sum(one.rule.severity == BREAKS for one in fired),
+        "complete": complete,
+        "not_looked_at": list(unread),
+        "fired": [one.to_dict() for one in fired],
+    }

@@ -6,6 +6,7 @@ import numpy as np
 
 from tracekit.audit.findings import Array
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.trace.join import pick
 
 __all__ = ["StaleHit", "stale_hits"]
 
@@ -28,13 +29,9 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     A change that no fingerprint shows is one, but where fingerprints were taken and all are the same.
     """
     cache, steps = rows["cache"], rows["steps"]
-    known = cache["min_weight_version"] >= 0
-    number = steps["engine_step"]
-    if not known.any() or not number.size:
-        return []
-    at = np.minimum(np.searchsorted(number, cache["engine_step"]), number.size - 1)
-    known &= number[at] == cache["engine_step"]
-    now, oldest = steps["weight_version"][at], cache["min_weight_version"]
+    at, oldest = rows.step_of(cache["engine_step"]), cache["min_weight_version"]
+    known = (oldest >= 0) & (at >= 0)
+    now = pick(steps["weight_version"], at, 0)
     loras = rows.requests.column("lora").to_pylist()
     row = rows.row_of(cache["request"])
     stale = np.zeros(known.size, dtype=bool)
@@ -43,7 +40,7 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
         changed = _changes(rows, lora)
         between = np.searchsorted(changed, now, side="right") - np.searchsorted(changed, oldest, side="right")
         stale |= mine & (between > 0)
-    key = sequence_key(cache["engine_step"], cache["request"])
+    key = sequence_key(cache)
     found = []
     for hit in np.unique(key[stale]).tolist():
         own = stale & (key == hit)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tracekit.audit.doctor.examine import lost_tables
 from tracekit.audit.live.counters import FINISHED, IN_FLIGHT, QUANTITIES, Counters
 from tracekit.audit.live.traced import Quantity, traced
 from tracekit.audit.rows import EngineRows, read_engines
-from tracekit.errors import MetricsError, UsageError
+from tracekit.errors import MetricsError, NoSuchEngineError, UsageError
+from tracekit.trace.ledger import lost_tables
 from tracekit.trace.reader import Trace
 
 __all__ = ["AGREES", "EXCUSED", "VIOLATED", "Comparison", "EngineReport", "compare"]
@@ -77,11 +77,12 @@ def compare(
 def _pairs(
     engines: Sequence[EngineRows], labels: Sequence[str], engine: int | None
 ) -> Iterator[tuple[EngineRows, str]]:
-    there = ", ".join(str(rows.engine) for rows in engines) or "none"
+    numbers = [rows.engine for rows in engines]
+    there = ", ".join(map(str, numbers))
     if engine is not None:
         engines = [rows for rows in engines if rows.engine == engine]
         if not engines:
-            raise UsageError(f"the trace has no engine {engine}, its engines are: {there}")
+            raise NoSuchEngineError(engine, numbers)
     if len(engines) == len(labels) == 1:
         yield engines[0], labels[0]
         return
@@ -94,7 +95,7 @@ def _pairs(
         if len(own) > 1 or (not own and engine is None):
             raise UsageError(
                 f"the metrics are of engine {label or 'unlabelled'} and the trace has engines {there}: "
-                "say which one it is with --engine N"
+                "say which one it is with --only N"
             )
         if own:
             paired += 1
