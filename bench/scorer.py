@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from tracekit.cli.models import model_folder
+from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
-from tracekit.scoring.types import Sequence, TokenScores
+from tracekit.scoring.types import Sequence
 
 Score = Callable[[list[Sequence]], list[np.ndarray]]
 
 
-def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, sampling: dict) -> list[Sequence]:
+def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, params: Params) -> list[Sequence]:
     rng = np.random.default_rng(0)
     return [
         Sequence(
@@ -35,7 +36,7 @@ def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, s
             i,
             rng.integers(0, vocab_size, prompt).astype(np.uint32),
             rng.integers(0, vocab_size, completion).astype(np.uint32),
-            sampling,
+            params,
         )
         for i in range(num)
     ]
@@ -43,8 +44,7 @@ def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, s
 
 def ours(scorer: Scorer, max_batch_tokens: int) -> Score:
     def score(sequences: list[Sequence]) -> list[np.ndarray]:
-        scores: list[TokenScores] = scorer.score(sequences, max_batch_tokens=max_batch_tokens)
-        return [s.raw_logprob for s in scores]
+        return [s.raw_logprob for s in scorer.score(sequences, max_batch_tokens=max_batch_tokens)]
 
     return score
 
@@ -82,10 +82,8 @@ def load(kind: str, args: argparse.Namespace) -> tuple[Score, int]:
     return naive(model, args.max_batch_tokens), model.get_output_embeddings().weight.shape[0]
 
 
-def sequences_for(args: argparse.Namespace, vocab_size: int, sampling: dict) -> list[Sequence]:
-    return make_sequences(
-        vocab_size, num=args.sequences, prompt=args.prompt, completion=args.completion, sampling=sampling
-    )
+def sequences_for(args: argparse.Namespace, vocab_size: int, params: Params) -> list[Sequence]:
+    return make_sequences(vocab_size, num=args.sequences, prompt=args.prompt, completion=args.completion, params=params)
 
 
 def sync() -> None:
@@ -95,8 +93,8 @@ def sync() -> None:
 
 def time_rounds(args: argparse.Namespace) -> dict:
     (score_ours, vocab_size), (score_naive, _) = load("ours", args), load("naive", args)
-    plain = sequences_for(args, vocab_size, {})
-    sampled = sequences_for(args, vocab_size, {"temperature": 0.7, "top_p": 0.9})
+    plain = sequences_for(args, vocab_size, Params())
+    sampled = sequences_for(args, vocab_size, Params(temperature=0.7, top_p=0.9))
     runs = {
         "ours": lambda: score_ours(plain),
         "ours_top_p": lambda: score_ours(sampled),
@@ -127,8 +125,8 @@ def time_rounds(args: argparse.Namespace) -> dict:
 
 def peak_bytes(kind: str, args: argparse.Namespace, out: "multiprocessing.Queue[int]") -> None:
     score, vocab_size = load(kind, args)
-    score(make_sequences(vocab_size, num=1, prompt=2, completion=2, sampling={}))
-    sequences = sequences_for(args, vocab_size, {})
+    score(make_sequences(vocab_size, num=1, prompt=2, completion=2, params=Params()))
+    sequences = sequences_for(args, vocab_size, Params())
     if torch.cuda.is_available() and args.device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tracekit.scores import Scores, Values
+from tracekit.scoring.params import parse_params
 from tracekit.scoring.scorer import Scorer
-from tracekit.scoring.types import Sequence, TokenScores
+from tracekit.scoring.types import Sequence
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,17 +54,17 @@ def some_sequences() -> list[Sequence]:
             i,
             rng.integers(0, VOCAB, 20).astype(np.uint32),
             rng.integers(0, VOCAB, int(rng.integers(5, 60))).astype(np.uint32),
-            kinds[i % len(kinds)],
+            parse_params(kinds[i % len(kinds)]),
         )
         for i in range(15)
     ]
 
 
-def score(folder: Path, dtype: str, device: str) -> list[TokenScores]:
+def score(folder: Path, dtype: str, device: str) -> list[Scores[Values]]:
     return Scorer.load(folder, dtype=dtype, device=device).score(some_sequences(), max_batch_tokens=400)
 
 
-def largest_difference(ours: list[TokenScores], theirs: list[TokenScores], name: str) -> float:
+def largest_difference(ours: list[Scores[Values]], theirs: list[Scores[Values]], name: str) -> float:
     return max(float(np.abs(getattr(a, name) - getattr(b, name)).max()) for a, b in zip(ours, theirs, strict=True))
 
 

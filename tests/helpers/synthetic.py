@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import RolloutInfo, Run, Scores
+from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, TRAINER, RolloutInfo, Run
+from tracekit.scores import Scores, Values
 
 VOCAB = 160
 EPS = 0.04  # logit noise of each side
@@ -56,7 +57,8 @@ def make_run(made: Made) -> Run:
     token = np.array([rng.choice(VOCAB, p=p / p.sum()) for p in probs])
     rows = np.arange(n)
     log_q = processed(engine, sampled_at, made.top_p) if made.recorded == "processed" else log_softmax(engine)
-    run_scores = [score(noisy(made.eps), token, made.temperature, made.top_p) for _ in range(3)]
+    names = (TRAINER, OTHER_SHAPE, OTHER_PRECISION)
+    scores = {name: score(noisy(made.eps), token, made.temperature, made.top_p) for name in names}
     return Run(
         rollouts=[RolloutInfo(0, i, f"request-{i}", made.num_prompt) for i in range(made.num_rollouts)],
         rollout=rollout,
@@ -67,20 +69,18 @@ def make_run(made: Made) -> Run:
         engine_step=output_index.astype(np.int64),
         temperature=np.full(n, made.temperature),
         kept_mass=np.full(n, made.top_p),
-        scores=run_scores[0],
-        other_shape=run_scores[1],
-        other_precision=run_scores[2],
-        alternatives=_alternatives(noisy(made.eps), token, made),
+        rank=1 + (engine > engine[rows, token][:, None]).sum(axis=1),
+        scores={**scores, **_alternatives(noisy(made.eps), token, made)},
         logprobs_modes=(made.declared,),
     )
 
 
-def _alternatives(logits: np.ndarray, token: np.ndarray, made: Made) -> dict[str, Scores]:
+def _alternatives(logits: np.ndarray, token: np.ndarray, made: Made) -> dict[str, Scores[Values]]:
     if made.temperature == 1.0 or made.top_p == 1.0:
         return {}
     return {
-        "processed without temperature": score(logits, token, 1.0, made.top_p),
-        "processed without truncation": score(logits, token, made.temperature, 1.0),
+        "sampling.no_temperature": score(logits, token, 1.0, made.top_p),
+        "sampling.no_truncation": score(logits, token, made.temperature, 1.0),
     }
 
 
@@ -112,7 +112,7 @@ def processed(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarra
         return log_softmax(np.where(kept(log_q, top_p), log_q, -np.inf))
 
 
-def score(logits: np.ndarray, token: np.ndarray, temperature: float, top_p: float) -> Scores:
+def score(logits: np.ndarray, token: np.ndarray, temperature: float, top_p: float) -> Scores[Values]:
     rows = np.arange(token.size)
     raw = log_softmax(logits)
     log_q = log_softmax(logits / temperature)
@@ -133,6 +133,7 @@ def score(logits: np.ndarray, token: np.ndarray, temperature: float, top_p: floa
         processed_logprob=_float32(own[rows, token]),
         forced_logprob=_float32(forced[rows, token]),
         kept_count=inside.sum(axis=1).astype(np.int64),
+        argmax_token_id=raw.argmax(axis=1),
         raw_noise_gain=_gain(raw, token),
         processed_noise_gain=_gain(forced, token) / temperature,
         edge_logprobs=np.column_stack(edges),

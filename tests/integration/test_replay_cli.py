@@ -13,6 +13,10 @@ from transformers import AutoModelForCausalLM
 from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
+from tracekit.errors import NotATraceError, ReplayRefused, SchemaTooNewError
+from tracekit.replay.output import read_replay
+from tracekit.replay.runner import replay
+from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.types import Sequence
 
@@ -66,7 +70,7 @@ def recorded(tmp_path_factory) -> Recorded:
     )
     tokens = out[:, NUM_PROMPT:].numpy()
     sequences = [
-        Sequence(0, i, p.astype("u4"), t.astype("u4"), SAMPLING)
+        Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
         for i, (p, t) in enumerate(zip(prompts, tokens, strict=True))
     ]
     scores = Scorer.load(folder, dtype="float32").score(sequences, max_batch_tokens=64)
@@ -144,9 +148,26 @@ def test_replay_arrow_holds_every_token_and_the_verdict(tmp_path, recorded, trac
         rows["d"], np.array(rows["replay_raw_logprob"]) - np.array(rows["rollout_logprob"]), atol=1e-6
     )
     assert min(rows["sigma"]) > 0
-    stored = json.loads(table.schema.metadata[b"tracekit.replay"])
-    assert stored["verdict"]["layer"] == "semantic"
-    assert table.schema.metadata[b"tracekit.dtype"] == b"bfloat16"
+    stored = read_replay(out)
+    assert stored.tokens.to_pydict() == rows
+    assert stored.result.verdict.layer == "semantic" and stored.result.scoring.dtype == "bfloat16"
+    assert stored.result.exit_code == code
+    _, printed, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
+    assert stored.result.to_dict() == json.loads(printed)
+
+
+def test_files_that_hold_no_replay_are_refused(tmp_path, recorded):
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    with pytest.raises(NotATraceError, match="holds no result of a replay"):
+        read_replay(tmp_path / "t.arrow")
+    (tmp_path / "text.arrow").write_text("no Arrow file, and longer than its magic")
+    with pytest.raises(NotATraceError, match="not an Arrow file"):
+        read_replay(tmp_path / "text.arrow")
+    table = pa.table({"a": [1]}).replace_schema_metadata({"tracekit.result": '{"schema_version": 9}'})
+    with pa.OSFile(str(tmp_path / "new.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(SchemaTooNewError, match="version 9, and this tracekit reads 1"):
+        read_replay(tmp_path / "new.arrow")
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(tmp_path, recorded, tracekit):
@@ -230,7 +251,7 @@ def test_versions_whose_weights_did_not_move_need_no_weights(tmp_path, recorded,
 def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, recorded, tracekit):
     other = write_model(tmp_path / "other", "llama", seed=9)
     sequences = [
-        Sequence(0, i, p.astype("u4"), t.astype("u4"), SAMPLING)
+        Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
         for i, (p, t) in enumerate(zip(recorded.prompts, recorded.tokens, strict=True))
     ]
     scores = Scorer.load(other, dtype="float32").score(sequences, max_batch_tokens=64)
@@ -264,7 +285,7 @@ def test_a_checkpoint_that_a_label_names_is_used_and_said_so(tmp_path, recorded,
     code, out, _ = tracekit(*args)
     assert code == 0
     assert f"weight version 1 is taken from {recorded.model}, as the label 'step-9' in the trace says" in out
-    assert json.loads(tracekit(*args, "--json")[1])["claims"]["1"]["checkpoint"] == str(recorded.model)
+    assert json.loads(tracekit(*args, "--json")[1])["scoring"]["weights"][1]["folder"] == str(recorded.model)
     code, out, _ = tracekit(*args, "--weights", f"1={recorded.model}")
     assert code == 0 and "taken from" not in out
     labelled(recorded.model, tmp_path / "elsewhere")
@@ -291,7 +312,7 @@ def test_a_request_with_a_hole_is_skipped_and_shown(tmp_path, recorded, tracekit
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
     assert code == 3
-    assert "SKIPPED: 1 requests with missing token rows" in out
+    assert "SKIPPED: 1 request with missing token rows" in out
     assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
 
 
@@ -302,7 +323,7 @@ def test_a_request_that_cannot_be_recomputed_is_skipped_and_shown(tmp_path, reco
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
     assert code == 0  # nothing is missing from the trace
-    assert "SKIPPED: 1 requests whose processed logprobs cannot be recomputed: structured_outputs" in out
+    assert "SKIPPED: 1 request whose processed logprobs cannot be recomputed: structured_outputs" in out
     assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
 
 
@@ -312,7 +333,7 @@ def test_a_lost_tail_is_seen_by_the_count_of_the_finish(tmp_path, recorded, trac
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
     assert code == 3
-    assert json.loads(out)["data"]["skipped_requests"] == {"requests with missing token rows": 1}
+    assert json.loads(out)["data"]["skipped_requests"] == [{"why": "missing tokens", "parameter": None, "count": 1}]
 
 
 def test_rows_that_never_arrived_end_with_3(tmp_path, recorded, tracekit):
@@ -335,7 +356,7 @@ def test_discarded_tokens_are_not_scored_and_counted(tmp_path, recorded, traceki
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
     assert code == 0
-    assert "1 sampled tokens never became output" in out
+    assert "1 sampled token never became output" in out
 
 
 def test_recorded_nan_is_counted_and_named(tmp_path, recorded, tracekit):
@@ -344,7 +365,7 @@ def test_recorded_nan_is_counted_and_named(tmp_path, recorded, tracekit):
     write_trace(tmp_path / "t.arrow", [recorded.tables(values)])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
     assert code == 0
-    assert "1 recorded logprobs are NaN or infinite, the first at position 9 of request 3" in out
+    assert "1 recorded logprob is NaN or infinite, the first at position 9 of request 3" in out
 
 
 def test_progress_is_silent_where_it_is_quick_and_stdout_is_json_alone(tmp_path, recorded, tracekit):
@@ -371,8 +392,72 @@ def test_requests_of_an_adapter_or_of_embeddings_are_left_out_and_no_loss(tmp_pa
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
     facts = json.loads(out)
     assert code == 0 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 3 and not facts["data"]["lost"]
-    assert {reason.partition(": ")[2].split()[0] for reason in facts["data"]["skipped_requests"]} == {"a", "their"}
+    assert {s["why"] for s in facts["data"]["skipped_requests"]} == {"adapter", "no prompt ids", "not text"}
     tables["requests"]["lora"] = ["sql"] * NUM_REQUESTS
     write_trace(tmp_path / "u.arrow", [tables])
     code, out, err = tracekit(tmp_path / "u.arrow", "--model", recorded.model)
     assert code == 1 and out == "" and "LoRA" in err
+
+
+def named(recorded, *models):
+    """Tables of one engine for each model, which name it."""
+    made = [{**recorded.tables(), "engines": make_engine(logprobs_mode="processed_logprobs")} for _ in models]
+    for tables, model in zip(made, models, strict=True):
+        tables["engines"]["model"] = [str(model)]
+    return made
+
+
+def test_without_a_model_the_folder_that_the_trace_names_is_taken_and_said_so(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", named(recorded, recorded.model))
+    code, out, _ = tracekit(tmp_path / "t.arrow")
+    assert code == 0
+    assert f"the weights are those in {recorded.model}, the model folder that the trace names" in out
+    _, out, _ = tracekit(tmp_path / "t.arrow", "--json")
+    weights = json.loads(out)["scoring"]["weights"]
+    assert [(w["folder"], w["source"]) for w in weights] == [(str(recorded.model), "trace")]
+    _, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert "that the trace names" not in out
+
+
+def test_a_model_that_is_not_here_or_not_one_is_a_usage_error(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", named(recorded, tmp_path / "gone"))
+    code, out, err = tracekit(tmp_path / "t.arrow")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"the engine ran the model {tmp_path / 'gone'}, which is not a folder on this machine" in err
+    for number, tables in enumerate(named(recorded, recorded.model, tmp_path / "gone")):
+        write_spool(tmp_path / "two", [tables], engine=number, engine_id=f"{number}" * 32)
+    code, out, err = tracekit(tmp_path / "two")
+    assert (code, out) == (2, "") and "ran different models" in err
+    code, _, _ = tracekit(tmp_path / "two", "--model", recorded.model)
+    assert code == 0
+
+
+def test_a_scorer_that_does_not_agree_with_itself_gives_no_verdict(tmp_path, recorded):
+    class Whimsical:
+        """A scorer whose second pass differs in the last bit of one value."""
+
+        name, device, vocab_size = "whimsical", "cpu", VOCAB
+
+        def __init__(self, scorer, field):
+            self.scorer, self.field, self.calls = scorer, field, 0
+
+        def score(self, sequences, **how):
+            scores = self.scorer.score(sequences, **how)
+            self.calls += 1
+            if self.calls == 2:
+                values = getattr(scores[2], self.field)
+                values[3] = np.nextafter(values[3], 0)
+            return scores
+
+    write_trace(tmp_path / "t.arrow", [recorded.tables()])
+    for field in ("raw_logprob", "forced_logprob"):
+        with pytest.raises(ReplayRefused) as refusal:
+            replay(
+                tmp_path / "t.arrow",
+                recorded.model,
+                load=lambda folder, dtype, field=field: Whimsical(Scorer.load(folder, dtype=dtype), field),
+            )
+        assert str(refusal.value) == (
+            f"the scorer does not agree with itself on request 2 ({field} differs between two identical passes), "
+            "so it gives no verdict"
+        )

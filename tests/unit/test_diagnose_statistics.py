@@ -41,7 +41,7 @@ def test_fit_of_residuals_that_are_all_zero_is_finite():
 
 def test_an_edge_flip_is_seen_as_a_jump_not_as_noise():
     run = make_run(Made(num_rollouts=4))
-    scores = run.scores
+    scores = run.trainer
     # forced tokens have no smooth response at all: their logprob moves only when one more token is kept
     jump = scores.edge_logprobs[:, 1]
     unit = scores.processed_noise_gain
@@ -59,7 +59,7 @@ def test_an_edge_flip_is_seen_as_a_jump_not_as_noise():
 
 def test_raw_has_no_edge():
     run = make_run(Made(num_rollouts=2))
-    found = residuals(run, run.scores, "raw", run.scores.raw_logprob + 1.0, logit_noise=0.05)
+    found = residuals(run, run.trainer, "raw", run.trainer.raw_logprob + 1.0, logit_noise=0.05)
     assert np.all(np.isnan(found.edge_value))
     assert np.array_equal(found.settle(0.01).value, found.value)
 

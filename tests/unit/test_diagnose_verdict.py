@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, edit, make_run
+from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, Run
 from tracekit.diagnose.noise import measure_noise
-from tracekit.diagnose.verdict import judge
+from tracekit.diagnose.remarks import Remark
+from tracekit.diagnose.verdict import Verdict
+from tracekit.diagnose.verdict import judge as judge_run
+
+
+def judge(run: Run, expect: str = "processed") -> Verdict:
+    return judge_run(run, expect=expect).verdict
+
+
+def codes(remarks: list[Remark]) -> list[str]:
+    return [remark.code for remark in remarks]
 
 
 def test_a_clean_run_is_clean():
@@ -39,7 +50,7 @@ def test_raw_where_processed_is_expected_is_semantic_from_the_first_free_token()
     assert verdict.before.ratio_mean > 1.1
     assert verdict.after.ratio_mean == pytest.approx(1.0, abs=0.02)
     assert verdict.after.mismatch_kl < 0.1 * verdict.before.mismatch_kl
-    assert "nothing beyond noise" in verdict.left
+    assert verdict.left == "none"
     assert not verdict.semantic.contradicts_declared
 
 
@@ -58,13 +69,14 @@ def test_without_temperature_and_truncation_raw_and_processed_are_the_same():
         verdict = judge(make_run(Made(temperature=1.0, top_p=1.0, recorded="raw")), expect=expect)
         assert verdict.semantic.kind == "raw = processed here"
         assert verdict.layer == "none"
-        assert any("cannot be told apart" in limit for limit in verdict.limits)
+        assert "same numbers" in codes(verdict.limits)
 
 
 def test_an_engine_that_declares_something_else_is_a_finding():
     verdict = judge(make_run(Made(recorded="raw", declared="processed_logprobs")), expect="raw")
     assert verdict.semantic.contradicts_declared
-    assert any("declares processed_logprobs" in finding for finding in verdict.findings)
+    assert verdict.semantic.declared == ["processed_logprobs"]
+    assert verdict.findings == [Remark("declared otherwise", {"nats": verdict.semantic.margin})]
 
 
 def test_changed_weights_are_found_near_the_first_token_affected():
@@ -88,14 +100,14 @@ def test_another_temperature_than_recorded_explains_nothing_and_is_not_called_cl
     assert verdict.layer == "inference path"
     assert verdict.semantic.kind == "neither"
     assert verdict.semantic.excess > 1
-    assert "other sampling values" in verdict.cause
+    assert verdict.cause == "unexplained"
 
 
 def test_raw_from_other_weights_is_semantic_and_says_what_is_left():
     verdict = judge(make_run(Made(recorded="raw", shift=0.6)))
     assert verdict.layer == "semantic"
     assert verdict.semantic.closest == "raw"
-    assert "inference path" in verdict.left
+    assert verdict.left == "unexplained"
 
 
 def test_not_finite_values_are_counted_and_named():
@@ -103,11 +115,11 @@ def test_not_finite_values_are_counted_and_named():
         values[[3, 50]] = np.nan, -np.inf
         return values
 
-    verdict = judge(edit(make_run(Made()), spoil))
-    assert verdict.layer == "none"
-    assert verdict.before.num_not_finite == 2
-    assert any("2 recorded logprobs are NaN or infinite" in f and "position 8" in f for f in verdict.findings)
-    assert not verdict.tokens.beyond[[3, 50]].any()
+    judged = judge_run(edit(make_run(Made()), spoil))
+    assert judged.verdict.layer == "none"
+    assert judged.verdict.before.num_not_finite == 2
+    assert Remark("not finite", {"count": 2, "position": 8, "request": 0}) in judged.verdict.findings
+    assert not judged.tokens.beyond[[3, 50]].any()
 
 
 def test_values_above_zero_are_a_finding():
@@ -115,24 +127,24 @@ def test_values_above_zero_are_a_finding():
         values[0] = 0.5
         return values
 
-    assert any("above 0" in finding for finding in judge(edit(make_run(Made()), spoil)).findings)
+    assert Remark("above zero", {"count": 1}) in judge(edit(make_run(Made()), spoil)).findings
 
 
 def test_one_token_far_off_is_the_first_beyond_noise():
     run = make_run(Made())
-    free = np.flatnonzero((run.scores.kept_count > 3) & (run.rollout == 5))
+    free = np.flatnonzero((run.trainer.kept_count > 3) & (run.rollout == 5))
     spoiled = edit(run, lambda values: np.where(np.arange(values.size) == free[2], values - 4.0, values))
     onset = judge(spoiled).rollouts[5].first_beyond_noise
     assert onset is not None
     assert onset.position == run.position[free[2]]
     assert onset.token_id == run.token_id[free[2]]
-    assert onset.d == pytest.approx(run.scores.forced_logprob[free[2]] - spoiled.rollout_logprob[free[2]])
+    assert onset.d == pytest.approx(run.trainer.forced_logprob[free[2]] - spoiled.rollout_logprob[free[2]])
     assert onset.output_index == onset.position - 5
 
 
 def test_bit_equal_rollouts_have_no_onset_at_all():
     run = make_run(Made(num_rollouts=3))
-    same = replace(run, rollout_logprob=run.scores.forced_logprob)
+    same = replace(run, rollout_logprob=run.trainer.forced_logprob)
     for rollout in judge(same).rollouts:
         assert rollout.first_not_bit_equal is None and rollout.onset is None
 
@@ -146,32 +158,58 @@ def test_the_noise_floor_is_that_of_the_run():
 
 def test_the_engine_is_allowed_no_noise_beyond_its_share():
     verdict = judge(make_run(Made(engine_eps=0.4)))
-    assert verdict.noise.capped
+    assert verdict.noise.capped and "noisier than allowed" in codes(verdict.limits)
     assert verdict.layer == "inference path"
 
 
 def test_indistinguishable_readings_are_said_not_guessed():
     run = make_run(Made())
-    twin = replace(run, alternatives={"processed without truncation": run.scores})
+    twin = replace(run, scores={**run.scores, "sampling.no_truncation": run.trainer})
     verdict = judge(twin)
     assert verdict.semantic.kind == "not told apart"
     assert verdict.layer == "none"
-    assert any("not told apart" in limit for limit in verdict.limits)
+    assert "not told apart" in codes(verdict.limits)
 
 
 def test_kv_is_said_to_be_recomputed_where_versions_change_within_a_rollout():
     run = make_run(Made(num_rollouts=4))
-    assert not any("KV" in limit for limit in judge(run).limits)
+    assert "kv recomputed" not in codes(judge(run).limits)
     changed = replace(run, weight_version=(run.output_index >= 20).astype(np.int64))
-    assert any("KV was recomputed" in limit for limit in judge(changed).limits)
+    assert "kv recomputed" in codes(judge(changed).limits)
 
 
 def test_tokens_that_a_sample_left_out_do_not_matter():
     run = make_run(Made())
     part = run.rollout < 4
-    sample = run.other_shape.take(np.arange(run.token_id.size))
+    sample = run.scores[OTHER_SHAPE].each(np.copy)
     for name in ("raw_logprob", "forced_logprob", "processed_logprob"):
         getattr(sample, name)[~part] = np.nan
-    verdict = judge(replace(run, other_shape=sample, other_precision=sample))
+    verdict = judge(replace(run, scores={**run.scores, OTHER_SHAPE: sample, OTHER_PRECISION: sample}))
     assert verdict.layer == "none"
     assert 0 < verdict.noise.num_tokens <= np.count_nonzero(part)
+
+
+def test_a_sustained_shift_alone_is_named_from_where_it_starts():
+    """No token stands out by itself: only the evidence that they add up to names the layer."""
+    made = Made(num_rollouts=12, length=160, eps=0.02, engine_eps=0.02, shift=0.08, shift_from=53)
+    judged = judge_run(make_run(made))
+    verdict = judged.verdict
+    assert not judged.tokens.beyond.any() and verdict.semantic.kind == "processed"
+    assert (verdict.layer, verdict.cause) == ("inference path", "leaves replay")
+    assert verdict.chance < 0.001
+    starts = [r.shift_start.output_index for r in verdict.rollouts if r.shift_start]
+    assert len(starts) == verdict.num_with_onset >= 6
+    assert abs(np.median(starts) - made.shift_from) <= 10
+    assert verdict.since is not None and verdict.since.output_index == min(starts)
+    assert judge(make_run(replace(made, shift=0.0))).layer == "none"
+
+
+def test_the_first_token_that_is_the_most_likely_one_on_one_side_only_is_an_onset():
+    run = make_run(Made(num_rollouts=6))
+    same = replace(run, rank=np.where(run.trainer.argmax_token_id == run.token_id, 1, 2))
+    assert all(r.first_other_choice is None for r in judge(same).rollouts)
+    rank = same.rank.copy()
+    rank[3 * 48 + 7 :] = 3 - rank[3 * 48 + 7 :]
+    rank[4 * 48 :] = 0  # none was recorded
+    onsets = [r.first_other_choice for r in judge(replace(run, rank=rank)).rollouts]
+    assert [onset and onset.output_index for onset in onsets] == [None, None, None, 7, None, None]

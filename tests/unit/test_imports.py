@@ -27,11 +27,12 @@ DIRECTIONS: dict[str, set[str]] = {
     "engines": set(),
     "demo": {"engines"},
     "jobs": {"rpc", "engines"},
-    "diagnose": set(),
-    "scoring": {"diagnose"},
-    "replay": {"trace", "scoring", "diagnose"},
+    "scores": set(),
+    "diagnose": {"scores"},
+    "scoring": {"scores"},
+    "replay": {"trace", "scoring", "diagnose", "scores"},
     "audit": {"trace", "report"},  # of report the plural alone
-    "report": {"diagnose"},
+    "report": {"diagnose", "scores"},
     "tracekitd": {"trace", "rpc"},
 }
 DIRECTIONS["cli"] = {*DIRECTIONS, "tracekit"}
@@ -113,7 +114,7 @@ ALLOWED = {
     "tracekit.engines": set(),
     "tracekit.demo": {"tracekit.engines"},
     "tracekit.jobs": {"tracekit.rpc", "grpc", "google.protobuf"},
-    "tracekit.scoring": {"torch", "transformers", "numpy", "tracekit.diagnose"},
+    "tracekit.scoring": {"torch", "transformers", "numpy"},
     "tracekit.replay": {
         "tracekit.trace",
         "tracekit.scoring",

@@ -20,9 +20,9 @@ def test_the_last_label_counts_and_engines_must_agree(tmp_path):
     for number, rows in enumerate((first, second)):
         tables = {**make_tables(engine=False), "weights": labelled(rows)}
         write_spool(tmp_path / "spool", [tables], engine=number, engine_id=f"{number}" * 32)
-    trace = open_trace(tmp_path / "spool")
+    rows = open_trace(tmp_path / "spool").table("weights").to_pylist()
     both = [(engine, version) for engine in (0, 1) for version in range(6)]
-    assert find_claims(trace, both) == {1: Claim("b2", "/b")}
-    assert set(find_claims(trace, [(0, v) for v in range(6)])) == {1, 2, 4}
-    assert find_claims(trace, [(0, 4), (1, 5)]) == {4: Claim("d", "/d"), 5: Claim("e", "/e")}
+    assert find_claims(rows, both) == {1: Claim("b2", "/b")}
+    assert set(find_claims(rows, [(0, v) for v in range(6)])) == {1, 2, 4}
+    assert find_claims(rows, [(0, 4), (1, 5)]) == {4: Claim("d", "/d"), 5: Claim("e", "/e")}
     assert not Claim("d", str(tmp_path / "none")).is_here and Claim("d", str(tmp_path)).is_here

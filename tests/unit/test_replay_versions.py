@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from tracekit.diagnose.result import Weights
+from tracekit.errors import UsageError
 from tracekit.replay.claims import Claim
-from tracekit.replay.folders import choose_folders, needed_claims
+from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.versions import same_weights
 
 
@@ -36,7 +40,28 @@ def test_what_was_given_comes_before_fingerprints_and_these_before_labels(tmp_pa
     weights: dict[int, str | Path] = {5: folders["four"]}
     needed = needed_claims(claims, weights, oldest)
     assert list(needed) == [2]
-    found = choose_folders([0, 1, 2, 3, 4, 5], oldest, folders["model"], weights, needed)
-    names = {version: folder.name for version, folder in found.items()}
+    found = choose_weights([0, 1, 2, 3, 4, 5], oldest, {0: folders["model"], **weights}, needed, [])
+    names = {taken.version: Path(taken.folder).name for taken in found}
     assert names == {0: "model", 1: "model", 2: "label", 3: "label", 4: "four", 5: "four"}
-    assert choose_folders([1], oldest, folders["model"], {1: folders["one"]}, {}) == {1: folders["one"]}
+    assert [taken.source for taken in found] == ["given", "same", "claim", "same", "same", "given"]
+    assert [taken.same_as for taken in found] == [None, 0, None, 2, 5, None]
+    assert found[2].label == "step"
+    given = {0: folders["model"], 1: folders["one"]}
+    assert choose_weights([1], oldest, given, {}, []) == [Weights(1, str(folders["one"]), "given")]
+
+
+def test_without_a_given_model_it_is_the_one_folder_that_the_trace_names(tmp_path):
+    named = str(tmp_path)
+    assert choose_weights([0], {}, {}, {}, [named]) == [Weights(0, named, "trace")]
+    # version 1 has the weights of version 0, which sampled nothing itself
+    assert choose_weights([1], {1: 0}, {}, {}, [named]) == [
+        Weights(0, named, "trace"),
+        Weights(1, named, "same", same_as=0),
+    ]
+    assert choose_weights([1], {}, {1: tmp_path}, {}, []) == [Weights(1, named, "given")]
+    with pytest.raises(UsageError, match=r"different models \(a, b\)"):
+        choose_weights([0], {}, {}, {}, ["a", "b"])
+    with pytest.raises(UsageError, match="does not name its engine's model"):
+        choose_weights([0], {}, {}, {}, [])
+    with pytest.raises(UsageError, match="org/model, which is not a folder on this machine"):
+        choose_weights([0], {}, {}, {}, ["org/model"])

@@ -235,8 +235,7 @@ def test_parameters_are_read_with_the_defaults_of_vllm() -> None:
     ],
 )
 def test_what_the_trace_does_not_tell_is_refused(sampling: dict, word: str) -> None:
-    reason = untestable(sampling)
-    assert reason is not None and word in reason
+    assert untestable(sampling) in sampling
     with pytest.raises(ReplayRefused, match=word):
         parse_params(sampling)
 

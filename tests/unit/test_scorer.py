@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny_models import VOCAB, configs, write_model
 from tracekit.errors import ModelError, ReplayRefused, UsageError
+from tracekit.scores import Scores, Values
 from tracekit.scoring.batching import plan_batches
 from tracekit.scoring.head import SplitModel, _Float32Head
+from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
-from tracekit.scoring.types import Sequence, TokenScores
+from tracekit.scoring.types import Sequence
 
-SAMPLING = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
+NOTHING = Params()
+SAMPLING = Params(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_model(root / name, name) for name in configs()}
 
 
-def some_sequences(num: int = 5, sampling: dict | None = None, seed: int = 0) -> list[Sequence]:
+def some_sequences(num: int = 5, params: Params = NOTHING, seed: int = 0) -> list[Sequence]:
     rng = np.random.default_rng(seed)
     return [
         Sequence(
@@ -33,7 +37,7 @@ def some_sequences(num: int = 5, sampling: dict | None = None, seed: int = 0) ->
             i,
             rng.integers(3, VOCAB, int(rng.integers(1, 12))).astype(np.uint32),
             rng.integers(3, VOCAB, int(rng.integers(1, 17))).astype(np.uint32),
-            sampling or {},
+            params,
         )
         for i in range(num)
     ]
@@ -48,7 +52,7 @@ def own_logprobs(model: torch.nn.Module, sequence: Sequence) -> np.ndarray:
     return logprobs[num_prompt - 1 : -1].gather(1, ids[num_prompt:, None]).squeeze(1).numpy()
 
 
-def assert_same(ours: list[TokenScores], theirs: list[TokenScores], *, atol: float) -> None:
+def assert_same(ours: list[Scores[Values]], theirs: list[Scores[Values]], *, atol: float) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         for name in ("raw_logprob", "forced_logprob", "raw_noise_gain"):
@@ -96,7 +100,7 @@ def test_batch_shape_and_chunk_size_change_nothing_but_rounding(folders: dict[st
     scorer = Scorer.load(folders[name], dtype="float32", device="cpu")
     reference = scorer.score(sequences, max_batch_tokens=1)
     for max_batch_tokens, chunk_rows in [(1, 1), (40, 3), (1000, 7), (1000, 1000)]:
-        other = Scorer(scorer.name, scorer.dtype, scorer.path, scorer.model, chunk_rows)
+        other = replace(scorer, chunk_rows=chunk_rows)
         assert_same(other.score(sequences, max_batch_tokens=max_batch_tokens), reference, atol=5e-5)
 
 
@@ -104,16 +108,13 @@ def test_the_same_shape_gives_exactly_the_same_scores(folders: dict[str, Path]) 
     sequences = some_sequences(6, SAMPLING)
     scorer = Scorer.load(folders["qwen3"], device="cpu")
     assert_same(scorer.score(sequences, max_batch_tokens=64), scorer.score(sequences, max_batch_tokens=64), atol=0.0)
-    assert_same(
-        scorer.with_dtype("bfloat16").score(sequences, max_batch_tokens=64),
-        scorer.score(sequences, max_batch_tokens=64),
-        atol=0.0,
-    )
+    again = Scorer.load(folders["qwen3"], dtype="bfloat16", device="cpu")
+    assert_same(again.score(sequences, max_batch_tokens=64), scorer.score(sequences, max_batch_tokens=64), atol=0.0)
 
 
 def test_results_are_in_the_order_of_the_sequences(folders: dict[str, Path]) -> None:
     sequences = some_sequences(7)
-    sequences.insert(3, Sequence(0, 99, np.array([5], np.uint32), np.array([], np.uint32), {}))
+    sequences.insert(3, Sequence(0, 99, np.array([5], np.uint32), np.array([], np.uint32), Params()))
     scores = Scorer.load(folders["llama"], dtype="float32", device="cpu").score(sequences, max_batch_tokens=30)
     assert [len(s.raw_logprob) for s in scores] == [len(s.token_ids) for s in sequences]
     assert scores[3].edge_logprobs.shape == (0, 2)
@@ -127,7 +128,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Scorer.load(folders["llama"], dtype="float32", device="cpu")
-    scorer = Scorer(loaded.name, loaded.dtype, loaded.path, loaded.model, chunk_rows=4)
+    scorer = replace(loaded, chunk_rows=4)
     seen: list[int] = []
     forward = _Float32Head.forward
 
@@ -157,7 +158,7 @@ def test_progress_adds_up_to_the_recorded_tokens(folders: dict[str, Path]) -> No
 
 def test_processed_logprobs_use_each_requests_own_parameters(folders: dict[str, Path]) -> None:
     plain = some_sequences(4)
-    hot = [Sequence(s.engine, s.request, s.prompt_token_ids, s.token_ids, {"top_k": 3}) for s in plain]
+    hot = [Sequence(s.engine, s.request, s.prompt_token_ids, s.token_ids, Params(top_k=3)) for s in plain]
     scorer = Scorer.load(folders["llama"], dtype="float32", device="cpu")
     mixed = scorer.score([plain[0], hot[1], plain[2], hot[3]], max_batch_tokens=1000)
     for i in (0, 2):
@@ -183,16 +184,16 @@ def test_a_caller_who_lets_torch_round_float32_products_changes_nothing(folders:
 
 def test_tokens_beyond_the_vocabulary_are_another_models(folders: dict[str, Path]) -> None:
     scorer = Scorer.load(folders["llama"], device="cpu")
-    alien = Sequence(0, 0, np.array([5], np.uint32), np.array([7, VOCAB], np.uint32), {})
+    alien = Sequence(0, 0, np.array([5], np.uint32), np.array([7, VOCAB], np.uint32), Params())
     with pytest.raises(ModelError, match=f"token id {VOCAB} but the model's vocabulary is {VOCAB}: this is another"):
         scorer.score([alien], max_batch_tokens=64)
-    biased = Sequence(0, 0, np.array([5], np.uint32), np.array([7], np.uint32), {"logit_bias": {"5000": 1.0}})
+    biased = Sequence(0, 0, np.array([5], np.uint32), np.array([7], np.uint32), Params(logit_bias=((5000, 1.0),)))
     with pytest.raises(ModelError, match="token id 5000"):
         scorer.score([biased], max_batch_tokens=64)
 
 
 def test_an_empty_prompt_is_refused(folders: dict[str, Path]) -> None:
-    empty = Sequence(0, 4, np.array([], np.uint32), np.array([7], np.uint32), {})
+    empty = Sequence(0, 4, np.array([], np.uint32), np.array([7], np.uint32), Params())
     with pytest.raises(ReplayRefused, match="request 4 has an empty prompt"):
         Scorer.load(folders["llama"], device="cpu").score([empty], max_batch_tokens=64)
 

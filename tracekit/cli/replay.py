@@ -5,7 +5,8 @@ import click
 
 @click.command(name="replay")
 @click.argument("trace", type=click.Path())
-@click.option("--model", required=True, metavar="DIR|demo", help="Folder of the weights the trainer scores with.")
+@click.option("--model", metavar="DIR|demo", help="Folder of the weights the trainer scores with  [default: the folder "
+              "that the trace names as the engine's model]")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="V=PATH", help="Weights of version V, where they changed in the run.")
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
@@ -17,7 +18,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
-    model: str,
+    model: str | None,
     weights: tuple[str, ...],
     output: str | None,
     expect: str,
@@ -31,18 +32,18 @@ def command(
     Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
     """
     from tracekit.cli.models import model_folder
-    from tracekit.replay.output import check_output, write_replay
+    from tracekit.replay.output import write_replay
     from tracekit.replay.runner import replay
     from tracekit.report.json import to_json
     from tracekit.report.text import to_text
-    from tracekit.trace.reader import open_trace
+    from tracekit.trace.output import check_output
 
     folders = _parse_weights(weights)
     if output:
         check_output(output)
-    result = replay(
-        open_trace(trace),
-        model_folder(model),
+    found = replay(
+        trace,
+        model_folder(model) if model else None,
         expect=expect,
         weights=folders,
         dtype=dtype,
@@ -51,10 +52,9 @@ def command(
         show_progress=True,
     )
     if output:
-        write_replay(result, output)
-    facts = result.to_dict()
-    click.echo(to_json(facts) if as_json else to_text(facts, result.verdict))
-    return result.exit_code
+        write_replay(found, output)
+    click.echo(to_json(found.result) if as_json else to_text(found.result))
+    return found.result.exit_code
 
 
 def _parse_weights(values: tuple[str, ...]) -> dict[int, str]:

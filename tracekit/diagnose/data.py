@@ -5,55 +5,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from tracekit.scores import Scores, Values
 
 F8 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-RAW = "raw"
-PROCESSED = "processed"
-
 # the layers of mismatch, lowest first
-NONE = "none"
-SEMANTIC = "semantic"
-INFERENCE_PATH = "inference path"
+Layer = Literal["none", "semantic", "inference path"]
+NONE: Layer = "none"
+SEMANTIC: Layer = "semantic"
+INFERENCE_PATH: Layer = "inference path"
 
-
-@dataclass(frozen=True)
-class Scores:
-    """One scoring pass over the run's tokens; NaN where the pass did not score a token.
-
-    The noise gain of a token is the first-order response of its logprob to independent noise of standard deviation 1
-    on every logit: sqrt(1 - 2 p_s + sum_j p_j^2), times 1/T under the processed distribution.
-    """
-
-    raw_logprob: F8  # [N]
-    processed_logprob: F8  # [N], -inf where the recorded token is outside the scorer's own kept set
-    forced_logprob: F8  # [N], processed, with the recorded token forced into the kept set
-    kept_count: I8  # [N], survivors of the truncation; 1 is a forced token, 0 is not scored
-    raw_noise_gain: F8  # [N]
-    processed_noise_gain: F8  # [N]
-    edge_logprobs: F8  # [N, 2], processed with one token fewer / one more kept
-
-    def logprob(self, semantic: str) -> F8:
-        """Return the logprobs of one semantic, [N]; processed ones are the forced kind, so that all are finite."""
-        return self.raw_logprob if semantic == RAW else self.forced_logprob
-
-    def gain(self, semantic: str) -> F8:
-        """Return the noise gain of one semantic, [N]."""
-        return self.raw_noise_gain if semantic == RAW else self.processed_noise_gain
-
-    def edges(self, semantic: str) -> F8:
-        """Return the values that a flip at the truncation's edge would give, [N, 2]; NaN for raw, which has no edge."""
-        return np.full_like(self.edge_logprobs, np.nan) if semantic == RAW else self.edge_logprobs
-
-    def take(self, index: I8 | Mask) -> Scores:
-        """Return the scores of some tokens."""
-        return Scores(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+# the passes that every run has, by their names in `Run.scores`
+TRAINER = "trainer"  # as the trainer scores
+OTHER_SHAPE = "noise.shape"  # the same weights and precision in another batch shape, on a sample
+OTHER_PRECISION = "noise.precision"  # the same weights in another body precision, on a sample
 
 
 @dataclass(frozen=True)
@@ -79,11 +52,14 @@ class Run:
     engine_step: I8  # [N]
     temperature: F8  # [N], that the processed scores divide the logits by
     kept_mass: F8  # [N], the share of the mass that truncation must keep: top-p, 1 without it
-    scores: Scores  # the trainer's pass
-    other_shape: Scores  # the same weights and precision in another batch shape, on a sample
-    other_precision: Scores  # the same weights in another body precision, on a sample
-    alternatives: dict[str, Scores] = field(default_factory=dict)  # other readings of the parameters, on a sample
+    rank: I8  # [N], the engine's rank of the token, 1 = its most likely; 0 where none is known that can be compared
+    scores: dict[str, Scores[Values]]  # by the name of the pass; those of a pass on a sample are NaN elsewhere
     logprobs_modes: tuple[str, ...] = ()  # what the engines declare
+
+    @property
+    def trainer(self) -> Scores[Values]:
+        """The scores of the trainer's own pass."""
+        return self.scores[TRAINER]
 
     @property
     def output_index(self) -> I8:

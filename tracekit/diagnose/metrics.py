@@ -6,7 +6,7 @@ probability over the engine's. Where frameworks use the other sign, the alias sa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,10 +54,6 @@ class Metrics:
     bit_equal_free: float
     num_outside: int
     num_not_finite: int
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Return the metrics as plain numbers."""
-        return asdict(self)
 
 
 def bit_equal(rollout: F8, replay: F8) -> Mask:

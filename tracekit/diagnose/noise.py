@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, PROCESSED, Mask, Run
+from tracekit.diagnose.data import F8, OTHER_PRECISION, OTHER_SHAPE, Mask, Run
 from tracekit.diagnose.residual import FLOAT32_RESOLUTION, Residuals, residuals
 from tracekit.diagnose.shift import Shifts, find_shifts
 from tracekit.diagnose.student import fit_student, two_sided_quantile
+from tracekit.scores import PROCESSED
 
 FALSE_ROLLOUTS = 0.01  # share of clean rollouts that may show an onset
 ENGINE_ALLOWANCE = 1.5
@@ -78,13 +79,13 @@ class TokenNoise:
 
 def measure_noise(run: Run, semantic: str) -> TokenNoise:
     """Measure the noise floor under one semantic and apply it to every token of the run."""
-    scores = run.scores
+    scores = run.trainer
     free = _free(run, semantic)
     gain = np.where(free, scores.gain(semantic), np.nan)
-    rough = robust_deviation(np.abs(run.other_precision.logprob(semantic) - scores.logprob(semantic)) / gain)
+    rough = robust_deviation(np.abs(run.scores[OTHER_PRECISION].logprob(semantic) - scores.logprob(semantic)) / gain)
     own = [
         residuals(run, scores, semantic, other.logprob(semantic), logit_noise=rough)
-        for other in (run.other_shape, run.other_precision)
+        for other in (run.scores[OTHER_SHAPE], run.scores[OTHER_PRECISION])
     ]
     shape, precision = (robust_deviation(r.smooth[free]) for r in own)
     eps = max(shape, precision, FLOAT32_RESOLUTION)
@@ -122,8 +123,8 @@ def measure_noise(run: Run, semantic: str) -> TokenNoise:
 
 def _free(run: Run, semantic: str) -> Mask:
     """Tokens that had an alternative: a forced token's processed logprob is 0 whatever the noise."""
-    mask: Mask = run.scores.gain(semantic) > 0
-    return mask & (run.scores.kept_count != 1) if semantic == PROCESSED else mask
+    mask: Mask = run.trainer.gain(semantic) > 0
+    return mask & (run.trainer.kept_count != 1) if semantic == PROCESSED else mask
 
 
 def robust_deviation(sizes: F8) -> float:

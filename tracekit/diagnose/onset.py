@@ -1,9 +1,8 @@
-"""Where a rollout leaves its replay: first token not bit-equal, first beyond noise, start of a sustained shift."""
+"""Where a rollout leaves its replay: first token not bit-equal, beyond noise, of a sustained shift."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,6 +44,8 @@ class RolloutOnsets:
 
     Attributes:
         first_not_bit_equal: first token whose replayed value differs as float32.
+        first_other_choice: first token that is the most likely one on one side only: the engine ranked it first and it
+            is not the scorer's argmax, or the other way round. Noise does that, too, where two tokens are as likely.
         first_beyond_noise: first token that is beyond noise by itself.
         shift_start: where a sustained shift most likely starts, given where its evidence is 100 to 1.
         log_e: evidence for a sustained shift, log e-value in nats.
@@ -56,6 +57,7 @@ class RolloutOnsets:
     num_tokens: int
     num_beyond_noise: int
     first_not_bit_equal: Onset | None
+    first_other_choice: Onset | None
     first_beyond_noise: Onset | None
     shift_start: Onset | None
     log_e: float
@@ -65,10 +67,6 @@ class RolloutOnsets:
         """The earlier of the token beyond noise and the start of the shift."""
         found = [o for o in (self.first_beyond_noise, self.shift_start) if o]
         return min(found, key=lambda o: o.position) if found else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
@@ -84,6 +82,7 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
     """
     sigma, beyond = noise.sigma, noise.beyond
     different = run.valid & ~bit_equal(run.rollout_logprob, replay)
+    other_choice = (run.rank > 0) & ((run.rank == 1) != (run.trainer.argmax_token_id == run.token_id))
     bounds = np.searchsorted(run.rollout, np.arange(len(run.rollouts) + 1))
     found = []
     for i, (info, start, end) in enumerate(zip(run.rollouts, bounds[:-1], bounds[1:], strict=True)):
@@ -96,6 +95,7 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
                 num_tokens=int(end - start),
                 num_beyond_noise=int(np.count_nonzero(beyond[span])),
                 first_not_bit_equal=_first(run, replay, sigma, different, span),
+                first_other_choice=_first(run, replay, sigma, other_choice, span),
                 first_beyond_noise=_first(run, replay, sigma, beyond, span),
                 shift_start=_onset(run, replay, sigma, int(noise.shifts.start[i])) if noise.shifts.sure[i] else None,
                 log_e=float(noise.shifts.log_e[i]),

@@ -1,10 +1,11 @@
-"""Values for JSON: dataclasses as objects, numbers that are not finite as null."""
+"""Between dataclasses and JSON: objects with the fields' names, numbers that are not finite as null."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import fields, is_dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -24,3 +25,26 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def unplain(kind: Any, value: Any) -> Any:
+    """Return what `plain` was given, but for infinities, which come back as NaN.
+
+    Args:
+        kind: its type: a dataclass, a list or dict of types, a union with None, or one of JSON's own.
+        value: what `plain` returned; keys that the dataclass does not know are left out.
+
+    Raises:
+        KeyError: a field of a dataclass is missing.
+    """
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: unplain(hints[f.name], value[f.name]) for f in fields(kind)})  # type: ignore[operator]
+    if get_origin(kind) is list:
+        return [unplain(get_args(kind)[0], item) for item in value]
+    if get_origin(kind) is dict:
+        return {key: unplain(get_args(kind)[1], item) for key, item in value.items()}
+    if value is None:
+        return math.nan if kind is float else None
+    options = [option for option in get_args(kind) if isinstance(option, type) and option is not NoneType]
+    return unplain(options[0], value) if len(options) == 1 else value

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, Run, Scores
+from tracekit.diagnose.data import F8, Run
+from tracekit.scores import RAW, Scores, Values
 
 # Spacing of float32 between 16 and 32, where logits live: a log-softmax in float32 carries no less, in nats.
 FLOAT32_RESOLUTION = 2.0**-19
@@ -52,7 +53,7 @@ class Residuals:
         return Residuals(value, np.where(jumps, self.edge_unit, self.unit), self.edge_value, self.edge_unit)
 
 
-def residuals(run: Run, scores: Scores, semantic: str, other: F8, *, logit_noise: float) -> Residuals:
+def residuals(run: Run, scores: Scores[Values], semantic: str, other: F8, *, logit_noise: float) -> Residuals:
     """Compare other logprobs with a pass, each token in its own unit.
 
     Noise on the logits moves a logprob in two ways: smoothly, by ``gain`` to first order, and by a jump when the
@@ -68,8 +69,8 @@ def residuals(run: Run, scores: Scores, semantic: str, other: F8, *, logit_noise
         logit_noise: rough size of the logit noise; it only sets where float32's resolution takes over.
     """
     finest = FLOAT32_RESOLUTION / max(logit_noise, 1e-9)
-    gain, edges = scores.gain(semantic), scores.edges(semantic)
-    edges = np.where(np.isfinite(edges), edges, np.nan)
+    gain, edges = scores.gain(semantic), scores.edge_logprobs
+    edges = np.where(np.isfinite(edges) & (semantic != RAW), edges, np.nan)
     two_way = np.sqrt(2) * (1 - np.exp(np.minimum(edges, 0.0)) * run.kept_mass[:, None]) / run.temperature[:, None]
     edge_unit = np.hypot(np.fmax(two_way, gain[:, None]), finest)
     edge_value = other[:, None] - edges

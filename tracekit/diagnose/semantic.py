@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, PROCESSED, RAW, Mask, Run, Scores
+from tracekit.diagnose.causes import READINGS, Reading
+from tracekit.diagnose.data import F8, Mask, Run
 from tracekit.diagnose.noise import ENGINE_ALLOWANCE, TokenNoise, robust_deviation
 from tracekit.diagnose.student import fit_student
+from tracekit.scores import PROCESSED, RAW
 
 NEITHER = "neither"
 SAME = "raw = processed here"
@@ -76,17 +78,16 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
         run: the tokens; those that not every hypothesis scored are left out.
         noise: the run's noise under "raw" and under "processed".
     """
-    passes = {RAW: (run.scores, RAW), PROCESSED: (run.scores, PROCESSED)}
-    passes |= {name: (scores, PROCESSED) for name, scores in run.alternatives.items()}
+    readings = [reading for reading in READINGS if reading.scores in run.scores]
     use = run.valid.copy()
-    for scores, lens in passes.values():
-        use &= np.isfinite(scores.logprob(lens))
+    for reading in readings:
+        use &= np.isfinite(run.scores[reading.scores].logprob(reading.lens))
     declared = sorted(run.logprobs_modes)
     if not differ(run, RAW, PROCESSED, noise):
         excess = excess_of(noise[RAW])
         kind = SAME if excess <= 1 else NEITHER
         return Semantic(kind, PROCESSED, float("nan"), "", excess, int(use.sum()), [], declared, False)
-    ranked = [_score(name, run, scores, lens, use) for name, (scores, lens) in passes.items()]
+    ranked = [_weigh(reading, run, use) for reading in readings]
     ranked.sort(key=lambda h: -h.log_likelihood)
     best, second = ranked[0], ranked[1]
     if best.name not in noise and _excess(best, noise) > 1:
@@ -104,7 +105,7 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
 
 def differ(run: Run, one: str, other: str, noise: dict[str, TokenNoise]) -> bool:
     """Whether two semantics give different numbers on any token of this run, noise aside."""
-    a, b = run.scores.logprob(one), run.scores.logprob(other)
+    a, b = run.trainer.logprob(one), run.trainer.logprob(other)
     both = np.isfinite(a) & np.isfinite(b)
     line = np.fmax(noise[one].sigma, noise[other].sigma)
     return bool(np.any(np.abs(a - b)[both] > line[both]))
@@ -117,13 +118,14 @@ def excess_of(noise: TokenNoise) -> float:
     return float(floor.engine_noise / most) if most > 0 else float(floor.engine_noise > 0)
 
 
-def _score(name: str, run: Run, scores: Scores, lens: str, use: Mask) -> Hypothesis:
-    residual: F8 = (run.rollout_logprob - scores.logprob(lens))[use]
-    unit = np.hypot(scores.gain(lens)[use], _SMALLEST_UNIT)
-    fit = fit_student(residual, unit, tails=_TAILS)
+def _weigh(reading: Reading, run: Run, use: Mask) -> Hypothesis:
+    scores = run.scores[reading.scores]
+    gain = scores.gain(reading.lens)[use]
+    residual: F8 = (run.rollout_logprob - scores.logprob(reading.lens))[use]
+    fit = fit_student(residual, np.hypot(gain, _SMALLEST_UNIT), tails=_TAILS)
     mean = float(np.abs(residual).mean()) if residual.size else float("nan")
-    deviation = robust_deviation(np.abs(residual) / np.where(scores.gain(lens) > 0, scores.gain(lens), np.nan)[use])
-    return Hypothesis(name, fit.log_likelihood, deviation, mean)
+    deviation = robust_deviation(np.abs(residual) / np.where(gain > 0, gain, np.nan))
+    return Hypothesis(reading.name, fit.log_likelihood, deviation, mean)
 
 
 def _excess(best: Hypothesis, noise: dict[str, TokenNoise]) -> float:

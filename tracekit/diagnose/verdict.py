@@ -4,47 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb, exp, lgamma, log
-from typing import Any
 
 import numpy as np
 
-from tracekit.diagnose import words
-from tracekit.diagnose.data import INFERENCE_PATH, NONE, PROCESSED, RAW, SEMANTIC, Run
+from tracekit.diagnose.causes import Cause
+from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.noise import FALSE_ROLLOUTS, NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, find_onsets
-from tracekit.diagnose.plain import plain
+from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import MARGIN, NEITHER, SAME, Semantic, differ, tell_semantic
 from tracekit.diagnose.shift import log_e_of_run
+from tracekit.scores import PROCESSED, RAW
 
 CHANCE = 0.01  # share of clean runs that may be called divergent
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a replay found.
+    """What a replay found, in codes and numbers.
 
     Attributes:
-        layer: "none", "semantic" or "inference path": the lowest layer that fails.
-        cause: one or two sentences.
-        since: the earliest onset of the run in the comparison that names the layer, None for none.
-        since_rollout: index into ``rollouts`` of that token.
+        layer: the lowest layer that fails.
+        cause: what is wrong there.
+        since: the earliest onset of the run in the comparison that names the layer, null for none.
+        since_rollout: index into `rollouts` of that token.
         semantic: what the recorded values are; its margin is the confidence, in nats.
-        expect: what the trainer takes them for.
+        expect: what the trainer takes them for, raw or processed.
         before: metrics as the trainer sees them: recorded values against the replayed ones it expects.
         after: metrics once the semantic is right: recorded values against the replayed ones of their own kind.
         noise: this run's noise floor, for the semantic that onsets are judged with.
         rollouts: the onsets of every rollout, under the right semantic.
         num_with_onset: rollouts with a token beyond noise, or with a sustained shift.
         chance: probability that a clean run would show that many.
-        left: what remains for the inference path once a semantic mismatch is corrected, in words.
+        left: what remains for the inference path once a semantic mismatch is corrected; null where there is none.
         findings: other things the numbers say.
         limits: what was not tested, and what size of fault the noise hides.
-        tokens: the noise of every token; not part of ``to_dict``.
     """
 
-    layer: str
-    cause: str
+    layer: Layer
+    cause: Cause
     since: Onset | None
     since_rollout: int | None
     semantic: Semantic
@@ -55,18 +54,20 @@ class Verdict:
     rollouts: list[RolloutOnsets]
     num_with_onset: int
     chance: float
-    left: str
-    findings: list[str]
-    limits: list[str]
+    left: Cause | None
+    findings: list[Remark]
+    limits: list[Remark]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the noise of every token that it was made from."""
+
+    verdict: Verdict
     tokens: TokenNoise
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the per-token arrays, as plain values."""
-        fields: dict[str, Any] = plain({k: v for k, v in vars(self).items() if k != "tokens"})
-        return fields
 
-
-def judge(run: Run, *, expect: str = PROCESSED) -> Verdict:
+def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
     """Judge a scored run, bottom-up: the inference path is only blamed for what the semantic leaves.
 
     Args:
@@ -78,21 +79,17 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Verdict:
     lens = expect if semantic.kind == SAME else semantic.lens
     judged = noise[lens]
     before, after = (_metrics(run, name) for name in (expect, lens))
-    rollouts = find_onsets(run, run.scores.logprob(lens), judged)
-    with_onset = sum(r.onset is not None for r in rollouts)
+    rollouts = find_onsets(run, run.trainer.logprob(lens), judged)
     chance = chance_of(run, judged)
-    path_fails = chance < CHANCE or semantic.kind == NEITHER
-    wrong = advantage(semantic, expect) >= MARGIN and _changes(run, semantic, expect, noise)
-    if wrong:
-        layer, shown = SEMANTIC, _onsets_of(run, expect, noise)
-    elif path_fails:
-        layer, shown = INFERENCE_PATH, rollouts
-    else:
-        layer, shown = NONE, []
+    on_path = _on_path(semantic, chance)
+    layer, cause = (NONE if on_path == "none" else INFERENCE_PATH), on_path
+    if advantage(semantic, expect) >= MARGIN and _changes(run, semantic, expect, noise):
+        layer, cause = SEMANTIC, "other reading"
+    shown = _shown(layer, run, expect, noise, rollouts)
     since_rollout = _first_rollout(shown)
-    return Verdict(
+    verdict = Verdict(
         layer=layer,
-        cause=words.cause(layer, semantic, expect, with_onset, len(rollouts)),
+        cause=cause,
         since=None if since_rollout is None else shown[since_rollout].onset,
         since_rollout=since_rollout,
         semantic=semantic,
@@ -101,13 +98,13 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Verdict:
         after=after,
         noise=judged.floor,
         rollouts=rollouts,
-        num_with_onset=with_onset,
+        num_with_onset=sum(r.onset is not None for r in rollouts),
         chance=chance,
-        left=words.left(layer, path_fails, semantic, with_onset, len(rollouts)),
-        findings=words.findings(run, semantic, before),
-        limits=words.limits(run, judged.floor, semantic),
-        tokens=judged,
+        left=on_path if layer == SEMANTIC else None,
+        findings=findings(run, semantic, before),
+        limits=limits(run, judged.floor, semantic),
     )
+    return Judgement(verdict, judged)
 
 
 def advantage(semantic: Semantic, expect: str) -> float:
@@ -122,7 +119,7 @@ def chance_of(run: Run, judged: TokenNoise) -> float:
     """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
 
     That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
-    (Poisson; the threshold lets ``FALSE_ROLLOUTS`` of clean rollouts show one), and 1/e of the run's sustained shifts.
+    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), and 1/e of the run's sustained shifts.
     """
     rollouts = len(run.rollouts)
     hit = len(np.unique(run.rollout[judged.beyond]))
@@ -143,18 +140,30 @@ def _poisson_tail(at_least: int, mean: float) -> float:
 
 
 def _metrics(run: Run, lens: str) -> Metrics:
-    scores = run.scores
+    scores = run.trainer
     kept = scores.kept_count if lens == PROCESSED else np.zeros_like(scores.kept_count)
     outside = np.isneginf(scores.processed_logprob) if lens == PROCESSED else np.zeros(kept.size, dtype=bool)
     return measure(run.rollout_logprob, scores.logprob(lens), kept, outside)
+
+
+def _on_path(semantic: Semantic, chance: float) -> Cause:
+    """What the inference path has to answer for, the semantic put right."""
+    if semantic.kind == NEITHER:
+        return "unexplained"
+    return "leaves replay" if chance < CHANCE else "none"
 
 
 def _changes(run: Run, semantic: Semantic, expect: str, noise: dict[str, TokenNoise]) -> bool:
     return semantic.lens == expect or differ(run, semantic.lens, expect, noise)
 
 
-def _onsets_of(run: Run, lens: str, noise: dict[str, TokenNoise]) -> list[RolloutOnsets]:
-    return find_onsets(run, run.scores.logprob(lens), noise[lens])
+def _shown(
+    layer: Layer, run: Run, expect: str, noise: dict[str, TokenNoise], rollouts: list[RolloutOnsets]
+) -> list[RolloutOnsets]:
+    """The onsets in the comparison that names the layer."""
+    if layer == SEMANTIC:
+        return find_onsets(run, run.trainer.logprob(expect), noise[expect])
+    return rollouts if layer == INFERENCE_PATH else []
 
 
 def _first_rollout(rollouts: list[RolloutOnsets]) -> int | None:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tracekit.trace.reader import Trace
-
-__all__ = ["Claim", "find_claims"]
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,16 +25,16 @@ class Claim:
         return Path(self.checkpoint).is_dir()
 
 
-def find_claims(trace: Trace, sampled: Iterable[tuple[int, int]]) -> dict[int, Claim]:
+def find_claims(rows: Iterable[Mapping[str, Any]], sampled: Iterable[tuple[int, int]]) -> dict[int, Claim]:
     """Return for each weight version the claim that all engines agree on; the last label of a version counts.
 
     Args:
-        trace: an open trace.
+        rows: the table `weights`.
         sampled: the (engine, weight version) pairs whose weights are looked for; a version is an engine's own, so
             one on which two of these engines differ has no claim.
     """
     last: dict[tuple[int, int], Claim] = {}
-    for row in trace.table("weights").to_pylist():
+    for row in rows:
         if row["checkpoint"] and row["lora"] is None:
             last[row["engine"], row["weight_version"]] = _claim(row)
     by_version: dict[int, set[str | None]] = {}

@@ -1,24 +1,21 @@
-"""replay.arrow: every scored token with its replayed values, and the verdict in the schema's metadata."""
+"""replay.arrow: every scored token with its replayed values, and the result in the schema's metadata."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from tracekit import __version__
-from tracekit.diagnose.plain import plain
-from tracekit.trace.output import check_output, new_file
+from tracekit.diagnose.data import Run
+from tracekit.diagnose.noise import TokenNoise
+from tracekit.diagnose.result import Result
+from tracekit.errors import NotATraceError, SchemaTooNewError
+from tracekit.trace.output import new_file
 
-if TYPE_CHECKING:
-    from tracekit.replay.runner import ReplayResult
-
-__all__ = ["SCHEMA", "check_output", "replay_table", "write_replay"]
-
-REPLAY_SCHEMA_VERSION = "1"
+_RESULT = b"tracekit.result"
 
 SCHEMA = pa.schema(
     [
@@ -40,46 +37,83 @@ SCHEMA = pa.schema(
 )
 
 
-def replay_table(result: ReplayResult) -> pa.Table:
-    """Return one row per scored token, with the verdict as JSON in the metadata under ``tracekit.replay``."""
-    run, judged = result.run, result.verdict.tokens
-    engine = np.array([r.engine for r in run.rollouts])[run.rollout]
-    request = np.array([r.request for r in run.rollouts])[run.rollout]
+@dataclass(frozen=True)
+class Replay:
+    """What a replay found: the result, and every scored token with its replayed values.
+
+    Attributes:
+        result: verdict, codes and numbers; `to_dict()` is its JSON.
+        tokens: one row for each scored token, columns as in `SCHEMA`, in order of (engine, request, position).
+    """
+
+    result: Result
+    tokens: pa.Table
+
+
+def token_table(run: Run, noise: TokenNoise) -> pa.Table:
+    """Return the tokens of a judged run.
+
+    Args:
+        run: the tokens and their scores.
+        noise: what the verdict made of each.
+    """
     columns = {
-        "engine": engine,
-        "request": request,
+        "engine": np.array([r.engine for r in run.rollouts])[run.rollout],
+        "request": np.array([r.request for r in run.rollouts])[run.rollout],
         "position": run.position,
         "token_id": run.token_id,
         "rollout_logprob": run.rollout_logprob,
-        "replay_raw_logprob": run.scores.raw_logprob,
-        "replay_processed_logprob": run.scores.processed_logprob,
-        "forced_logprob": run.scores.forced_logprob,
-        "kept_count": run.scores.kept_count,
-        "sigma": judged.sigma,
-        "d": judged.d,
-        "beyond_noise": judged.beyond,
+        "replay_raw_logprob": run.trainer.raw_logprob,
+        "replay_processed_logprob": run.trainer.processed_logprob,
+        "forced_logprob": run.trainer.forced_logprob,
+        "kept_count": run.trainer.kept_count,
+        "sigma": noise.sigma,
+        "d": noise.d,
+        "beyond_noise": noise.beyond,
         "weight_version": run.weight_version,
         "engine_step": run.engine_step,
     }
     arrays = [pa.array(columns[f.name].astype(f.type.to_pandas_dtype()), f.type) for f in SCHEMA]
-    metadata = {
-        "tracekit.replay_schema": REPLAY_SCHEMA_VERSION,
-        "tracekit.version": __version__,
-        "tracekit.model": result.model,
-        "tracekit.dtype": result.dtype,
-        "tracekit.replay": json.dumps(plain(result.to_dict()), allow_nan=False),
-    }
-    return pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata))
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def write_replay(result: ReplayResult, path: str | os.PathLike[str]) -> None:
+def write_replay(replay: Replay, path: str | os.PathLike[str]) -> None:
     """Write a replay into a new Arrow IPC file, which appears whole or not at all.
 
     Raises:
-        OutputError: the path exists or cannot be written. Call ``check_output`` before the scoring, too.
+        OutputError: the path exists or cannot be written. Call `trace.output.check_output` before the scoring, too.
     """
-    table = replay_table(result)
+    result = json.dumps(replay.result.to_dict(), allow_nan=False)
+    table = replay.tokens.replace_schema_metadata({_RESULT: result})
     with new_file(path) as file:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 9))
         with pa.ipc.new_file(file, table.schema, options=options) as writer:
             writer.write_table(table)
+
+
+def read_replay(path: str | os.PathLike[str]) -> Replay:
+    """Read what `tracekit replay -o` wrote.
+
+    Raises:
+        NotATraceError: it is not a file that replay wrote.
+        SchemaTooNewError: another version of tracekit wrote it, whose results are not those of this one.
+        FileNotFoundError: there is no such file.
+
+    Example:
+        found = tracekit.read_replay("replay.arrow")
+        found.result.verdict.layer == "semantic"
+        found.tokens.column("d")
+    """
+    try:
+        with pa.OSFile(os.fspath(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+    except pa.ArrowInvalid as error:
+        raise NotATraceError(f"this is not an Arrow file that replay wrote: {path}") from error
+    stored = (table.schema.metadata or {}).get(_RESULT)
+    if stored is None:
+        raise NotATraceError(f"this Arrow file holds no result of a replay: {path}")
+    try:
+        result = Result.from_dict(json.loads(stored))
+    except ValueError as error:
+        raise SchemaTooNewError(f"{error}: {path}") from error
+    return Replay(result, table.replace_schema_metadata(None))

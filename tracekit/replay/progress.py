@@ -1,10 +1,11 @@
 """A progress line on stderr with tokens per second, shown on a terminal, or once work takes longer than two seconds."""
 
+from __future__ import annotations
+
+import math
 import sys
 import time
 from typing import TextIO
-
-__all__ = ["Progress"]
 
 _PATIENCE_SECS = 2.0
 _REDRAW_SECS = 0.2
@@ -14,17 +15,17 @@ _LINE_SECS = 10.0  # where the stream is a file, a line each
 class Progress:
     """Counts tokens towards a total; use as a context manager so that the line is ended."""
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: int, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self.label = label
         self.total = total
         self.done = 0
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
         self._start = time.monotonic()
-        self._next = self._start + (_REDRAW_SECS if self._tty else _PATIENCE_SECS)
+        self._next = math.inf if quiet else self._start + (_REDRAW_SECS if self._tty else _PATIENCE_SECS)
         self._shown = False
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,9 @@
 """Weight versions whose weights are those of an earlier one: what a replay need not be given twice."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-__all__ = ["same_weights"]
 
 
 def same_weights(rows: Iterable[Mapping[str, Any]], ran: Iterable[tuple[int, int]]) -> dict[int, int]:
@@ -13,7 +13,7 @@ def same_weights(rows: Iterable[Mapping[str, Any]], ran: Iterable[tuple[int, int
     weights changed, in every engine that ran it: a version's number stands for one set of weights in all engines.
 
     Args:
-        rows: the table ``weights``.
+        rows: the table `weights`.
         ran: (engine, weight version) of the scored tokens.
     """
     same: dict[int, set[int]] = {}

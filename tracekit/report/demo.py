@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tracekit.diagnose.result import Result
+from tracekit.report.words import cause
+
 RUNS = {"defaults": "V1 defaults", "parity": "parity settings"}
 
 
@@ -26,7 +29,7 @@ def story(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from table(facts)
     for name in RUNS:
         yield ""
-        yield f"{name}: {facts[name]['verdict']['cause']}"
+        yield f"{name}: {cause(Result.from_dict(facts[name]).verdict)}"
     changed = ", ".join(f"{key}={_value(value)}" for key, value in facts["parity_settings"].items())
     yield ""
     yield f"Changed between the two: {changed}."

@@ -1,14 +1,12 @@
-"""A replay as JSON."""
+"""A replay as JSON: its result, as `docs/result.schema.json` describes it."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from tracekit.diagnose.plain import plain
-
-__all__ = ["to_json"]
+from tracekit.diagnose.result import Result
 
 
-def to_json(facts: Mapping[str, Any]) -> str:
-    """Return the facts of a replay (``ReplayResult.to_dict``) as JSON; what is not a finite number is null."""
-    return json.dumps(plain(dict(facts)), indent=2, allow_nan=False)
+def to_json(result: Result) -> str:
+    """Return the result as JSON; what is not a finite number is null."""
+    return json.dumps(result.to_dict(), indent=2, allow_nan=False)

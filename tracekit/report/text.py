@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from tracekit.diagnose.data import NONE
 from tracekit.diagnose.metrics import Metrics
 from tracekit.diagnose.onset import RolloutOnsets
+from tracekit.diagnose.result import Result
 from tracekit.diagnose.verdict import Verdict
-
-__all__ = ["to_text"]
+from tracekit.report import words
+from tracekit.report.plural import plural
 
 _TOP = 8
 # field, name on the screen, format
@@ -30,20 +30,16 @@ _ROWS = (
 )
 
 
-def to_text(facts: Mapping[str, Any], verdict: Verdict) -> str:
-    """Return the screen.
-
-    Args:
-        facts: ``ReplayResult.to_dict()``: what was scored, with what, and what was lost.
-        verdict: the verdict.
-    """
+def to_text(result: Result) -> str:
+    """Return the screen."""
+    verdict = result.verdict
     parts = [
         _headline(verdict),
-        _what(facts),
+        _what(result),
         _metrics(verdict),
         _noise(verdict),
         _first_tokens(verdict),
-        _notes(verdict),
+        (f"note: {words.remark(verdict, limit)}" for limit in verdict.limits),
     ]
     return "\n\n".join("\n".join(lines) for lines in (list(part) for part in parts) if lines)
 
@@ -53,9 +49,10 @@ def _headline(verdict: Verdict) -> Iterator[str]:
         yield "VERDICT: no divergence beyond this run's noise"
     else:
         yield f"VERDICT: {verdict.layer} mismatch" + _since(verdict)
-    yield f"  {verdict.cause}"
-    if verdict.left:
-        yield f"  {verdict.left}"
+    yield f"  {words.cause(verdict)}"
+    left = words.left(verdict)
+    if left:
+        yield f"  {left}"
     semantic = verdict.semantic
     line = f"  recorded values are: {semantic.kind}"
     if semantic.runner_up:
@@ -63,7 +60,7 @@ def _headline(verdict: Verdict) -> Iterator[str]:
         line += f" ({closest}{semantic.margin:.0f} nats ahead of {semantic.runner_up})"
     yield line + f"; the trainer expects: {verdict.expect}"
     for finding in verdict.findings:
-        yield f"  ! {finding}"
+        yield f"  ! {words.remark(verdict, finding)}"
 
 
 def _since(verdict: Verdict) -> str:
@@ -73,25 +70,14 @@ def _since(verdict: Verdict) -> str:
     return f", since output token {verdict.since.output_index} of request {rollout.request} (engine {rollout.engine})"
 
 
-def _what(facts: Mapping[str, Any]) -> Iterator[str]:
-    data = facts["data"]
+def _what(result: Result) -> Iterator[str]:
+    data, scoring = result.data, result.scoring
     yield (
-        f"{data['num_tokens']} tokens of {data['num_rollouts']} rollouts, scored by {facts['model']} "
-        f"({facts['dtype']} body, float32 head, {facts['device']})"
+        f"{plural(data.num_tokens, 'token')} of {plural(data.num_rollouts, 'rollout')}, scored by {scoring.model} "
+        f"({scoring.dtype} body, float32 head, {scoring.device})"
     )
-    for version, claim in sorted(facts.get("claims", {}).items(), key=lambda item: int(item[0])):
-        yield (
-            f"weight version {version} is taken from {claim['checkpoint']}, as the label {claim['label']!r} in the "
-            "trace says: its caller's claim, not compared with the engine's weights"
-        )
-    for version, older in facts["shared_weights"].items():
-        yield f"weight version {version} was scored with the weights of {older}: no fingerprint of the model's differs"
-    if data["num_discarded"]:
-        yield f"{data['num_discarded']} sampled tokens never became output and were not scored"
-    for reason, count in sorted(data["skipped_requests"].items()):
-        yield f"SKIPPED: {count} {reason}"
-    if data["num_lost_rows"]:
-        yield f"DATA LOST: at least {data['num_lost_rows']} rows are missing from the trace"
+    yield from filter(None, map(words.weights, scoring.weights))
+    yield from words.losses(data)
 
 
 def _metrics(verdict: Verdict) -> Iterator[str]:
@@ -131,9 +117,13 @@ def _first_tokens(verdict: Verdict) -> Iterator[str]:
     )
     if not hit:
         return
-    yield "first output token not bit-equal (bits), beyond noise, of a sustained shift; values at the earlier:"
-    names = (("engine", 6), ("request", 8), ("bits", 6), ("noise", 6), ("shift", 6), ("token", 8), ("recorded", 10))
-    yield "".join(f"{name:>{width}}" for name, width in (*names, ("replayed", 10), ("d", 10), ("sigma", 9)))
+    yield (
+        "first output token not bit-equal (bits), most likely on one side only (choice), beyond noise, of a sustained "
+        "shift; values at the earlier of the last two:"
+    )
+    yield f"{'engine':>6}{'request':>8}{'bits':>6}{'choice':>8}{'noise':>6}{'shift':>6}{'token':>8}" + (
+        f"{'recorded':>10}{'replayed':>10}{'d':>10}{'sigma':>9}"
+    )
     hit.sort(key=_strength, reverse=True)
     for rollout in hit[:_TOP]:
         yield _row(rollout)
@@ -144,8 +134,8 @@ def _first_tokens(verdict: Verdict) -> Iterator[str]:
 def _row(rollout: RolloutOnsets) -> str:
     onset = rollout.onset
     assert onset is not None
-    found = (rollout.first_not_bit_equal, rollout.first_beyond_noise, rollout.shift_start)
-    where = "".join(f"{'–' if o is None else o.output_index:>6}" for o in found)
+    found = (rollout.first_not_bit_equal, rollout.first_other_choice, rollout.first_beyond_noise, rollout.shift_start)
+    where = "".join(f"{'–' if o is None else o.output_index:>{w}}" for o, w in zip(found, (6, 8, 6, 6), strict=True))
     return (
         f"{rollout.engine:>6}{rollout.request:>8}{where}{onset.token_id:>8}{onset.recorded:>10.4f}"
         f"{onset.replayed:>10.4f}{onset.d:>+10.4f}{onset.sigma:>9.4f}"
@@ -155,8 +145,3 @@ def _row(rollout: RolloutOnsets) -> str:
 def _strength(rollout: RolloutOnsets) -> tuple[int, float]:
     """Rollouts with the most tokens beyond noise first, then those with the strongest shift."""
     return rollout.num_beyond_noise, rollout.log_e
-
-
-def _notes(verdict: Verdict) -> Iterator[str]:
-    for limit in verdict.limits:
-        yield f"note: {limit}"

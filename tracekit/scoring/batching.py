@@ -1,8 +1,8 @@
 """Which sequences go through the body together."""
 
-from collections.abc import Sequence as Seq
+from __future__ import annotations
 
-__all__ = ["plan_batches"]
+from collections.abc import Sequence as Seq
 
 
 def plan_batches(lengths: Seq[int], max_batch_tokens: int) -> list[list[int]]:

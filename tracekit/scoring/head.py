@@ -2,8 +2,10 @@
 
 What an architecture does after its body (soft-capping, scaling, a bias) stays its own code: the model's forward is
 run again for each chunk of rows with the body replaced by a stub that hands out hidden states, and with a float32
-copy of the output embedding. ``SplitModel`` proves on construction that this gives the model's own logits.
+copy of the output embedding. `SplitModel` proves on construction that this gives the model's own logits.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -13,8 +15,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tracekit.errors import ModelError
-
-__all__ = ["SplitModel"]
 
 _PROBE_LENGTH = 12
 
@@ -59,7 +59,7 @@ class SplitModel:
         self._stub.hidden = None
         return logits.float()
 
-    def _split_and_prove(self, head: "_Float32Head") -> None:
+    def _split_and_prove(self, head: _Float32Head) -> None:
         model = self._model
         ids = _probe_ids(self.vocab_size).to(self.device)
         try:

@@ -1,5 +1,7 @@
 """Load a causal LM from a local folder, or say in one sentence why not."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from tracekit.errors import ModelError, UsageError
-
-__all__ = ["DTYPES", "load_model", "pick_device"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

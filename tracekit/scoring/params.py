@@ -1,12 +1,12 @@
 """The sampling parameters of one recorded request, read from the trace and made ready for the sampler."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tracekit.errors import ReplayRefused
-
-__all__ = ["GREEDY_BELOW", "Params", "parse_params", "untestable"]
 
 GREEDY_BELOW = 1e-5  # vLLM samples greedily below this temperature
 
@@ -40,19 +40,29 @@ class Params:
 
     @property
     def penalizes(self) -> bool:
+        """Whether a penalty moves the logits of tokens that were there before."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def reorders(self) -> bool:
+        """Whether the most likely token may be another one than that of the model's own logits."""
+        masks = self.allowed_token_ids or self.bad_words or self.stop_token_ids
+        return self.penalizes or bool(self.logit_bias or masks)
+
+    @property
+    def named_ids(self) -> tuple[int, ...]:
+        """Every token id that is named here, with repetitions."""
+        biased = tuple(token for token, _ in self.logit_bias)
+        return self.allowed_token_ids + self.stop_token_ids + biased + tuple(t for word in self.bad_words for t in word)
 
 
 def untestable(sampling: Mapping[str, Any]) -> str | None:
-    """Say why processed logprobs cannot be recomputed from these recorded parameters; None when they can."""
+    """Return the parameter for which processed logprobs cannot be recomputed from what was recorded; None for none."""
     if _get(sampling, "bad_words") and _get(sampling, "bad_words_token_ids") is None:
-        return "bad_words was recorded as text without its token ids"
+        return "bad_words"
     if _get(sampling, "min_tokens") and _get(sampling, "all_stop_token_ids") is None:
-        return "min_tokens was recorded without the ids of all stop tokens"
-    for name, what in _UNKNOWN_TO_US.items():
-        if _get(sampling, name) not in (None, False, [], {}):
-            return f"{name} {what}"
-    return None
+        return "min_tokens"
+    return next((name for name in _FOREIGN if _get(sampling, name) not in (None, False, [], {})), None)
 
 
 def parse_params(sampling: Mapping[str, Any]) -> Params:
@@ -61,16 +71,21 @@ def parse_params(sampling: Mapping[str, Any]) -> Params:
     Raises:
         ReplayRefused: a parameter is malformed, or moves logprobs in a way that the trace does not tell.
     """
-    reason = untestable(sampling)
-    if reason:
-        raise ReplayRefused(f"processed logprobs cannot be recomputed: {reason}")
+    parameter = untestable(sampling)
+    if parameter:
+        why = _INCOMPLETE.get(parameter) or _FOREIGN[parameter]
+        raise ReplayRefused(f"processed logprobs cannot be recomputed: {parameter} {why}")
     try:
         return _parse(sampling)
     except (TypeError, ValueError, AttributeError) as error:
         raise ReplayRefused(f"the recorded sampling parameters cannot be read: {error}") from error
 
 
-_UNKNOWN_TO_US = {
+_INCOMPLETE = {
+    "bad_words": "was recorded as text without its token ids",
+    "min_tokens": "was recorded without the ids of all stop tokens",
+}
+_FOREIGN = {
     "structured_outputs": "masks the logits with a grammar that the trace does not hold",
     "guided_decoding": "masks the logits with a grammar that the trace does not hold",
     "logits_processors": "changes the logits with the caller's own code",

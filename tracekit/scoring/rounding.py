@@ -4,6 +4,8 @@ vllm/model_executor/sampling_metadata.py of 0.8.5 (`SamplingTensors.from_lists`)
 bfloat16 a temperature of 0.7 is 0.69921875 and a top-p of 0.9 is 0.8984375. V1 keeps float32.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +17,7 @@ def sampling_dtype(engine: Mapping[str, Any]) -> str | None:
     """Return the dtype that an engine rounds sampling values to ("bfloat16", "float16"), None where it does not.
 
     Args:
-        engine: a row of the ``engines`` table.
+        engine: a row of the `engines` table.
     """
     if engine.get("kind") != "v0":
         return None
@@ -29,7 +31,7 @@ def sampling_dtype(engine: Mapping[str, Any]) -> str | None:
 
 
 def round_sampling(sampling: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return sampling parameters as an engine uses them that rounds them to ``dtype``."""
+    """Return sampling parameters as an engine uses them that rounds them to `dtype`."""
     import torch
 
     def rounded(value: Any) -> Any:

@@ -1,42 +1,27 @@
 """From a chunk of raw logits to the scores of its recorded tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from tracekit.scores import Scores
 from tracekit.scoring.params import Params
 from tracekit.scoring.sampling import Processed, Segment, process, row_values
 
-__all__ = ["RowScores", "score_rows"]
 
-
-@dataclass(frozen=True, eq=False)
-class RowScores:
-    """Scores of R tokens: the fields of ``TokenScores`` as tensors on the scorer's device."""
-
-    raw_logprob: Tensor
-    processed_logprob: Tensor
-    forced_logprob: Tensor
-    kept_count: Tensor
-    argmax_token_id: Tensor
-    raw_noise_gain: Tensor
-    processed_noise_gain: Tensor
-    edge_logprobs: Tensor
-
-    @classmethod
-    def concatenate(cls, parts: Seq["RowScores"]) -> "RowScores":
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-
-def score_rows(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> RowScores:
+def score_rows(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Scores[Tensor]:
     """Score one recorded token a row.
 
     Args:
         logits: [R, V] float32 raw logits, overwritten.
         token_ids: [R] int64, the recorded token of each row.
         segments: what the R rows are, in order.
+
+    Returns:
+        Scores of R tokens, as tensors on the device of the logits.
     """
     chosen = token_ids.unsqueeze(1)
     argmax = logits.argmax(dim=-1)
@@ -46,7 +31,7 @@ def score_rows(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Row
     del all_raw
     if all(segment.params == Params() for segment in segments):
         count = torch.full_like(argmax, logits.shape[1])
-        return RowScores(raw, raw, raw, count, argmax, raw_gain, raw_gain, torch.stack([raw, raw], dim=1))
+        return Scores(raw, raw, raw, count, argmax, raw_gain, raw_gain, torch.stack([raw, raw], dim=1))
 
     done = process(logits, segments)
     processed = done.survivors.log_softmax(dim=-1).gather(1, chosen).squeeze(1)
@@ -59,7 +44,7 @@ def score_rows(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Row
     truncates = row_values([s.params.truncates for s in segments], segments, logits.device).bool()
     edge = torch.where(truncates.unsqueeze(1), _edge(done, chosen, kept_total), processed.double().unsqueeze(1))
     gain = _noise_gain(done.survivors - forced_total.float().unsqueeze(1), chosen)
-    return RowScores(
+    return Scores(
         raw_logprob=raw,
         processed_logprob=processed,
         forced_logprob=forced,

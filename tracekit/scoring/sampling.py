@@ -1,9 +1,11 @@
 """vLLM V1's sampling parameters applied to fp32 logits: what turns raw logprobs into processed ones.
 
 The order is vLLM's: allowed ids, bad words, min tokens, logit bias, penalties, temperature, min-p, top-k, top-p. A
-mask commutes with every later step but the truncation, so masks are kept apart (``banned``): that leaves each token
+mask commutes with every later step but the truncation, so masks are kept apart (`banned`): that leaves each token
 the logit it would have had, which is what "the recorded token forced into the kept set" needs.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -16,15 +18,13 @@ from torch import Tensor
 from tracekit.scoring.params import Params
 from tracekit.scoring.truncation import truncate
 
-__all__ = ["Processed", "Segment", "process", "row_values"]
-
 
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Consecutive rows of a chunk of logits: positions start..stop of one completion.
 
     The row of position t holds the logits from which token t was sampled, so its history is the prompt and
-    ``token_ids[:t]``.
+    `token_ids[:t]`.
     """
 
     params: Params

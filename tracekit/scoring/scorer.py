@@ -1,8 +1,11 @@
 """Score recorded tokens by teacher forcing: body in a chosen dtype, output embedding and log-softmax in float32."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +13,13 @@ import torch
 from torch import Tensor
 
 from tracekit.errors import ModelError, ReplayRefused
+from tracekit.scores import Scores, Values, unscored
 from tracekit.scoring.batching import plan_batches
 from tracekit.scoring.head import SplitModel
 from tracekit.scoring.loading import load_model, pick_device
-from tracekit.scoring.params import Params, parse_params
-from tracekit.scoring.rows import RowScores, score_rows
+from tracekit.scoring.rows import score_rows
 from tracekit.scoring.sampling import Segment
-from tracekit.scoring.types import Sequence, TokenScores
-
-__all__ = ["Scorer"]
+from tracekit.scoring.types import Sequence
 
 _CHUNK_BYTES = {"cpu": 64 << 20}  # bound on rows x vocabulary x 4 bytes
 _CHUNK_BYTES_GPU = 512 << 20
@@ -26,26 +27,27 @@ _CHUNK_BYTES_GPU = 512 << 20
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A model that scores sequences; make one with ``Scorer.load``."""
+    """A model that scores sequences; make one with `Scorer.load`.
+
+    Attributes:
+        name: of the model's folder.
+        model: body and head.
+        chunk_rows: tokens whose logits exist at a time.
+    """
 
     name: str
-    """Name of the model's folder."""
-    dtype: str
-    """Dtype of the body: bfloat16, float16 or float32."""
-    path: Path
     model: SplitModel
     chunk_rows: int
-    """Tokens whose logits exist at a time."""
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None) -> "Scorer":
+    def load(cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None) -> Scorer:
         """Load any causal LM that transformers reads from a local folder.
 
         The head's float32 weights are those of the loaded dtype: an engine's head holds the same.
 
         Args:
             path: folder with config.json and weights.
-            dtype: of the body.
+            dtype: of the body: bfloat16, float16 or float32.
             device: a torch device; the default is CUDA where torch finds it, else the CPU.
 
         Raises:
@@ -56,19 +58,17 @@ class Scorer:
         with _exact_float32():
             model = SplitModel(load_model(folder, dtype=dtype, device=pick_device(device)))
         bound = _CHUNK_BYTES.get(model.device.type, _CHUNK_BYTES_GPU)
-        return cls(folder.resolve().name, dtype, folder, model, max(bound // (4 * model.vocab_size), 1))
+        return cls(folder.resolve().name, model, max(bound // (4 * model.vocab_size), 1))
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the output embedding."""
         return self.model.vocab_size
 
     @property
     def device(self) -> str:
+        """The torch device of the weights."""
         return str(self.model.device)
-
-    def with_dtype(self, dtype: str) -> "Scorer":
-        """Load the same weights with another body precision (beside this one: both stay in memory)."""
-        return Scorer.load(self.path, dtype=dtype, device=self.device)
 
     def score(
         self,
@@ -76,7 +76,7 @@ class Scorer:
         *,
         max_batch_tokens: int,
         on_tokens: Callable[[int], None] | None = None,
-    ) -> list[TokenScores]:
+    ) -> list[Scores[Values]]:
         """Score the completion tokens of each sequence given everything before them.
 
         Args:
@@ -85,96 +85,75 @@ class Scorer:
             on_tokens: called with the number of completion tokens scored since the last call.
 
         Returns:
-            Scores in the order of the sequences.
+            Scores in the order of the sequences, [T] each, as numpy arrays of float64 and int64.
 
         Raises:
             ModelError: a token is beyond the model's vocabulary.
-            ReplayRefused: a prompt is empty, or sampling parameters cannot be recomputed.
+            ReplayRefused: a prompt is empty.
             ValueError: max_batch_tokens is below 1.
         """
-        params = [parse_params(sequence.sampling) for sequence in sequences]
-        for sequence, its_params in zip(sequences, params, strict=True):
-            self._check(sequence, its_params)
-        scores = [_EMPTY] * len(sequences)
+        for sequence in sequences:
+            self._check(sequence)
+        scores = [unscored(0)] * len(sequences)
         todo = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids)]
         lengths = [len(sequences[i].prompt_token_ids) + len(sequences[i].token_ids) - 1 for i in todo]
         with torch.inference_mode(), _exact_float32():
             for batch in plan_batches(lengths, max_batch_tokens):
                 chosen = [todo[i] for i in batch]
-                rows = self._score_batch([sequences[i] for i in chosen], [params[i] for i in chosen], on_tokens)
+                rows = self._score_batch([sequences[i] for i in chosen], on_tokens).each(_to_numpy)
                 ends = np.cumsum([len(sequences[i].token_ids) for i in chosen])
                 for i, end in zip(chosen, ends, strict=True):
-                    scores[i] = _to_token_scores(rows, end - len(sequences[i].token_ids), end)
+                    scores[i] = rows.each(itemgetter(slice(end - len(sequences[i].token_ids), end)))
         return scores
 
-    def _check(self, sequence: Sequence, params: Params) -> None:
+    def _check(self, sequence: Sequence) -> None:
         if not len(sequence.prompt_token_ids):
             raise ReplayRefused(f"request {sequence.request} has an empty prompt, so its first token has no context")
-        named = [*params.allowed_token_ids, *params.stop_token_ids, *(token for token, _ in params.logit_bias)]
-        named += [token for word in params.bad_words for token in word]
-        for ids in (sequence.prompt_token_ids, sequence.token_ids, np.asarray(named, np.int64)):
+        for ids in (sequence.prompt_token_ids, sequence.token_ids, np.asarray(sequence.params.named_ids, np.int64)):
             if len(ids) and int(ids.max()) >= self.vocab_size:
                 raise ModelError(
                     f"the trace has token id {int(ids.max())} but the model's vocabulary is {self.vocab_size}: "
                     "this is another model"
                 )
 
-    def _score_batch(
-        self, sequences: list[Sequence], params: list[Params], on_tokens: Callable[[int], None] | None
-    ) -> RowScores:
+    def _score_batch(self, sequences: list[Sequence], on_tokens: Callable[[int], None] | None) -> Scores[Tensor]:
         """Score one batch; the rows are the completion tokens of its sequences, one after the other."""
+        hidden = self._hidden_states(sequences)
+        targets = torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)).to(hidden.device)
+        parts = []
+        for first in range(0, len(hidden), self.chunk_rows):
+            chunk = slice(first, first + self.chunk_rows)
+            segments = list(_segments(sequences, first, min(chunk.stop, len(hidden))))
+            parts.append(score_rows(self.model.logits(hidden[chunk]), targets[chunk], segments))
+            if on_tokens:
+                on_tokens(len(targets[chunk]))
+        return Scores.join(parts, torch.cat)
+
+    def _hidden_states(self, sequences: list[Sequence]) -> Tensor:
+        """[R, H] hidden states from which the completion tokens of a batch were sampled."""
         inputs = [np.concatenate([s.prompt_token_ids, s.token_ids[:-1]]).astype(np.int64) for s in sequences]
         ids = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
         for row, tokens in zip(ids, inputs, strict=True):
             row[: len(tokens)] = torch.from_numpy(tokens)
         hidden = self.model.hidden_states(ids.to(self.model.device))
-        hidden = torch.cat(
-            [
-                row[len(s.prompt_token_ids) - 1 : len(s.prompt_token_ids) - 1 + len(s.token_ids)]
-                for row, s in zip(hidden, sequences, strict=True)
-            ]
+        starts = [len(s.prompt_token_ids) - 1 for s in sequences]
+        return torch.cat(
+            [row[start : start + len(s.token_ids)] for row, start, s in zip(hidden, starts, sequences, strict=True)]
         )
-        targets = torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)).to(hidden.device)
-        parts = []
-        for first in range(0, len(hidden), self.chunk_rows):
-            chunk = slice(first, first + self.chunk_rows)
-            segments = list(_segments(sequences, params, first, min(chunk.stop, len(hidden))))
-            parts.append(score_rows(self.model.logits(hidden[chunk]), targets[chunk], segments))
-            if on_tokens:
-                on_tokens(len(targets[chunk]))
-        return RowScores.concatenate(parts)
 
 
-def _segments(sequences: list[Sequence], params: list[Params], first: int, end: int) -> Iterator[Segment]:
+def _segments(sequences: list[Sequence], first: int, end: int) -> Iterator[Segment]:
     """What the rows first..end of a batch are."""
     offset = 0
-    for sequence, its_params in zip(sequences, params, strict=True):
+    for sequence in sequences:
         start, stop = max(first - offset, 0), min(end - offset, len(sequence.token_ids))
         if start < stop:
-            yield Segment(its_params, sequence.prompt_token_ids, sequence.token_ids, start, stop)
+            yield Segment(sequence.params, sequence.prompt_token_ids, sequence.token_ids, start, stop)
         offset += len(sequence.token_ids)
 
 
-def _to_token_scores(rows: RowScores, start: int, stop: int) -> TokenScores:
-    def values(column: Tensor, dtype: type[np.generic]) -> np.ndarray:
-        return column[start:stop].cpu().numpy().astype(dtype)
-
-    return TokenScores(
-        raw_logprob=values(rows.raw_logprob, np.float64),
-        processed_logprob=values(rows.processed_logprob, np.float64),
-        forced_logprob=values(rows.forced_logprob, np.float64),
-        kept_count=values(rows.kept_count, np.int32),
-        argmax_token_id=values(rows.argmax_token_id, np.uint32),
-        raw_noise_gain=values(rows.raw_noise_gain, np.float64),
-        processed_noise_gain=values(rows.processed_noise_gain, np.float64),
-        edge_logprobs=values(rows.edge_logprobs, np.float64),
-    )
-
-
-_NONE = np.empty(0)
-_EMPTY = TokenScores(
-    _NONE, _NONE, _NONE, _NONE.astype(np.int32), _NONE.astype(np.uint32), _NONE, _NONE, np.empty((0, 2))
-)
+def _to_numpy(column: Tensor) -> Values:
+    return column.to("cpu", torch.float64 if column.is_floating_point() else torch.int64).numpy()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Min-p, top-k and top-p on fp32 logits with different parameters a row, as vLLM V1 does them."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
-
-__all__ = ["truncate"]
 
 _HEAD = 1024  # candidates looked at before the whole vocabulary is sorted
 

@@ -1,0 +1,89 @@
+"""What else a verdict has to tell: findings beside its cause, and limits of what was tested, as codes and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tracekit.diagnose.data import Run
+from tracekit.diagnose.metrics import Metrics
+from tracekit.diagnose.noise import NoiseFloor
+from tracekit.diagnose.semantic import SAME, UNDECIDED, Semantic
+
+Code = Literal[
+    # findings
+    "declared otherwise",
+    "modes differ",
+    "not finite",
+    "above zero",
+    "outside the kept set",
+    # limits
+    "detectable",
+    "float32 head",
+    "same numbers",
+    "not told apart",
+    "kv recomputed",
+    "noisier than allowed",
+]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One finding or limit.
+
+    Attributes:
+        code: what it is.
+        numbers: by name, what belongs to it: `count` of tokens, `position` and `request` of the first of them, `nats`.
+    """
+
+    code: Code
+    numbers: dict[str, float]
+
+
+def findings(run: Run, semantic: Semantic, metrics: Metrics) -> list[Remark]:
+    """Say what else the numbers show.
+
+    Args:
+        run: the tokens.
+        semantic: what the recorded values are.
+        metrics: as the trainer sees them.
+    """
+    found = []
+    if semantic.contradicts_declared:
+        found.append(Remark("declared otherwise", {"nats": semantic.margin}))
+    if len(semantic.declared) > 1:
+        found.append(Remark("modes differ", {"count": len(semantic.declared)}))
+    if metrics.num_not_finite:
+        first = int(np.flatnonzero(~run.valid)[0])
+        request = run.rollouts[int(run.rollout[first])].request
+        where = {"position": int(run.position[first]), "request": request}
+        found.append(Remark("not finite", {"count": metrics.num_not_finite, **where}))
+    positive = int(np.count_nonzero(run.rollout_logprob[run.valid] > 0))
+    if positive:
+        found.append(Remark("above zero", {"count": positive}))
+    if metrics.num_outside:
+        found.append(Remark("outside the kept set", {"count": metrics.num_outside}))
+    return found
+
+
+def limits(run: Run, noise: NoiseFloor, semantic: Semantic) -> list[Remark]:
+    """Say what was not tested.
+
+    Args:
+        run: the tokens.
+        noise: the floor that onsets were judged with.
+        semantic: what the recorded values are.
+    """
+    said = [Remark("detectable", {"nats": noise.detectable}), Remark("float32 head", {})]
+    if semantic.kind == SAME:
+        said.append(Remark("same numbers", {}))
+    if semantic.kind == UNDECIDED:
+        said.append(Remark("not told apart", {"nats": semantic.margin}))
+    versions = np.unique(np.stack([run.rollout, run.weight_version]), axis=1)
+    if np.any(np.bincount(versions[0]) > 1):
+        said.append(Remark("kv recomputed", {}))
+    if noise.capped:
+        said.append(Remark("noisier than allowed", {}))
+    return said

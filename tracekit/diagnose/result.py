@@ -1,0 +1,117 @@
+"""The result of a replay as one plain, versioned value: what reporters take, `replay.arrow` stores, `--json` prints.
+
+It holds codes and numbers, and no sentences: those are made from it (`tracekit.report.words`). Its JSON is described
+by `docs/result.schema.json`, which is generated from these classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tracekit.diagnose.plain import plain, unplain
+from tracekit.diagnose.skipped import Skipped
+from tracekit.diagnose.verdict import Verdict
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of one weight version were taken from.
+
+    Attributes:
+        version: the weight version.
+        folder: with its weights.
+        source: given by the caller; the folder that the trace names as the engine's model; a checkpoint that a label in
+            the trace names (its caller's claim, not compared with the engine's weights); or the weights of an older
+            version, from which no fingerprint of the model differs.
+        label: of the claim, null without one.
+        same_as: the older version, null without one.
+    """
+
+    version: int
+    folder: str
+    source: Literal["given", "trace", "claim", "same"]
+    label: str | None = None
+    same_as: int | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the recorded tokens were scored with.
+
+    Attributes:
+        model: name of the model's folder.
+        dtype: of the body; the head is float32.
+        noise_dtype: of the body in the pass that measures what precision does.
+        device: torch's name.
+        weights: of every version that sampled a scored token.
+    """
+
+    model: str
+    dtype: str
+    noise_dtype: str
+    device: str
+    weights: list[Weights]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was there to score.
+
+    Attributes:
+        num_rollouts: requests that were scored.
+        num_tokens: tokens of theirs.
+        num_discarded: sampled tokens that never became output; not scored.
+        num_lost_rows: rows that the trace itself knows are missing, at least.
+        skipped_requests: requests that were left out.
+        lost: whether the verdict rests on less than what the engines produced, because rows are missing.
+    """
+
+    num_rollouts: int
+    num_tokens: int
+    num_discarded: int
+    num_lost_rows: int
+    skipped_requests: list[Skipped]
+    lost: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that a replay found, but for the tokens one by one.
+
+    Attributes:
+        schema_version: of this value; a reader refuses a newer one than it knows.
+        tracekit_version: that made it.
+        exit_code: 4 divergence found, else 3 data was lost in the trace, else 0.
+        scoring: what the tokens were scored with.
+        data: what was there to score.
+        verdict: which layer disagrees, since which token.
+    """
+
+    schema_version: int
+    tracekit_version: str
+    exit_code: int
+    scoring: Scoring
+    data: Data
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result in JSON's types; a number that is not finite is None."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """Return the result that `to_dict` was called on.
+
+        Raises:
+            ValueError: it was made by a newer tracekit, or is not a result.
+        """
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"this replay's result is of version {version}, and this tracekit reads {SCHEMA_VERSION}")
+        result: Result = unplain(cls, values)
+        return result

@@ -1,0 +1,193 @@
+"""From a trace to its rollouts: accepted tokens in position order, joined with their requests.
+
+Refuses what cannot be judged; what was skipped is counted, never silent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from tracekit import tables
+from tracekit.diagnose.skipped import REASONS, Skipped, Why
+from tracekit.errors import ReplayRefused
+from tracekit.replay.rollouts import Rollout, Rollouts
+from tracekit.scoring.params import parse_params, untestable
+from tracekit.scoring.rounding import round_sampling, sampling_dtype
+from tracekit.scoring.types import Sequence
+from tracekit.trace.ledger import num_lost_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tracekit.trace.reader import Trace
+
+Columns = dict[str, npt.NDArray[Any]]
+Row = Mapping[str, Any]
+
+_HOW_TO_ASK = (
+    'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request, or record with '
+    "--logprobs engine"
+)
+
+
+def read_rollouts(trace: Trace) -> Rollouts:
+    """Read all that a replay needs of a trace.
+
+    Raises:
+        ReplayRefused: no token was recorded, none has a logprob, the recorded numbers are logits, or no request is
+            whole.
+    """
+    engines = trace.engines()
+    modes = _logprobs_modes(engines)
+    tokens, num_discarded = _accepted(_columns(trace.table("tokens")))
+    _check_logprobs(tokens)
+    promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
+    rows = {_key(r): r for r in trace.table("requests").to_pylist()}
+    rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
+    found: list[Rollout] = []
+    skipped: Counter[tuple[Why, str | None]] = Counter()
+    for key, part in _requests_of(tokens):
+        row = rows.get(key)
+        why = _why_not(part, row, promised.get(key, 0))
+        if row is None or why:
+            skipped[why or "no request row", None] += 1
+            continue
+        sampling = _sampling(row, rounding.get(key[0]))
+        parameter = untestable(sampling)
+        if parameter:
+            skipped["sampling parameter", parameter] += 1
+        else:
+            found.append(_rollout(part, row, sampling))
+    left_out = [Skipped(why, parameter, count) for (why, parameter), count in sorted(skipped.items(), key=str)]
+    if not found:
+        reasons = "; ".join(f"{skip.count} {skip.what}" for skip in left_out)
+        raise ReplayRefused(f"no recorded request can be scored ({reasons})")
+    return Rollouts(
+        rollouts=found,
+        skipped=left_out,
+        num_discarded=num_discarded,
+        num_lost_rows=num_lost_rows(trace.all_losses()),
+        logprobs_modes=modes,
+        models=tuple(sorted({str(e["model"]) for e in engines if e.get("model")})),
+        vocab_size=_vocab_size(engines),
+        weight_changes=trace.table("weights").to_pylist(),
+    )
+
+
+def _key(row: Row) -> tuple[int, int]:
+    return int(row["engine"]), int(row["request"])
+
+
+def _logprobs_modes(engines: Seq[Row]) -> tuple[str, ...]:
+    modes = tuple(sorted({str(e.get("logprobs_mode") or "") for e in engines} - {""}))
+    logits = [m for m in modes if m.endswith("logits")]
+    if logits:
+        raise ReplayRefused(
+            f"the engine recorded {logits[0]}, which are not log-probabilities: "
+            "record with logprobs_mode raw_logprobs or processed_logprobs"
+        )
+    return modes
+
+
+def _columns(table: pa.Table) -> Columns:
+    """Columns of the token table in order of (engine, request, position); a null logprob becomes NaN, a null rank 0."""
+    names = ("engine", "request", "position", "token_id", "engine_step", "weight_version", "flags")
+    out = {name: table.column(name).to_numpy().astype(np.int64) for name in names}
+    out["rank"] = pc.fill_null(table.column("rank"), 0).to_numpy().astype(np.int64)
+    logprob = table.column("rollout_logprob")
+    out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
+    others = [pc.is_valid(table.column(name)) for name in ("raw_logprob", "processed_logprob")]
+    out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
+    out["rollout_logprob"] = np.asarray(logprob.to_numpy(), dtype=np.float64)
+    order = np.lexsort((out["position"], out["request"], out["engine"]))
+    return {name: values[order] for name, values in out.items()}
+
+
+def _accepted(tokens: Columns) -> tuple[Columns, int]:
+    """The tokens that became output, and how many did not."""
+    accepted = (tokens["flags"] & tables.ACCEPTED) != 0
+    return {name: values[accepted] for name, values in tokens.items()}, int(np.count_nonzero(~accepted))
+
+
+def _check_logprobs(tokens: Columns) -> None:
+    if not tokens["token_id"].size:
+        raise ReplayRefused("the trace holds no accepted token, so there is nothing to replay")
+    if tokens["has_logprob"].any():
+        return
+    if tokens["has_both"].any():
+        what = REASONS["not reported"].what
+        raise ReplayRefused(f"the trace holds only requests {what}, so there is nothing to compare")
+    raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
+
+
+def _requests_of(tokens: Columns) -> Iterator[tuple[tuple[int, int], Columns]]:
+    engine, request = tokens["engine"], tokens["request"]
+    starts = np.flatnonzero(np.r_[True, (np.diff(engine) != 0) | (np.diff(request) != 0)])
+    for start, end in zip(starts, np.r_[starts[1:], engine.size], strict=True):
+        yield (int(engine[start]), int(request[start])), {name: v[start:end] for name, v in tokens.items()}
+
+
+def _why_not(part: Columns, row: Row | None, num_promised: int) -> Why | None:
+    if row is None:
+        return "no request row"
+    if not part["has_logprob"].any():
+        return "not reported" if part["has_both"].any() else "not asked"
+    if row["num_mm_features"]:
+        return "not text"
+    if row["lora"] is not None:
+        return "adapter"
+    position = part["position"]
+    num_prompt = len(row["prompt_token_ids"])
+    if num_prompt == 0:
+        return "no prompt ids"
+    if int(position[0]) != num_prompt or np.any(np.diff(position) != 1) or len(position) < num_promised:
+        return "missing tokens"
+    return None if part["has_logprob"].all() else "missing logprobs"
+
+
+def _sampling(row: Row, rounded_to: str | None) -> Mapping[str, Any]:
+    """The request's sampling parameters as its engine used them."""
+    try:
+        sampling: dict[str, Any] = json.loads(row["sampling_params"])
+    except ValueError as error:
+        raise ReplayRefused(f"the sampling parameters of request {row['request_id']} are not JSON: {error}") from error
+    return round_sampling(sampling, rounded_to) if rounded_to else sampling
+
+
+def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any]) -> Rollout:
+    params = parse_params(sampling)
+    sequence = Sequence(
+        engine=int(row["engine"]),
+        request=int(row["request"]),
+        prompt_token_ids=np.asarray(row["prompt_token_ids"], dtype=np.uint32),
+        token_ids=part["token_id"].astype(np.uint32),
+        params=params,
+    )
+    return Rollout(
+        sequence=sequence,
+        request_id=str(row["request_id"]),
+        rollout_logprob=part["rollout_logprob"],
+        weight_version=part["weight_version"],
+        engine_step=part["engine_step"],
+        rank=np.zeros_like(part["rank"]) if params.reorders else part["rank"],
+    )
+
+
+def _vocab_size(engines: Seq[Row]) -> int | None:
+    for engine in engines:
+        try:
+            config = json.loads(engine.get("config") or "{}").get("hf_config", {})
+        except ValueError:
+            continue
+        size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+        if isinstance(size, int):
+            return size
+    return None

@@ -1,0 +1,141 @@
+"""The sentences of a replay, made from the codes and numbers of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tracekit.diagnose.remarks import Remark
+from tracekit.diagnose.result import Data, Weights
+from tracekit.diagnose.verdict import Verdict
+from tracekit.report.plural import plural
+from tracekit.scores import PROCESSED, RAW
+
+_REMEDY = {
+    RAW: "record with logprobs_mode=processed_logprobs, or let the trainer compare raw logprobs",
+    PROCESSED: "let the trainer apply the recorded temperature and truncation, or record with raw_logprobs",
+}
+_OTHER_REMEDY = "give the trainer the sampling parameters that the engine really applied"
+
+
+def cause(verdict: Verdict) -> str:
+    """Say what is wrong, and what to do where that is known."""
+    semantic = verdict.semantic
+    if verdict.cause == "other reading":
+        remedy = _REMEDY.get(semantic.closest, _OTHER_REMEDY)
+        return (
+            f"The engine recorded {semantic.closest} logprobs and the trainer expects {verdict.expect} ones: {remedy}."
+        )
+    if verdict.cause == "unexplained":
+        return (
+            f"The recorded values are closest to {semantic.closest} logprobs, but their bulk is {semantic.excess:.1f} "
+            "times further off than this run's noise allows: other weights, other sampling values or other kernels "
+            "made them than were recorded or replayed."
+        )
+    if verdict.cause == "leaves replay":
+        return (
+            f"The numbers mean what the trainer expects, but {_with_onset(verdict)} their replay by more than this "
+            "run's noise: the engine took the same tokens along another path."
+        )
+    return "The recorded values mean what the trainer expects and stay within this run's noise."
+
+
+def left(verdict: Verdict) -> str | None:
+    """Say what a corrected semantic leaves for the layer above; None where the semantic is right."""
+    semantic = verdict.semantic
+    if verdict.left == "unexplained":
+        return (
+            f"Even against {semantic.closest} values the residuals are {semantic.excess:.1f} times beyond noise: the "
+            "inference path differs, too."
+        )
+    if verdict.left == "leaves replay":
+        return f"Under the right semantic {_with_onset(verdict, 'still ')} their replay beyond noise."
+    if verdict.left == "none":
+        return "Under the right semantic nothing beyond noise is left for the inference path."
+    return None
+
+
+def remark(verdict: Verdict, said: Remark) -> str:
+    """Say one finding or limit of a verdict."""
+    numbers, semantic = said.numbers, verdict.semantic
+    count = int(numbers.get("count", 0))
+    declared = ", ".join(semantic.declared)
+    match said.code:
+        case "declared otherwise":
+            return (
+                f"The engine declares {declared}, but its values are {semantic.closest} ones "
+                f"(by {numbers['nats']:.0f} nats)."
+            )
+        case "modes differ":
+            return f"The engines of this trace declare different modes: {declared}."
+        case "not finite":
+            what, pronoun = ("logprob is", "it enters") if count == 1 else ("logprobs are", "they enter")
+            return (
+                f"{count} recorded {what} NaN or infinite, the first at position {numbers['position']:.0f} of request "
+                f"{numbers['request']:.0f}; {pronoun} no number here."
+            )
+        case "above zero":
+            return f"{plural(count, 'recorded value is', 'recorded values are')} above 0, which no log-probability is."
+        case "outside the kept set":
+            return (
+                f"{plural(count, 'recorded token is', 'recorded tokens are')} outside the scorer's own kept set; each "
+                "is scored as if it were let in."
+            )
+        case "detectable":
+            return (
+                f"A token of median response must be off by {numbers['nats']:.3f} nats to be beyond noise; smaller "
+                "faults are hidden from one token at a time."
+            )
+        case "float32 head":
+            return "Head and log-softmax are float32 here; an engine whose head is not adds that to its noise."
+        case "same numbers":
+            return "Temperature 1 and no truncation: raw and processed are the same numbers and cannot be told apart."
+        case "not told apart":
+            return (
+                f"{semantic.closest} and {semantic.runner_up} fit equally well ({numbers['nats']:.1f} nats), "
+                "so they are not told apart."
+            )
+        case "kv recomputed":
+            return (
+                "Where weights changed within a rollout, KV was recomputed under the weights of each token: KV that "
+                "the engine kept from older weights is not modelled."
+            )
+        case "noisier than allowed":
+            return (
+                "The recorded values are noisier than an engine about as exact as the scorer would make them; "
+                "sigma does not follow them."
+            )
+
+
+def weights(taken: Weights) -> str | None:
+    """Say where the weights of one version were taken from, where the caller did not give them."""
+    match taken.source:
+        case "trace":
+            return f"the weights are those in {taken.folder}, the model folder that the trace names"
+        case "claim":
+            return (
+                f"weight version {taken.version} is taken from {taken.folder}, as the label {taken.label!r} in the "
+                "trace says: its caller's claim, not compared with the engine's weights"
+            )
+        case "same":
+            return (
+                f"weight version {taken.version} was scored with the weights of {taken.same_as}: no fingerprint of the "
+                "model's differs"
+            )
+        case "given":
+            return None
+
+
+def losses(data: Data) -> Iterator[str]:
+    """Say what was there and is not scored."""
+    if data.num_discarded:
+        one, several = "sampled token never became output and was", "sampled tokens never became output and were"
+        yield f"{plural(data.num_discarded, one, several)} not scored"
+    for skipped in data.skipped_requests:
+        yield f"SKIPPED: {plural(skipped.count, 'request')} {skipped.what}"
+    if data.num_lost_rows:
+        missing = plural(data.num_lost_rows, "row is", "rows are")
+        yield f"DATA LOST: at least {missing} missing from the trace"
+
+
+def _with_onset(verdict: Verdict, still: str = "") -> str:
+    return f"{verdict.num_with_onset} of {len(verdict.rollouts)} rollouts {still}leave"
