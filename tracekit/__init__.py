@@ -1,3 +1,91 @@
-"""tracekit: record what an inference engine really did, replay it, and name the first diverging token."""
+"""tracekit: record what an inference engine really did, replay it, and name the first diverging token.
+
+Example:
+    import tracekit
+
+    trace = tracekit.open_trace("trace.arrow")
+    trace.table("tokens").to_pandas()
+    found = tracekit.replay(trace, model="./checkpoint-0")
+    if found.result.verdict.layer != "none":
+        print(found.result.verdict.since)
+    tracekit.read_replay("replay.arrow").tokens
+
+What this module names is what people may rely on; everything else is private. Nothing heavy is imported before it is
+used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tracekit.errors import (
+    DaemonError,
+    EngineEnvError,
+    MetricsError,
+    ModelError,
+    NoSuchEngineError,
+    NotATraceError,
+    NoteError,
+    NotMarkedError,
+    OutputError,
+    ProtocolMismatchError,
+    ReplayRefused,
+    SchemaTooNewError,
+    TraceCorruptError,
+    TraceError,
+    TracekitError,
+    TraceTruncatedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from tracekit.replay.output import read_replay
+    from tracekit.replay.runner import replay
+    from tracekit.rpc.client import ControlClient
+    from tracekit.trace.reader import open_trace
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ControlClient",
+    "DaemonError",
+    "EngineEnvError",
+    "MetricsError",
+    "ModelError",
+    "NoSuchEngineError",
+    "NotATraceError",
+    "NotMarkedError",
+    "NoteError",
+    "OutputError",
+    "ProtocolMismatchError",
+    "ReplayRefused",
+    "SchemaTooNewError",
+    "TraceCorruptError",
+    "TraceError",
+    "TraceTruncatedError",
+    "TracekitError",
+    "UsageError",
+    "__version__",
+    "open_trace",
+    "read_replay",
+    "replay",
+]
+
+_MODULES = {
+    "ControlClient": "tracekit.rpc.client",
+    "open_trace": "tracekit.trace.reader",
+    "read_replay": "tracekit.replay.output",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "replay":  # a package that can be called
+        return importlib.import_module("tracekit.replay")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
