@@ -55,9 +55,8 @@ BEFORE_A_RUN = {
     "pause-keep-recomputes": {"weight_update": {"mode": "keep", "clear_cache": True}},
     "kv-connector-with-weight-updates": {"kv_transfer_config": {"kv_connector": "x"}, "weight_update": UPDATE},
     "async-scheduling": {"async_scheduling": True},
-    "async-scheduling-with-penalties": {"async_scheduling": True, "sampling": {"presence_penalty": 1.0}},
-    "prompt-logprobs": {"sampling": {"prompt_logprobs": 0}},
-    "greedy-by-tiny-temperature": {"sampling": {"temperature": 1e-6}},
+    "prompt-logprobs": {"enable_prefix_caching": True, "sampling": {"prompt_logprobs": 0}},
+    "raised-temperature": {"sampling": {"temperature": 1e-6}},
     "one-sided-fp32-head": {"dtype": "bfloat16"},
     "quantized-kv-cache": {"kv_cache_dtype": "fp8_e4m3"},
     "quantized-weights": {"quantization": "fp8"},
@@ -69,7 +68,7 @@ BEFORE_A_RUN = {
     "mixture-of-experts": {"is_moe": True},
 }
 FROM_TRACES = {"stale-prefix-hits", "deleted-token", "in-flight-update", "lora-name-reused", "seeds-ignored"}
-FROM_TRACES |= {"prefix-hits", "preemptions", "resumed-on-foreign-blocks"}
+FROM_TRACES |= {"prefix-hits", "preemptions", "resumed-on-foreign-blocks", "adapter-on-some-requests"}
 
 
 def test_settings_for_parity_fire_nothing():
@@ -101,6 +100,85 @@ def test_what_an_engine_does_by_default_breaks_parity_at_another_temperature():
 
 def test_greedy_requests_have_no_temperature_and_no_truncation():
     assert fired(**RAW, sampling={"temperature": 0, "top_p": 0.5, "top_k": 3}) == set()
+
+
+def test_a_tiny_temperature_is_raised_and_not_greedy():
+    assert "raw-logprobs-with-temperature" in fired(**RAW, sampling={"temperature": 1e-6})
+    assert "raised-temperature" in fired(sampling={"temperature": 1e-6})
+    for temperature in (0, 0.02):
+        assert "raised-temperature" not in fired(sampling={"temperature": temperature})
+
+
+def test_a_recorded_temperature_may_be_a_raised_one(tmp_path):
+    found = recorded(tmp_path, engine(make_tables(2, 8, sampling_params={"temperature": 0.01, "logprobs": 0})))
+    assert found["raised-temperature"] == "2 of 2 requests: temperature 0.01, or less"
+    assert "raw-logprobs-with-temperature" in found
+
+
+def test_cascade_attention_is_no_risk_where_there_is_none(tmp_path):
+    assert "cascade-attention" not in fired("latest", disable_cascade_attn=False)
+    gpu = {"model_config": {"disable_cascade_attn": False}, "device_config": {"device_type": "cuda"}}
+    found = recorded(tmp_path, engine(make_tables(9, 8), **gpu))
+    assert found["cascade-attention"] == "disable_cascade_attn is false, and steps had up to 9 requests"
+    on_cpu = {**gpu, "device_config": {"device_type": "cpu"}}
+    for name, tables in {"few": engine(make_tables(7, 8), **gpu), "cpu": engine(make_tables(9, 8), **on_cpu)}.items():
+        (tmp_path / name).mkdir()
+        assert "cascade-attention" not in recorded(tmp_path / name, tables)
+    tables = make_tables(9, 8)
+    tables["engines"] = make_engine(kind="v0", engine_version="0.8.5", config=config(**gpu))
+    (tmp_path / "v0").mkdir()
+    assert "cascade-attention" not in recorded(tmp_path / "v0", tables)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int4_per_token_head", "turboquant_4bit_nc", "nvfp4", "ultraquant_4bit"])
+def test_every_kv_dtype_that_rounds_is_named(dtype):
+    assert "quantized-kv-cache" in fired(kv_cache_dtype=dtype)
+    assert "quantized-kv-cache" not in fired(kv_cache_dtype="bfloat16")
+
+
+def test_prompt_logprobs_hide_nothing_where_no_cache_is_skipped(tmp_path):
+    assert "prompt-logprobs" not in fired(sampling={"prompt_logprobs": 0})
+    tables = make_tables(2, 8, sampling_params={"temperature": 1.0, "logprobs": 0, "prompt_logprobs": 1})
+    assert "prompt-logprobs" in recorded(tmp_path, engine(tables))
+    tables["engines"] = make_engine(kind="v0", engine_version="0.8.5", config=config())
+    (tmp_path / "v0").mkdir()
+    assert "prompt-logprobs" not in recorded(tmp_path / "v0", tables)
+
+
+def test_min_tokens_bar_nothing_where_no_token_ends_a_rollout(tmp_path):
+    params = {"temperature": 1.0, "logprobs": 0, "min_tokens": 4, "all_stop_token_ids": [2]}
+    assert "raw-logprobs-with-masks" in recorded(tmp_path, engine(make_tables(2, 8, sampling_params=params)))
+    (tmp_path / "none").mkdir()
+    tables = engine(make_tables(2, 8, sampling_params={**params, "all_stop_token_ids": []}))
+    assert "raw-logprobs-with-masks" not in recorded(tmp_path / "none", tables)
+
+
+def test_the_grammar_of_a_v0_engine_is_one():
+    assert "structured-outputs" in fired(sampling={"guided_decoding": {"regex": "a+"}})
+
+
+def test_speculation_that_drafted_nothing_changed_nothing(tmp_path):
+    tables = engine(make_tables(2, 8), speculative_config={"method": "ngram"})
+    assert "speculative-decoding" not in recorded(tmp_path, tables)
+    tables["scheduled"]["num_draft"][4] = 3
+    (tmp_path / "drafts").mkdir()
+    found = recorded(tmp_path / "drafts", tables)
+    assert found["speculative-decoding"] == "speculative_config is set, drafted tokens: 3"
+
+
+def worker(**head):
+    values = {"rank": np.zeros(1, "u4"), "pid": np.ones(1, "u4"), "time_ns": np.ones(1, "i8")}
+    return {**values, "config": [json.dumps({"head": {"dtype": "bfloat16", **head}})]}
+
+
+def test_the_head_is_what_the_worker_found(tmp_path):
+    tables = engine(make_tables(2, 8))
+    tables["workers"] = worker()
+    assert recorded(tmp_path, tables)["one-sided-fp32-head"] == "lm_head in bfloat16"
+    for name, head in {"computed": {"computed_in": "float32"}, "stored": {"dtype": "float32"}}.items():
+        tables["workers"] = worker(**head)
+        (tmp_path / name).mkdir()
+        assert "one-sided-fp32-head" not in recorded(tmp_path / name, tables)
 
 
 def test_an_fp32_head_is_no_fp32_head_where_the_engine_ignores_it():
@@ -233,7 +311,8 @@ def test_a_stale_hit_is_named_with_its_request_and_versions(tmp_path):
     says = "request 1 in engine step 4: 2 of 2 blocks hold keys and values of weight version 0, sampled under 1"
     assert found["stale-prefix-hits"] == f"1 hits: {says}"
     assert found["prefix-hits"] == "1 requests, 4 tokens"
-    assert "weights changed 1 times" in found["prefix-caching-with-weight-updates"]
+    says = "no reset of the cache with 1 of 1 weight changes: before engine step 4"
+    assert found["prefix-caching-with-weight-updates"] == says
     assert "2 rollouts" in found["in-flight-update"]
 
 
@@ -255,6 +334,84 @@ HARMLESS = {
     "same-fingerprints": set_to("weights", num_changed=np.array([0], "u4")),
     "another-adapter": set_to("weights", lora=["french"]),
 }
+
+
+RESET = ("reset_prefix_cache", {"args": [], "kwargs": {}})
+PAUSE = ("pause_scheduler", {"args": ["abort"], "kwargs": {}})
+EMPTIED = {
+    "reset": (4, *RESET, True),
+    "reset-under-running": (4, "reset_prefix_cache", {"args": [True, False], "kwargs": {}}, True),
+    "pause": (4, *PAUSE, None),
+}
+NOT_EMPTIED = {
+    "refused": (4, *RESET, False),
+    "too-early": (3, *RESET, True),
+    "too-late": (5, *RESET, True),
+    "pause-that-keeps-it": (4, "pause_scheduler", {"args": ["abort"], "kwargs": {"clear_cache": False}}, None),
+    "pause-that-is-pending": (4, *PAUSE, "pending"),
+}
+
+
+@pytest.mark.parametrize("row", EMPTIED.values(), ids=EMPTIED)
+def test_an_update_with_an_emptied_cache_is_no_risk(tmp_path, row):
+    tables = hit_after_update()
+    control(tables, row)
+    assert "prefix-caching-with-weight-updates" not in recorded(tmp_path, tables)
+
+
+@pytest.mark.parametrize("row", NOT_EMPTIED.values(), ids=NOT_EMPTIED)
+def test_an_update_without_one_is(tmp_path, row):
+    tables = hit_after_update()
+    control(tables, row)
+    assert "prefix-caching-with-weight-updates" in recorded(tmp_path, tables)
+
+
+def test_the_updates_that_were_not_followed_by_a_reset_are_counted(tmp_path):
+    tables = engine(make_tables(2, 8))
+    weights(tables, 2, 4, 6)
+    control(tables, (2, *RESET, True), (6, *PAUSE, None))
+    says = "no reset of the cache with 1 of 3 weight changes: before engine step 4"
+    assert recorded(tmp_path, tables)["prefix-caching-with-weight-updates"] == says
+
+
+@pytest.mark.parametrize("first_step", [0, 8])
+def test_weights_that_come_before_the_first_step_or_after_the_last_find_no_block(tmp_path, first_step):
+    tables = engine(make_tables(2, 8))
+    weights(tables, first_step)
+    assert "prefix-caching-with-weight-updates" not in recorded(tmp_path, tables)
+
+
+def test_salts_that_no_two_versions_share_keep_blocks_apart(tmp_path):
+    tables = engine(make_tables(2, 8))
+    weights(tables, 4)
+    tables["tokens"]["weight_version"] = tables["tokens"]["request"].copy()  # a rollout a version
+    tables["requests"]["cache_salt"] = ["wv0", "wv1"]
+    assert "prefix-caching-with-weight-updates" not in recorded(tmp_path, tables)
+    for salts in (["one", "one"], ["wv0", None]):
+        tables["requests"]["cache_salt"] = salts
+        (tmp_path / str(salts[1])).mkdir()
+        assert "prefix-caching-with-weight-updates" in recorded(tmp_path / str(salts[1]), tables)
+
+
+def test_a_connector_is_no_risk_where_each_reset_emptied_it_too(tmp_path):
+    tables = engine(make_tables(2, 8), kv_transfer_config={"kv_connector": "x"})
+    weights(tables, 4)
+    control(tables, (4, *RESET, True))
+    says = "no reset of the connector with 1 of 1 weight changes: before engine step 4"
+    assert recorded(tmp_path, tables)["kv-connector-with-weight-updates"] == says
+    control(tables, (4, "reset_prefix_cache", {"args": [], "kwargs": {"reset_connector": True}}, True))
+    (tmp_path / "emptied").mkdir()
+    assert "kv-connector-with-weight-updates" not in recorded(tmp_path / "emptied", tables)
+
+
+def test_a_rollout_over_weights_that_did_not_change_is_under_one_version(tmp_path):
+    tables = engine(make_tables(2, 8))
+    weights(tables, 4)
+    assert recorded(tmp_path, tables)["in-flight-update"].startswith("2 rollouts")
+    for name, change in {"same": {"num_changed": np.array([0], "u4")}, "another": {"lora": ["french"]}}.items():
+        tables["weights"] = make_weights(4, **change)
+        (tmp_path / name).mkdir()
+        assert "in-flight-update" not in recorded(tmp_path / name, tables)
 
 
 @pytest.mark.parametrize("harmless", HARMLESS.values(), ids=HARMLESS)
@@ -329,7 +486,25 @@ def test_a_pause_that_keeps_the_rollouts_and_clears_their_cache(tmp_path, argume
     found = recorded(tmp_path, tables)
     assert {r for r in found if r.startswith("pause-keep")} == ({rule} if rule else set())
     if rule:
-        assert found[rule] == "1 times, before engine step 3"
+        assert found[rule] == "running rollouts: 2, before engine step 3"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_pause_with_nothing_under_way_recomputes_and_deletes_nothing(tmp_path, is_async):
+    tables = engine(make_tables(2, 8), scheduler_config={"async_scheduling": is_async})
+    keep = {"args": ["keep", True], "kwargs": {}}
+    control(tables, (0, "pause_scheduler", keep, None), (8, "pause_scheduler", keep, None))
+    assert not [rule for rule in recorded(tmp_path, tables) if rule.startswith("pause-keep")]
+
+
+def test_only_rollouts_that_go_on_after_a_pause_are_counted(tmp_path):
+    tables = engine(make_tables(3, 8))
+    scheduled = tables["scheduled"]
+    late = (scheduled["request"] == 1) & (scheduled["engine_step"] < 5)  # begins after the pause
+    over = (scheduled["request"] == 2) & (scheduled["engine_step"] >= 5)  # ends before it
+    tables["scheduled"] = {name: values[~(late | over)] for name, values in scheduled.items()}
+    control(tables, (5, "pause_scheduler", {"args": ["keep"], "kwargs": {}}, None))
+    assert recorded(tmp_path, tables)["pause-keep-recomputes"] == "running rollouts: 1, before engine step 5"
 
 
 def test_a_deleted_token_is_found_where_the_rollout_goes_on_without_it(tmp_path):
@@ -352,27 +527,69 @@ def test_a_token_that_was_discarded_and_sampled_anew_is_not_deleted(tmp_path):
     assert "deleted-token" not in recorded(tmp_path, tables)
 
 
-def adapter(path):
-    return {"args": [{"lora_name": "policy", "lora_int_id": 1, "lora_path": path}], "kwargs": {}}
+def adapters(tables, *places):
+    """Request i names the adapter `policy`, from places[i] = (path, id), and runs alone: in steps 2i and 2i + 1."""
+    scheduled = tables["scheduled"]
+    own = scheduled["engine_step"] // 2 == scheduled["request"]
+    tables["scheduled"] = {name: values[own] for name, values in scheduled.items()}
+    tables["requests"] |= {"lora": ["policy"] * len(places), "lora_path": [path for path, _ in places]}
+    tables["requests"]["lora_id"] = np.array([number for _, number in places], "u4")
+    return tables
+
+
+REUSED = {
+    "0.8.5": [("/a", 1), ("/b", 1)],
+    "0.18.1": [("/a", 1), ("/b", 2)],
+    "0.32.0": [("/a", 1), ("/a", 2)],
+}
+NOT_REUSED = {
+    "0.8.5": [("/a", 1), ("/b", 2)],
+    "0.18.1": [("/a", 1), ("/a", 1)],
+    "0.32.0": [("/a", 1), ("/b", 2)],
+}
+
+
+def of_version(tables, version):
+    tables["engines"] = make_engine(kind="v0" if version == "0.8.5" else "v1", engine_version=version, config=config())
+    return tables
+
+
+@pytest.mark.parametrize("version", REUSED)
+def test_an_adapter_that_requests_find_in_the_place_of_another(tmp_path, version):
+    tables = of_version(adapters(make_tables(2, 8), *REUSED[version]), version)
+    (path, first), (other, second) = REUSED[version]
+    says = f"'policy' was {path} ({first}), then {other} ({second})"
+    assert recorded(tmp_path, tables)["lora-name-reused"] == says
+    control(tables, (2, *RESET, True))
+    (tmp_path / "reset").mkdir()
+    assert "lora-name-reused" not in recorded(tmp_path / "reset", tables)
+
+
+@pytest.mark.parametrize("version", NOT_REUSED)
+def test_an_adapter_whose_blocks_no_other_can_find(tmp_path, version):
+    tables = of_version(adapters(make_tables(2, 8), *NOT_REUSED[version]), version)
+    assert "lora-name-reused" not in recorded(tmp_path, tables)
 
 
 def test_an_adapter_that_is_loaded_anew_under_its_name(tmp_path):
-    tables = engine(make_tables(2, 8))
-    control(tables, (1, "add_lora", adapter("/a"), True), (4, "add_lora", adapter("/b"), True))
+    tables = engine(adapters(make_tables(2, 8), ("/a", 1), ("/a", 1)))
+    load = {"args": [{"lora_name": "policy", "lora_int_id": 1, "lora_path": "/b"}], "kwargs": {}}
+    control(tables, (2, "add_lora", load, True))
     assert recorded(tmp_path, tables)["lora-name-reused"] == "'policy' was /a (1), then /b (1)"
-    control(tables, (1, "add_lora", adapter("/a"), True), (4, "add_lora", adapter("/a"), True))
-    (tmp_path / "same").mkdir()
-    assert "lora-name-reused" not in recorded(tmp_path / "same", tables)
+    control(tables, (4, "add_lora", load, True))  # nothing ran with it any more
+    (tmp_path / "late").mkdir()
+    assert "lora-name-reused" not in recorded(tmp_path / "late", tables)
 
 
-def test_an_adapter_that_requests_point_to_another_place_under_its_name(tmp_path):
+def test_an_adapter_that_a_part_of_the_requests_names(tmp_path):
     tables = engine(make_tables(3, 8))
-    tables["requests"] |= {"lora": ["policy", "policy", None], "lora_path": ["/a", "/b", None]}
-    tables["requests"]["lora_id"] = np.ma.MaskedArray(np.array([1, 2, 0], "<u4"), mask=[False, False, True])
-    assert recorded(tmp_path, tables)["lora-name-reused"] == "'policy' was /a (1), then /b (2)"
-    tables["requests"]["lora"] = ["policy", "other", None]
-    (tmp_path / "other").mkdir()
-    assert "lora-name-reused" not in recorded(tmp_path / "other", tables)
+    tables["requests"]["lora"] = ["policy", None, "policy"]
+    says = "2 of 3 requests name an adapter ('policy'), the others do not"
+    assert recorded(tmp_path, tables)["adapter-on-some-requests"] == says
+    for names in (["policy"] * 3, [None] * 3):
+        tables["requests"]["lora"] = names
+        (tmp_path / str(names[0])).mkdir()
+        assert "adapter-on-some-requests" not in recorded(tmp_path / str(names[0]), tables)
 
 
 def test_seeds_beside_requests_without_one_on_the_cpu(tmp_path):

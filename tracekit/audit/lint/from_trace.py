@@ -42,7 +42,8 @@ def subjects_of(trace: Trace) -> list[Subject]:
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
-    return [_subject(rows) for rows in read_engines(trace)]
+    heads = {row["engine"]: json.loads(row["config"]).get("head") for row in trace.table("workers").to_pylist()}
+    return [_subject(rows, heads.get(rows.engine)) for rows in read_engines(trace)]
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -51,8 +52,9 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _subject(rows: EngineRows) -> Subject:
+def _subject(rows: EngineRows, head: dict[str, Any] | None) -> Subject:
     settings: dict[str, Any] = {name: rows.setting(*path) for name, path in _PLACES.items()}
+    settings["head"] = head  # as a worker found it
     # V0 has no such setting, its row says what its numbers are
     settings["logprobs_mode"] = rows.about.get("logprobs_mode") or settings["logprobs_mode"]
     groups: dict[str, list[int]] = {}

@@ -7,10 +7,13 @@ from tracekit.audit.lint.types import NOTE, RISK, Rule, Subject
 __all__ = ["RULES"]
 
 FP32_HEAD_SINCE = (0, 26)
+CASCADE_GONE = (0, 32)  # 0.18.1 has it, 0.32.0 does not; nobody looked at those between
+CASCADE_REQUESTS = 8  # in a step, below which it is never used
 
 
 def _head(subject: Subject) -> str | None:
-    dtype = short(subject["dtype"])
+    head = subject["head"] or {}
+    dtype = str(head.get("computed_in") or head.get("dtype") or short(subject["dtype"]))
     if dtype in ("", "float32") or subject["quantization"] == "bf16_last_layer_fp32":
         return None
     overrides = subject["hf_overrides"]
@@ -31,6 +34,8 @@ def short(dtype: Any) -> str:
 def _compiled(subject: Subject) -> str | None:
     if subject["enforce_eager"] is not False:
         return None
+    if subject.is_v0:
+        return "CUDA graphs"
     mode, graphs = subject["compilation_mode"], subject["cudagraph_mode"]
     if mode in ("NONE", 0) and graphs in ("NONE", None):
         return None
@@ -38,8 +43,31 @@ def _compiled(subject: Subject) -> str | None:
 
 
 def _kv(subject: Subject) -> str | None:
-    dtype = str(subject["kv_cache_dtype"] or "")
-    return f"kv_cache_dtype {dtype}" if dtype.startswith(("fp8", "int8", "nvfp4")) else None
+    dtype = short(subject["kv_cache_dtype"])
+    return None if dtype in ("", "float16", "bfloat16", "float32") else f"kv_cache_dtype {dtype}"
+
+
+def _cascade(subject: Subject) -> str | None:
+    if subject["disable_cascade_attn"] is not False or subject["device"] == "cpu":
+        return None
+    # V0 never had it
+    if subject.is_v0 or (subject.version and subject.version >= CASCADE_GONE):
+        return None
+    if subject.rows is not None:
+        sizes = subject.rows["steps"]["num_requests"]
+        if sizes.max(initial=0) < CASCADE_REQUESTS:
+            return None
+        return f"disable_cascade_attn is false, and steps had up to {sizes.max()} requests"
+    return "disable_cascade_attn is false"
+
+
+def _drafts(subject: Subject) -> str | None:
+    if not subject["speculative_config"]:
+        return None
+    if subject.rows is None or subject.is_v0:  # drafts of V0 are not recorded
+        return "speculative_config is set"
+    drafted = int(subject.rows["scheduled"]["num_draft"].sum())
+    return f"speculative_config is set, drafted tokens: {drafted}" if drafted else None
 
 
 def _quantization(subject: Subject) -> str | None:
@@ -91,7 +119,7 @@ RULES = (
         "Cascade attention takes another path for shared prefixes in large batches, and moved long texts on A100.",
         "disable_cascade_attn=True",
         "https://github.com/vllm-project/vllm/issues/22103",
-        lambda s: "disable_cascade_attn is false" if s["disable_cascade_attn"] is False else None,
+        _cascade,
     ),
     Rule(
         "speculative-decoding",
@@ -99,7 +127,7 @@ RULES = (
         "Accepted drafts come from another code path, with logprobs and logits processors of its own.",
         "speculative_config=None",
         "https://github.com/vllm-project/vllm/pull/38711",
-        lambda s: "speculative_config is set" if s["speculative_config"] else None,
+        _drafts,
     ),
     Rule(
         "compiled",

@@ -3,17 +3,10 @@
 import numpy as np
 
 from tracekit.audit.lint.foreign import foreign_blocks
-from tracekit.audit.lint.semantic import masks, penalties
-from tracekit.audit.lint.types import BREAKS, GREEDY_BELOW, NOTE, RISK, Rule, Sampling, Subject, some
+from tracekit.audit.lint.types import BREAKS, LOWEST_TEMPERATURE, NOTE, RISK, Rule, Sampling, Subject, some
 from tracekit.tables import NEW, PREEMPTED
 
 __all__ = ["RULES"]
-
-
-def _async(subject: Subject) -> str | None:
-    if not subject["async_scheduling"]:
-        return None
-    return some(subject, lambda g: ", ".join(filter(None, (penalties(g), masks(g)))))
 
 
 def _seeds(subject: Subject) -> str | None:
@@ -31,8 +24,11 @@ def _seeds(subject: Subject) -> str | None:
     return f"{shared.size} engine steps ran requests with and without a seed together" if shared.size else None
 
 
-def _prompt_logprobs(group: Sampling) -> str:
-    return "" if group.params.get("prompt_logprobs") is None else f"prompt_logprobs {group.params['prompt_logprobs']}"
+def _prompt_logprobs(subject: Subject) -> str | None:
+    if subject.is_v0 or not subject["enable_prefix_caching"]:
+        return None  # V0 reads the cache for them as for others
+    asked = "prompt_logprobs"
+    return some(subject, lambda g: "" if g.params.get(asked) is None else f"{asked} {g.params[asked]}")
 
 
 def _hits(subject: Subject) -> str | None:
@@ -59,9 +55,12 @@ def _foreign(subject: Subject) -> str | None:
     return f"{len(found)} resumptions: {shown}"
 
 
-def _tiny_temperature(group: Sampling) -> str:
-    value = group.get("temperature", 1.0)
-    return f"temperature {value:g}" if 0 < value < GREEDY_BELOW else ""
+def _raised_temperature(group: Sampling) -> str:
+    asked = group.get("temperature", 1.0)
+    if not 0 < asked <= LOWEST_TEMPERATURE:
+        return ""
+    # a record has what the engine made of it
+    return f"temperature {asked:g}" + (", or less" if group.requests else f" becomes {LOWEST_TEMPERATURE:g}")
 
 
 RULES = (
@@ -72,14 +71,6 @@ RULES = (
         "enable_prefix_caching=False, or so much memory for the KV cache that nothing is preempted",
         "vLLM 0.8.5, core/block/prefix_caching_block.py, ComputedBlocksTracker.get_num_cached_tokens",
         _foreign,
-    ),
-    Rule(
-        "async-scheduling-with-penalties",
-        RISK,
-        "Under async scheduling the last token is not there yet when penalties and masks are applied; it went wrong.",
-        "async_scheduling=False",
-        "https://github.com/vllm-project/vllm/issues/27878",
-        _async,
     ),
     Rule(
         "async-scheduling",
@@ -102,16 +93,16 @@ RULES = (
         RISK,
         "Asking for prompt logprobs makes a request skip the prefix cache, which hides faults of the cache.",
         "SamplingParams(prompt_logprobs=None)",
-        "https://github.com/PrimeIntellect-ai/prime-rl/issues/1650",
-        lambda s: some(s, _prompt_logprobs),
+        "vLLM 0.18.1, sampling_params.py, skip_reading_prefix_cache",
+        _prompt_logprobs,
     ),
     Rule(
-        "greedy-by-tiny-temperature",
+        "raised-temperature",
         NOTE,
-        "vLLM samples greedily below a temperature of 1e-5; a trainer that divides by it scores another distribution.",
-        "temperature=0",
-        "https://github.com/huggingface/trl/issues/4159",
-        lambda s: some(s, _tiny_temperature),
+        "vLLM raises a temperature between 0 and 0.01 to 0.01; a trainer that divides by what was asked for is off.",
+        "temperature=0, or 0.01 in the trainer as well",
+        "vLLM 0.8.5 to 0.32.0, sampling_params.py, _MAX_TEMP",
+        lambda s: some(s, _raised_temperature),
     ),
     Rule(
         "prefix-hits",

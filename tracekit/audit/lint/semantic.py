@@ -9,7 +9,7 @@ _MASKS = ("logit_bias", "allowed_token_ids", "bad_words")
 
 
 def temperature(group: Sampling) -> str:
-    value = group.get("temperature", 1.0)
+    value = group.temperature
     return "" if group.greedy or value == 1.0 else f"temperature {value:g}"
 
 
@@ -29,9 +29,15 @@ def penalties(group: Sampling) -> str:
 
 def masks(group: Sampling) -> str:
     parts = [name for name in _MASKS if group.params.get(name)]
-    if group.get("min_tokens", 0) > 0:
+    # it bars the tokens that end a rollout; where a record says that none does, it bars nothing
+    if group.get("min_tokens", 0) > 0 and group.params.get("all_stop_token_ids") != []:
         parts.append(f"min_tokens {group.get('min_tokens', 0):g}")
     return ", ".join(parts)
+
+
+def _grammar(group: Sampling) -> str:
+    # V0 calls it guided_decoding
+    return ", ".join(name for name in ("structured_outputs", "guided_decoding") if group.params.get(name))
 
 
 def _not_asked(subject: Subject) -> str | None:
@@ -149,7 +155,7 @@ RULES = (
         "A grammar's mask is in raw logprobs as well as in processed ones, and the trainer knows nothing of it.",
         "apply the grammar's mask in the trainer, or leave these tokens out of the loss",
         "vLLM 0.18.1, v1/worker/gpu_model_runner.py, apply_grammar_bitmask",
-        lambda s: some(s, lambda g: "structured_outputs" if g.params.get("structured_outputs") else ""),
+        lambda s: some(s, _grammar),
     ),
     Rule(
         "generation-config-sampling",

@@ -8,7 +8,7 @@ from tracekit.audit.findings import Array
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.trace.join import pick
 
-__all__ = ["StaleHit", "stale_hits"]
+__all__ = ["StaleHit", "real_changes", "stale_hits"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     stale = np.zeros(known.size, dtype=bool)
     for lora in {loras[i] if i >= 0 else None for i in np.unique(row).tolist()}:
         mine = known & np.array([i >= 0 and loras[i] == lora for i in row.tolist()], dtype=bool)
-        changed = _changes(rows, lora)
+        changed = real_changes(rows, lora)
         between = np.searchsorted(changed, now, side="right") - np.searchsorted(changed, oldest, side="right")
         stale |= mine & (between > 0)
     key = sequence_key(cache)
@@ -58,8 +58,8 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     return found
 
 
-def _changes(rows: EngineRows, lora: str | None) -> Array:
-    """Versions whose weights a request with this adapter does not share with the version before, ascending."""
+def real_changes(rows: EngineRows, lora: str | None) -> Array:
+    """Return the versions, ascending, whose weights a request with this adapter does not share with the one before."""
     weights = rows.changes
     mine = np.array([of in (None, lora) for of in rows.adapters], dtype=bool)
     return np.unique(weights["weight_version"][mine & (weights["num_changed"] != 0)])

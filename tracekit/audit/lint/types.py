@@ -6,14 +6,15 @@ from typing import Any
 
 from tracekit.audit.rows import EngineRows
 
-__all__ = ["BREAKS", "GREEDY_BELOW", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
+__all__ = ["BREAKS", "LOWEST_TEMPERATURE", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
 
 BREAKS = "breaks parity"
 RISK = "risk"
 NOTE = "note"
 SEVERITIES = (BREAKS, RISK, NOTE)
 
-GREEDY_BELOW = 1e-5  # vLLM samples greedily below this temperature
+LOWEST_TEMPERATURE = 0.01  # vLLM raises what is above 0 and below this to it
+GREEDY_BELOW = 1e-5  # it samples greedily below this temperature, which only one that was set afterwards can have
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,14 @@ class Sampling:
         return default if value is None else float(value)
 
     @property
+    def temperature(self) -> float:
+        """The temperature that the engine samples with."""
+        value = self.get("temperature", 1.0)
+        return value if self.requests or value <= 0 else max(value, LOWEST_TEMPERATURE)
+
+    @property
     def greedy(self) -> bool:
-        return self.get("temperature", 1.0) < GREEDY_BELOW
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Subject:
     @property
     def is_raw(self) -> bool:
         return self.logprobs_mode == "raw_logprobs"
+
+    @property
+    def is_v0(self) -> bool:
+        """Whether it was recorded from a V0 engine."""
+        return self.rows is not None and self.rows.about.get("kind") == "v0"
 
     @property
     def num_requests(self) -> int:

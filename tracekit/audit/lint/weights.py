@@ -1,12 +1,11 @@
 """Weight updates: what keys and values survive them, and what happens to the rollouts that are under way."""
 
-import json
-from collections import defaultdict
-from typing import Any
-
 import numpy as np
 
+from tracekit.audit.lint.adapters import on_some_requests, reused_names
 from tracekit.audit.lint.deleted import deleted_tokens
+from tracekit.audit.lint.resets import argument, clears, kept_blocks, salted
+from tracekit.audit.lint.running import crossings, num_running
 from tracekit.audit.lint.stale import stale_hits
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Subject
 
@@ -17,14 +16,15 @@ KEEP = 'pause_generation(mode="keep", clear_cache=False)'
 
 
 def _caching(subject: Subject) -> str | None:
+    rows = subject.rows
     if not subject["enable_prefix_caching"] or not subject.updates_weights:
         return None
-    if subject.rows is None:
+    if rows is None:
         return "enable_prefix_caching is on, and weights are to be updated"
-    salts = subject.rows.requests.column("cache_salt").to_pylist()
-    if salts and None not in salts:
-        return None  # presumably the version: no block is shared across updates
-    return f"enable_prefix_caching is on, and weights changed {subject.rows.num_updates} times"
+    kept, changes = kept_blocks(rows)
+    if not kept.size or salted(rows):
+        return None
+    return f"no reset of the cache with {kept.size} of {changes} weight changes: {_before(kept.tolist())}"
 
 
 def _stale(subject: Subject) -> str | None:
@@ -41,23 +41,20 @@ def _stale(subject: Subject) -> str | None:
 
 def _keeps_and_clears(subject: Subject) -> str | None:
     """Say where a pause keeps the rollouts and clears the cache under them; None where none does."""
-    if subject.rows is None:
+    rows = subject.rows
+    if rows is None:
         plan = subject.update or {}
         if plan.get("mode") == "keep" and plan.get("clear_cache", True):
             return "planned: mode keep, clear_cache true"
         return None
-    steps = [row["engine_step"] for row in subject.rows.control if _is_keep_and_clear(row)]
-    return f"{len(steps)} times, before engine step {', '.join(map(str, steps[:SHOWN]))}" if steps else None
+    pauses = [row["engine_step"] for row in rows.control if clears(row) and argument(row, 0, "mode", "abort") == "keep"]
+    hit = {step: number for step in pauses if (number := num_running(rows, step))}
+    return f"running rollouts: {sum(hit.values())}, {_before(list(hit))}" if hit else None
 
 
-def _is_keep_and_clear(row: dict[str, Any]) -> bool:
-    if row["name"] not in ("pause_scheduler", "pause_generation"):
-        return False
-    arguments = json.loads(row["arguments"])
-    args, kwargs = arguments.get("args") or [], arguments.get("kwargs") or {}
-    mode = kwargs.get("mode", args[0] if args else "abort")
-    clears = kwargs.get("clear_cache", args[1] if len(args) > 1 else True)
-    return bool(mode == "keep" and clears)
+def _before(steps: list[int]) -> str:
+    more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
+    return f"before engine step {', '.join(map(str, steps[:SHOWN]))}{more}"
 
 
 def _deletes(subject: Subject) -> bool:
@@ -75,35 +72,19 @@ def _deleted(subject: Subject) -> str | None:
 def _in_flight(subject: Subject) -> str | None:
     if subject.rows is None:
         return None
-    tokens = subject.rows.accepted
-    request, version = tokens["request"], tokens["weight_version"]
-    crossing = (request[1:] == request[:-1]) & (version[1:] != version[:-1])
-    count = np.unique(request[1:][crossing]).size
+    count = np.unique(crossings(subject.rows)).size
     return f"{count} rollouts have tokens of more than one weight version" if count else None
 
 
 def _connector(subject: Subject) -> str | None:
     if not subject["kv_transfer_config"] or not subject.updates_weights:
         return None
-    return "kv_transfer_config is set, and weights are updated"
-
-
-def _lora(subject: Subject) -> str | None:
-    if subject.rows is None or not subject["enable_prefix_caching"]:
+    if subject.rows is None:
+        return "kv_transfer_config is set, and weights are to be updated"
+    kept, changes = kept_blocks(subject.rows, connector=True)
+    if not kept.size:
         return None
-    places: dict[str, list[str]] = defaultdict(list)  # where each name's weights came from, in order
-    for row in subject.rows.control:
-        if row["name"] == "add_lora":
-            arguments = json.loads(row["arguments"])
-            for adapter in [*(arguments.get("args") or []), *(arguments.get("kwargs") or {}).values()]:
-                if isinstance(adapter, dict) and adapter.get("lora_name"):
-                    places[adapter["lora_name"]].append(f"{adapter.get('lora_path')} ({adapter.get('lora_int_id')})")
-    # most adapters are loaded by the first request that names them
-    for row in subject.rows.requests.select(["lora", "lora_path", "lora_id"]).to_pylist():
-        if row["lora"] is not None and row["lora_path"] is not None:
-            places[row["lora"]].append(f"{row['lora_path']} ({row['lora_id']})")
-    pointed = {name: list(dict.fromkeys(told)) for name, told in places.items()}
-    return "; ".join(f"{name!r} was {', then '.join(told)}" for name, told in pointed.items() if len(told) > 1) or None
+    return f"no reset of the connector with {kept.size} of {changes} weight changes: {_before(kept.tolist())}"
 
 
 RULES = (
@@ -119,7 +100,7 @@ RULES = (
         "prefix-caching-with-weight-updates",
         RISK,
         "Nothing ties the prefix cache to the weights: after an update it serves keys and values of the old ones.",
-        "enable_prefix_caching=False, or cache_salt=the weight version",
+        "reset_prefix_cache() after each update, enable_prefix_caching=False, or cache_salt=the weight version",
         "https://huggingface.co/blog/ServiceNow-AI/correctness-before-corrections",
         _caching,
     ),
@@ -142,7 +123,7 @@ RULES = (
     Rule(
         "pause-keep-recomputes",
         RISK,
-        "Every running rollout is preempted and its KV computed anew, while its earlier logprobs stay as they were.",
+        "Running rollouts are preempted and their KV is computed anew, while their earlier logprobs stay as they were.",
         KEEP,
         "https://huggingface.co/blog/ServiceNow-AI/correctness-before-corrections",
         lambda s: _keeps_and_clears(s) if not _deletes(s) else None,
@@ -158,17 +139,25 @@ RULES = (
     Rule(
         "kv-connector-with-weight-updates",
         RISK,
-        "A KV connector keeps blocks of the old weights, whatever is cleared in the engine.",
-        "kv_transfer_config=None",
+        "A KV connector keeps blocks of the old weights; vLLM 0.18 clears them only in a reset that asks for it.",
+        "kv_transfer_config=None, or reset_prefix_cache(reset_connector=True) after each update",
         "https://github.com/vllm-project/vllm/pull/57970",
         _connector,
     ),
     Rule(
         "lora-name-reused",
         RISK,
-        "Cached blocks are tied to an adapter's name (0.18) or path, so one loaded under the same reuses old blocks.",
-        "a new lora_name for each version, or reset_prefix_cache() after each load",
+        "Cached blocks are tied to an adapter's id (V0), name (0.18), or name and path (0.32), not to its weights.",
+        "a new lora_name, lora_int_id and lora_path for each version, or reset_prefix_cache() after each load",
         "vLLM 0.18.1, v1/core/kv_cache_utils.py, generate_block_hash_extra_keys",
-        _lora,
+        reused_names,
+    ),
+    Rule(
+        "adapter-on-some-requests",
+        RISK,
+        "Requests without the adapter sample from the base model, which is not the policy that is trained.",
+        "name the adapter in every request, or score those without it with the base model",
+        "https://github.com/huggingface/trl/issues/7017",
+        on_some_requests,
     ),
 )
