@@ -50,6 +50,8 @@ BEFORE_A_RUN = {
     "masks-in-the-trainer": {"sampling": {"bad_words": ["x"]}},
     "structured-outputs": {"sampling": {"structured_outputs": {"regex": "a+"}}},
     "generation-config-sampling": {"generation_config": "auto", "sampling": {"repetition_penalty": 1.1}},
+    "engine-sampling-defaults": {"override_generation_config": {"top_k": 20}},
+    "overridden-config": {"hf_overrides": {"rope_theta": 1000000.0}},
     "prefix-caching-with-weight-updates": {"enable_prefix_caching": True, "weight_update": UPDATE},
     "pause-keep-deletes-a-token": {"async_scheduling": True, "weight_update": {"mode": "keep"}},
     "pause-keep-recomputes": {"weight_update": {"mode": "keep", "clear_cache": True}},
@@ -69,6 +71,11 @@ BEFORE_A_RUN = {
 }
 FROM_TRACES = {"stale-prefix-hits", "deleted-token", "in-flight-update", "lora-name-reused", "seeds-ignored"}
 FROM_TRACES |= {"prefix-hits", "preemptions", "resumed-on-foreign-blocks", "adapter-on-some-requests"}
+WITH_A_TRAINER = {
+    "trainer-config-differs",
+    "trainer-config-unsaid",
+    "trainer-generation-config-differs",
+}  # see test_lint_outside
 
 
 def test_settings_for_parity_fire_nothing():
@@ -82,7 +89,7 @@ def test_a_rule_holds_for_what_has_it(rule):
 
 
 def test_every_rule_is_tested_and_says_all_it_has_to():
-    assert {rule.id for rule in RULES} == set(BEFORE_A_RUN) | FROM_TRACES
+    assert {rule.id for rule in RULES} == set(BEFORE_A_RUN) | FROM_TRACES | WITH_A_TRAINER
     assert len({rule.id for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.severity in SEVERITIES and rule.fix and rule.reference and rule.why.endswith(".")
@@ -579,17 +586,6 @@ def test_an_adapter_that_is_loaded_anew_under_its_name(tmp_path):
     control(tables, (4, "add_lora", load, True))  # nothing ran with it any more
     (tmp_path / "late").mkdir()
     assert "lora-name-reused" not in recorded(tmp_path / "late", tables)
-
-
-def test_an_adapter_that_a_part_of_the_requests_names(tmp_path):
-    tables = engine(make_tables(3, 8))
-    tables["requests"]["lora"] = ["policy", None, "policy"]
-    says = "2 of 3 requests name an adapter ('policy'), the others do not"
-    assert recorded(tmp_path, tables)["adapter-on-some-requests"] == says
-    for names in (["policy"] * 3, [None] * 3):
-        tables["requests"]["lora"] = names
-        (tmp_path / str(names[0])).mkdir()
-        assert "adapter-on-some-requests" not in recorded(tmp_path / str(names[0]), tables)
 
 
 def test_seeds_beside_requests_without_one_on_the_cpu(tmp_path):

@@ -25,8 +25,16 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, UsageError
     show_default=True,
     help="Whose defaults fill in what --engine-config does not say.",
 )
+@click.option(
+    "--trainer-config",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The trainer's model folder: TRACE is compared with its config.json and generation_config.json.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(trace: str | None, engine_config: Path | None, engine: str, as_json: bool) -> int:
+def command(
+    trace: str | None, engine_config: Path | None, engine: str, trainer_config: Path | None, as_json: bool
+) -> int:
     """Name the settings of TRACE, or of a file of engine arguments, that are known to break parity.
 
     Exit codes: 0 nothing breaks parity, 4 something does (risks and notes alone are 0), 3 nothing does in what is left
@@ -35,17 +43,21 @@ def command(trace: str | None, engine_config: Path | None, engine: str, as_json:
     from tracekit.audit.lint.from_file import read_arguments, subject_of
     from tracekit.audit.lint.from_trace import subjects_of
     from tracekit.audit.lint.run import lint, to_facts
+    from tracekit.audit.lint.trainer import read_trainer
     from tracekit.report.lint import to_lines
     from tracekit.trace.reader import open_trace
 
     if (trace is None) == (engine_config is None):
         raise UsageError("give either a TRACE or --engine-config FILE")
     if engine_config is not None:
+        if trainer_config is not None:
+            raise UsageError("--trainer-config needs a TRACE, which has the configuration that the engine resolved")
         subject, unread = subject_of(read_arguments(engine_config), engine, str(engine_config))
         facts = to_facts(str(engine_config), lint([subject]), unread=unread)
     else:
+        trainer = None if trainer_config is None else read_trainer(trainer_config)
         opened = open_trace(str(trace))
-        facts = to_facts(str(trace), lint(subjects_of(opened)), complete=opened.complete)
+        facts = to_facts(str(trace), lint(subjects_of(opened, trainer)), complete=opened.complete)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts)))
     if facts["breaks_parity"]:
         return EXIT_DIVERGED

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tracekit.audit.lint.defaults import defaults_of, read_generation_config
 from tracekit.audit.lint.types import Sampling, Subject
 from tracekit.errors import UsageError
 
@@ -29,9 +30,11 @@ DEFAULTS: Mapping[str, Any] = {
 }
 KNOWN = {
     *DEFAULTS,
+    "hf_config_path",
     "hf_overrides",
     "kv_transfer_config",
     "logits_processors",
+    "model",
     "override_generation_config",
     "quantization",
     "speculative_config",
@@ -96,12 +99,14 @@ def subject_of(arguments: Mapping[str, Any], engine: str, name: str) -> tuple[Su
         if not isinstance(settings.get(argument), dict | None):
             raise UsageError(f"{argument} is an object of names and values")
     update = _section(arguments, "weight_update", None)
+    file = read_generation_config(settings.get("model"), settings["generation_config"])
     subject = Subject(
         name,
         VERSIONS[engine],
         settings,
         [Sampling(_numbers(_names(group))) for group in groups],
         None if update is None else _names(update),
+        defaults=defaults_of(settings, VERSIONS[engine], file),
     )
     return subject, sorted(set(given) - KNOWN)
 

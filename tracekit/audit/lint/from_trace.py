@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from tracekit.audit.lint.defaults import defaults_of, read_generation_config
+from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.lint.types import Sampling, Subject
 from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.trace.reader import Trace
@@ -17,7 +19,10 @@ _PLACES = {
     "quantization": ("model_config", "quantization"),
     "enforce_eager": ("model_config", "enforce_eager"),
     "disable_cascade_attn": ("model_config", "disable_cascade_attn"),
+    "hf_config_path": ("model_config", "hf_config_path"),
     "hf_overrides": ("model_config", "hf_overrides"),
+    "rope_scaling": ("model_config", "rope_scaling"),
+    "rope_theta": ("model_config", "rope_theta"),
     "generation_config": ("model_config", "generation_config"),
     "override_generation_config": ("model_config", "override_generation_config"),
     "logits_processors": ("model_config", "logits_processors"),
@@ -36,14 +41,17 @@ _PLACES = {
 }
 
 
-def subjects_of(trace: Trace) -> list[Subject]:
+def subjects_of(trace: Trace, trainer: Trainer | None = None) -> list[Subject]:
     """Return what is to be judged of each engine of a trace.
+
+    Args:
+        trainer: the model folder of the trainer that the rollouts are for.
 
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
     heads = {row["engine"]: json.loads(row["config"]).get("head") for row in trace.table("workers").to_pylist()}
-    return [_subject(rows, heads.get(rows.engine)) for rows in read_engines(trace)]
+    return [_subject(rows, heads.get(rows.engine), trainer) for rows in read_engines(trace)]
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -52,7 +60,7 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _subject(rows: EngineRows, head: dict[str, Any] | None) -> Subject:
+def _subject(rows: EngineRows, head: dict[str, Any] | None, trainer: Trainer | None) -> Subject:
     settings: dict[str, Any] = {name: rows.setting(*path) for name, path in _PLACES.items()}
     settings["head"] = head  # as a worker found it
     # V0 has no such setting, its row says what its numbers are
@@ -61,6 +69,11 @@ def _subject(rows: EngineRows, head: dict[str, Any] | None) -> Subject:
     numbers = rows["requests"]["request"].tolist()
     for number, text in zip(numbers, rows.requests.column("sampling_params").to_pylist(), strict=True):
         groups.setdefault(text, []).append(number)
-    sampling = [Sampling(json.loads(text) or {}, tuple(requests)) for text, requests in groups.items()]
     version = version_of(str(rows.about.get("engine_version", "")))
-    return Subject(f"engine {rows.engine}", version, settings, sampling, rows=rows)
+    file = rows.config.get("generation_config")
+    if not isinstance(file, dict):  # not recorded: as it is now, where the folder is on this machine
+        file = read_generation_config(rows.about.get("model"), settings["generation_config"])
+    defaults = defaults_of(settings, version, file)
+    sampling = [Sampling(json.loads(text) or {}, tuple(requests), defaults) for text, requests in groups.items()]
+    name = f"engine {rows.engine}"
+    return Subject(name, version, settings, sampling, rows=rows, defaults=defaults, trainer=trainer)

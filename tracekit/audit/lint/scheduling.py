@@ -3,7 +3,8 @@
 import numpy as np
 
 from tracekit.audit.lint.foreign import foreign_blocks
-from tracekit.audit.lint.types import BREAKS, LOWEST_TEMPERATURE, NOTE, RISK, Rule, Sampling, Subject, some
+from tracekit.audit.lint.temperature import LOWEST_TEMPERATURE
+from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
 from tracekit.tables import NEW, PREEMPTED
 
 __all__ = ["RULES"]

@@ -1,5 +1,8 @@
 """What the number means: logprobs of another distribution than the one that was sampled."""
 
+from collections.abc import Iterable
+
+from tracekit.audit.lint.defaults import NEUTRAL, changes
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
 
 __all__ = ["RULES"]
@@ -10,21 +13,20 @@ _MASKS = ("logit_bias", "allowed_token_ids", "bad_words")
 
 def temperature(group: Sampling) -> str:
     value = group.temperature
-    return "" if group.greedy or value == 1.0 else f"temperature {value:g}"
+    return "" if group.greedy or value == 1.0 else group.say("temperature", value)
 
 
 def truncation(group: Sampling) -> str:
-    if group.greedy:
-        return ""
-    parts = [f"top_p {group.get('top_p', 1.0):g}"] if group.get("top_p", 1.0) < 1 else []
-    parts += [f"top_k {group.get('top_k', 0):g}"] if group.get("top_k", 0) > 0 else []
-    parts += [f"min_p {group.get('min_p', 0.0):g}"] if group.get("min_p", 0.0) > 0 else []
-    return ", ".join(parts)
+    return "" if group.greedy else _named(group, ("top_p", "top_k", "min_p"))
 
 
 def penalties(group: Sampling) -> str:
-    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    return ", ".join(f"{name} {group.get(name, at):g}" for name, at in neutral.items() if group.get(name, at) != at)
+    return _named(group, ("repetition_penalty", "presence_penalty", "frequency_penalty"))
+
+
+def _named(group: Sampling, names: Iterable[str]) -> str:
+    values = {name: group.get(name, NEUTRAL[name]) for name in names}
+    return ", ".join(group.say(name, value) for name, value in values.items() if changes(name, value))
 
 
 def masks(group: Sampling) -> str:
@@ -42,18 +44,6 @@ def _grammar(group: Sampling) -> str:
 
 def _not_asked(subject: Subject) -> str | None:
     return some(subject, lambda g: "logprobs is null" if g.params.get("logprobs") is None else "")
-
-
-def _generation_config(subject: Subject) -> str | None:
-    source, override = subject["generation_config"], subject["override_generation_config"]
-    if override:
-        return "override_generation_config sets " + ", ".join(f"{k}={v}" for k, v in sorted(override.items()))
-    if source in (None, "vllm"):
-        return None
-    if subject.rows is None and not subject.sampling:
-        return f"generation_config is {source!r}, and what the requests ask for is not known"
-    shown = some(subject, penalties)
-    return f"generation_config is {source!r}; {shown}" if shown else None
 
 
 def _processors(subject: Subject) -> str | None:
@@ -156,13 +146,5 @@ RULES = (
         "apply the grammar's mask in the trainer, or leave these tokens out of the loss",
         "vLLM 0.18.1, v1/worker/gpu_model_runner.py, apply_grammar_bitmask",
         lambda s: some(s, _grammar),
-    ),
-    Rule(
-        "generation-config-sampling",
-        RISK,
-        "The model's generation_config.json is merged into the sampling parameters without a word.",
-        'generation_config="vllm"',
-        "https://github.com/NVIDIA-NeMo/RL/issues/3497",
-        _generation_config,
     ),
 )

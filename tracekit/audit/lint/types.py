@@ -1,20 +1,20 @@
 """What a rule looks at, and what it says."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from tracekit.audit.lint.defaults import Defaults
+from tracekit.audit.lint.temperature import GREEDY_BELOW, raised
+from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.rows import EngineRows
 
-__all__ = ["BREAKS", "LOWEST_TEMPERATURE", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
+__all__ = ["BREAKS", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
 
 BREAKS = "breaks parity"
 RISK = "risk"
 NOTE = "note"
 SEVERITIES = (BREAKS, RISK, NOTE)
-
-LOWEST_TEMPERATURE = 0.01  # vLLM raises what is above 0 and below this to it
-GREEDY_BELOW = 1e-5  # it samples greedily below this temperature, which only one that was set afterwards can have
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Sampling:
 
     params: Mapping[str, Any]  # vLLM's names; what is missing has vLLM's default
     requests: tuple[int, ...] = ()  # their numbers; empty before a run
+    defaults: Defaults = field(default_factory=Defaults)  # what was filled in where they do not name it
 
     def get(self, name: str, default: float) -> float:
         """Return a number; ``default`` where it is missing or null."""
@@ -33,7 +34,12 @@ class Sampling:
     def temperature(self) -> float:
         """The temperature that the engine samples with."""
         value = self.get("temperature", 1.0)
-        return value if self.requests or value <= 0 else max(value, LOWEST_TEMPERATURE)
+        return value if self.requests else raised(value)  # a record has what the engine made of it
+
+    def say(self, name: str, value: float) -> str:
+        """Return a parameter with its value, and who is behind it where that is known."""
+        source = self.defaults.source(name, value)
+        return f"{name} {value:g}" + (f" ({source})" if source else "")
 
     @property
     def greedy(self) -> bool:
@@ -50,6 +56,8 @@ class Subject:
     sampling: Sequence[Sampling] = ()
     update: Mapping[str, Any] | None = None  # planned weight updates: mode, clear_cache; only before a run
     rows: EngineRows | None = None  # what was recorded; None before a run
+    defaults: Defaults = field(default_factory=Defaults)  # what the engine fills in
+    trainer: Trainer | None = None  # None: nobody named its folder
 
     def __getitem__(self, name: str) -> Any:
         return self.settings.get(name)
@@ -66,6 +74,12 @@ class Subject:
     def is_v0(self) -> bool:
         """Whether it was recorded from a V0 engine."""
         return self.rows is not None and self.rows.about.get("kind") == "v0"
+
+    @property
+    def hf_config(self) -> Mapping[str, Any]:
+        """The model's configuration as the engine resolved it; empty where that is not known."""
+        found = self.rows.config.get("hf_config") if self.rows is not None else None
+        return found if isinstance(found, dict) else {}
 
     @property
     def num_requests(self) -> int:

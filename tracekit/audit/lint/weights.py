@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tracekit.audit.lint.adapters import on_some_requests, reused_names
+from tracekit.audit.lint.adapters import reused_names
 from tracekit.audit.lint.deleted import deleted_tokens
 from tracekit.audit.lint.resets import argument, clears, kept_blocks, salted
 from tracekit.audit.lint.running import crossings, num_running
@@ -151,13 +151,5 @@ RULES = (
         "a new lora_name, lora_int_id and lora_path for each version, or reset_prefix_cache() after each load",
         "vLLM 0.18.1, v1/core/kv_cache_utils.py, generate_block_hash_extra_keys",
         reused_names,
-    ),
-    Rule(
-        "adapter-on-some-requests",
-        RISK,
-        "Requests without the adapter sample from the base model, which is not the policy that is trained.",
-        "name the adapter in every request, or score those without it with the base model",
-        "https://github.com/huggingface/trl/issues/7017",
-        on_some_requests,
     ),
 )
