@@ -1,0 +1,73 @@
+"""The ladder: which passes a run gets, what each changes, and that what it stands for has a name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.synthetic import Made, make_run, score
+from tracekit.diagnose.causes import READINGS
+from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.diagnose.verdict import judge
+from tracekit.replay.ladder import LADDER, plan_passes
+from tracekit.scoring.params import Params
+
+NUCLEUS = Params(temperature=0.7, top_p=0.9)
+
+
+def names(*all_params):
+    return [how.name for how in plan_passes("bfloat16", 512, all_params)]
+
+
+def test_every_run_has_the_trainers_pass_first_and_two_that_measure_noise():
+    trainer, shape, precision = plan_passes("bfloat16", 512, [Params()])
+    assert (trainer.name, trainer.dtype, trainer.max_batch_tokens, trainer.num_tokens) == (
+        TRAINER,
+        "bfloat16",
+        512,
+        None,
+    )
+    assert (shape.name, shape.dtype, shape.max_batch_tokens) == (OTHER_SHAPE, "bfloat16", 1)
+    assert (precision.name, precision.dtype, precision.max_batch_tokens) == (OTHER_PRECISION, "float32", 512)
+    assert plan_passes("float32", 512, [Params()])[-1].dtype == "bfloat16"
+
+
+def test_a_reading_is_scored_only_where_it_differs_from_raw_and_processed():
+    others = {TRAINER, OTHER_SHAPE, OTHER_PRECISION}
+    assert set(names(Params(top_k=5))) == others  # without truncation it would be raw
+    assert set(names(Params(top_k=5), Params(min_p=0.1))) == others
+    assert {"sampling.no_temperature", "sampling.no_truncation"} <= set(names(NUCLEUS))
+    assert "sampling.no_penalties" not in names(NUCLEUS)
+    assert "sampling.no_penalties" in names(NUCLEUS, Params(logit_bias=((3, 1.0),)))
+
+
+def test_what_each_reading_makes_of_the_parameters():
+    full = replace(NUCLEUS, top_k=7, min_p=0.1, repetition_penalty=1.2, logit_bias=((3, 1.0),), min_tokens=2)
+    read = {how.name: how.sampling(full) for how in plan_passes("bfloat16", 512, [full])}
+    assert read[TRAINER] == full
+    assert read["sampling.no_temperature"] == replace(full, temperature=1.0)
+    assert read["sampling.no_truncation"] == replace(full, top_p=1.0, top_k=0, min_p=0.0)
+    assert read["sampling.no_penalties"] == replace(full, repetition_penalty=1.0, logit_bias=())
+
+
+def test_every_reading_has_a_name_and_every_name_a_pass():
+    readings = {rung.name for rung in LADDER if rung.name.startswith("sampling.")}
+    assert {reading.scores for reading in READINGS} == {TRAINER, *readings}
+    assert len({rung.name for rung in LADDER}) == len(LADDER)
+    assert len({reading.name for reading in READINGS}) == len(READINGS)
+
+
+@pytest.mark.parametrize("reading", [r for r in READINGS if r.scores != TRAINER], ids=lambda r: r.name)
+def test_a_reading_whose_pass_gives_the_recorded_values_is_named(reading):
+    """The engine recorded what the pass gives, with its own noise: semantic, under that name."""
+    run = make_run(Made())
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((run.token_id.size, 160)) * 4
+    rows = np.arange(run.token_id.size)
+    token = logits.argmax(axis=1)
+    other = score(logits, token, 0.5, 0.99)
+    recorded = other.forced_logprob + 1e-4 * other.processed_noise_gain * rng.standard_normal(rows.size)
+    planted = replace(run, rollout_logprob=recorded, scores={**run.scores, reading.scores: other})
+    verdict = judge(planted).verdict
+    assert (verdict.layer, verdict.semantic.kind) == ("semantic", reading.name)
+    assert verdict.semantic.margin > 100
