@@ -46,6 +46,8 @@ def test_what_each_reading_makes_of_the_parameters():
     read = {how.name: how.sampling(full) for how in plan_passes("bfloat16", 512, [full])}
     assert read[TRAINER] == full
     assert read["sampling.no_temperature"] == replace(full, temperature=1.0)
+    assert read["sampling.temperature_twice"] == replace(full, temperature=pytest.approx(0.49))
+    assert names(Params(temperature=0.7)) == [TRAINER, OTHER_SHAPE, "sampling.temperature_twice", OTHER_PRECISION]
     assert read["sampling.no_truncation"] == replace(full, top_p=1.0, top_k=0, min_p=0.0)
     assert read["sampling.no_penalties"] == replace(full, repetition_penalty=1.0, logit_bias=())
 

@@ -32,6 +32,7 @@ READINGS = (
     Reading(RAW, TRAINER, RAW),
     Reading(PROCESSED, TRAINER),
     Reading("processed without temperature", "sampling.no_temperature"),
+    Reading("processed with temperature twice", "sampling.temperature_twice"),
     Reading("processed without truncation", "sampling.no_truncation"),
     Reading("processed without penalties", "sampling.no_penalties"),
 )

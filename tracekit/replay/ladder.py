@@ -74,6 +74,11 @@ LADDER = (
         _beside_others("temperature"),
     ),
     Rung(
+        "sampling.temperature_twice",
+        _reading(lambda params: replace(params, temperature=params.temperature**2)),
+        lambda used: "temperature" in used,
+    ),
+    Rung(
         "sampling.no_truncation",
         _reading(lambda params: replace(params, top_p=1.0, top_k=0, min_p=0.0)),
         _beside_others("truncation"),
