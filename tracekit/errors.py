@@ -6,20 +6,29 @@ TracekitError                       exit 1: something failed, one sentence says 
 ├── EngineEnvError                  an engine environment is missing, broken or could not be built
 ├── ModelError                      a model folder is missing, not loadable, or of another vocabulary
 ├── TraceError                      a trace cannot be read
+│   ├── UnreadableTraceError        the system does not let us read it
 │   ├── NotATraceError              not Arrow, or Arrow that is not ours
+│   │   └── NotArrowError           not Arrow
 │   ├── TraceTruncatedError         ends before its own end
 │   ├── TraceCorruptError           a checksum or a sequence number does not match
+│   │   ├── ChecksumError           a checksum does not
+│   │   └── DamagedFooterError      the list of a sealed file's batches cannot be read
 │   └── SchemaTooNewError           written by a newer tracekit
-├── OutputError                     an output path exists already or cannot be written
+├── OutputError                     an output path cannot be written
+│   └── OutputExistsError           it exists already
 ├── DaemonError                     the daemon cannot be reached
 │   ├── ProtocolMismatchError       it speaks another protocol version
 │   └── NotMarkedError              some engine did not confirm the label of its weights
 ├── NoteError                       a file is not a recorder's note of what it could not deliver
 ├── MetricsError                    an engine's metrics cannot be read, or are not those of vLLM
+│   └── NotAMetricError             a line is not of the text format of Prometheus
 └── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 EXIT_OK = 0
@@ -57,8 +66,18 @@ class TraceError(TracekitError):
     pass
 
 
+class UnreadableTraceError(TraceError):
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"cannot read {path}: {error.strerror}")
+
+
 class NotATraceError(TraceError):
     pass
+
+
+class NotArrowError(NotATraceError):
+    def __init__(self, path: Path, form: str = "file") -> None:
+        super().__init__(f"this is not an Arrow {form}: {path}")
 
 
 class TraceTruncatedError(TraceError):
@@ -69,12 +88,27 @@ class TraceCorruptError(TraceError):
     pass
 
 
+class ChecksumError(TraceCorruptError):
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} does not match its checksum")
+
+
+class DamagedFooterError(TraceCorruptError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"the footer of the trace is damaged: {path}")
+
+
 class SchemaTooNewError(TraceError):
     pass
 
 
 class OutputError(TracekitError):
     pass
+
+
+class OutputExistsError(OutputError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"the output exists already, and nothing is overwritten: {path}")
 
 
 class DaemonError(TracekitError):
@@ -99,6 +133,11 @@ class NoteError(TracekitError):
 
 class MetricsError(TracekitError):
     pass
+
+
+class NotAMetricError(MetricsError):
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(f"line {number} is not a metric in the text format of Prometheus: {line[:80]!r}")
 
 
 class ReplayRefused(TracekitError):

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from tracekit.errors import EXIT_OK, DaemonError
 from tracekit.rpc import messages
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
-from tracekit.trace.seal import check_output
+from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
 from tracekitd.address import claim, socket_path
 from tracekitd.catalog import Catalog

@@ -10,14 +10,21 @@ import time
 
 import pytest
 
-from helpers.factories import make_tables, write_spool, write_trace
-from tracekit.errors import NotATraceError, SchemaTooNewError, TraceCorruptError, TraceTruncatedError
+from helpers.factories import ENGINE_ID, make_tables, write_spool, write_trace
+from tracekit.errors import (
+    DamagedFooterError,
+    NotATraceError,
+    SchemaTooNewError,
+    TraceCorruptError,
+    TraceTruncatedError,
+)
 from tracekit.tables import TABLES
 from tracekit.trace import spool as spool_module
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
 from tracekit.trace.segments import LOCK_NAME, Damage, HotBatch, scan, segment_paths
 from tracekit.trace.spool import SpoolWriter
+from tracekit.trace.summary import summarize
 
 BATCHES = [
     make_tables(num_requests=2, tokens=3, first_request=2 * n, first_step=3 * n, seed=n, engine=n == 0)
@@ -180,6 +187,68 @@ def test_swapped_batches_of_a_sealed_file_are_refused(sealed):
     sealed.write_bytes(first)
     with pytest.raises(TraceCorruptError):
         open_trace(sealed)
+
+
+@pytest.fixture
+def three(tmp_path):
+    write_trace(tmp_path / "t.arrow", BATCHES, batch_rows=4)
+    return tmp_path / "t.arrow"
+
+
+def footer_blocks(data):
+    """Where the footer of an Arrow file counts its batches; their blocks, of 24 bytes each, follow that count."""
+    start = len(data) - 10 - int.from_bytes(data[-10:-6], "little")
+    table = start + int.from_bytes(data[start : start + 4], "little")
+    vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+    field = table + int.from_bytes(data[vtable + 10 : vtable + 12], "little")  # the fourth field: recordBatches
+    count = field + int.from_bytes(data[field : field + 4], "little")
+    assert int.from_bytes(data[count : count + 4], "little") == 3
+    return count
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 2), (0, 2)])
+def test_a_footer_that_tells_batches_in_another_order_is_refused(three, first, second):
+    data = bytearray(three.read_bytes())
+    blocks = footer_blocks(data) + 4
+    one, other = (slice(blocks + 24 * n, blocks + 24 * (n + 1)) for n in (first, second))
+    data[one], data[other] = data[other], data[one]
+    three.write_bytes(data)
+    with pytest.raises(TraceCorruptError, match=f"batch {first + 1} of .* says that it is batch {second + 1}"):
+        open_trace(three)
+
+
+@pytest.mark.parametrize("told", [1, 2])
+def test_a_footer_that_hides_the_last_batches_is_refused(three, told):
+    data = bytearray(three.read_bytes())
+    data[footer_blocks(data)] = told
+    three.write_bytes(data)
+    with pytest.raises(TraceCorruptError, match=f"the footer tells of {told} batch"):
+        open_trace(three)
+
+
+def test_a_footer_that_hides_every_batch_is_refused(three):
+    data = bytearray(three.read_bytes())
+    data[footer_blocks(data)] = 0
+    three.write_bytes(data)
+    with pytest.raises(DamagedFooterError):
+        open_trace(three)
+
+
+def test_what_damage_took_of_an_engine_that_nobody_knows_is_told_beside_the_losses_of_others(tmp_path):
+    folder = write_spool(tmp_path / "spool", BATCHES)
+    write_spool(folder, BATCHES[:1], engine=1, engine_id="1" * 32)
+    lost = segment_paths(folder)[-1]
+    schema = open_schema_bytes(lost.read_bytes())
+    lost.write_bytes(lost.read_bytes()[:schema] + b"\xff" * 1000)
+    note = {"engine_id": ENGINE_ID, "from_seq": 4, "to_seq": 4, "reason": "no daemon", "rows": {"tokens": 5}}
+    report = seal(folder, tmp_path / "t.arrow", [note])
+    damage = "unknown engine: rows unknown (corrupt: damaged bytes in the spool)"
+    assert [str(loss) for loss in report.losses] == ["engine 0, batch 4: tokens 5 (no daemon)", damage]
+    assert report.engines == 1
+    trace = open_trace(tmp_path / "t.arrow")
+    assert trace.all_losses() == trace.only(0).all_losses() == report.losses
+    assert [engine["engine"] for engine in trace.engines()] == [0] and summarize(trace)["rows"]["losses"] == 2
+    assert seal(tmp_path / "t.arrow", tmp_path / "again.arrow").losses == report.losses
 
 
 def test_garbage_alone_in_a_spool_is_a_loss_of_an_unknown_engine(tmp_path):

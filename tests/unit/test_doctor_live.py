@@ -62,7 +62,7 @@ d{} NaN
 
 @pytest.mark.parametrize("line", ["<html>", "a b", "a{x=1} 2", 'a{x="1" 2', "a"])
 def test_what_is_no_metric_is_refused(line):
-    with pytest.raises(MetricsError, match="line 2 is no metric in the text format of Prometheus"):
+    with pytest.raises(MetricsError, match="line 2 is not a metric in the text format of Prometheus"):
         list(parse(f"fine 1\n{line}\n"))
 
 
@@ -330,7 +330,7 @@ def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path):
     for live, words in [
         ("http://127.0.0.1:1/metrics", "the metrics do not answer"),
         (tmp_path / "none.txt", "the metrics cannot be read"),
-        (tmp_path / "page.html", "is no metric"),
+        (tmp_path / "page.html", "is not a metric"),
         (path, "not text"),
         ("ftp://somewhere", "an http:// URL or a file"),
     ]:

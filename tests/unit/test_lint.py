@@ -316,8 +316,8 @@ def hit_after_update():
 def test_a_stale_hit_is_named_with_its_request_and_versions(tmp_path):
     found = recorded(tmp_path, hit_after_update())
     says = "request 1 in engine step 4: 2 of 2 blocks hold keys and values of weight version 0, sampled under 1"
-    assert found["stale-prefix-hits"] == f"1 hits: {says}"
-    assert found["prefix-hits"] == "1 requests, 4 tokens"
+    assert found["stale-prefix-hits"] == f"1 hit: {says}"
+    assert found["prefix-hits"] == "1 request, 4 tokens"
     says = "no reset of the cache with 1 of 1 weight changes: before engine step 4"
     assert found["prefix-caching-with-weight-updates"] == says
     assert "2 rollouts" in found["in-flight-update"]
@@ -454,7 +454,7 @@ def resumed_on_unknown_blocks(kind="v0"):
 
 def test_a_resumption_on_blocks_that_others_wrote_is_named(tmp_path):
     says = recorded(tmp_path, resumed_on_unknown_blocks())["resumed-on-foreign-blocks"]
-    assert says == "1 resumptions: request 1 in engine step 5: 2 blocks"
+    assert says == "1 resumption: request 1 in engine step 5: 2 blocks"
 
 
 def test_unknown_blocks_of_a_v1_engine_or_of_one_with_missing_steps_prove_nothing(tmp_path):
@@ -522,7 +522,7 @@ def test_a_deleted_token_is_found_where_the_rollout_goes_on_without_it(tmp_path)
     tokens["position"][mine[4:]] -= 1  # what follows moves up by one, the engine's KV does not
     tables["tokens"] = tokens
     found = recorded(tmp_path, tables)
-    assert found["deleted-token"] == "1 rollouts: request 0 at position 8"
+    assert found["deleted-token"] == "1 rollout: request 0 at position 8"
 
 
 def test_a_token_that_was_discarded_and_sampled_anew_is_not_deleted(tmp_path):

@@ -35,7 +35,7 @@ class EngineRows:
     tables: dict[str, Columns]
     requests: pa.Table
     reasons: list[str]  # of each row of finishes
-    labels: list[str | None]  # of each row of weights; one that has a label is no change
+    labels: list[str | None]  # of each row of weights; one that has a label is not a change
     loras: list[str | None]  # of each row of weights; None where the model's own changed
     tensors: dict[str, list[Any]]  # the texts and shapes of each row of fingerprints
     control: list[dict[str, Any]]

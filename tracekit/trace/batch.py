@@ -1,5 +1,7 @@
 """One batch: numpy tables to an Arrow record batch and back, with the checksums that Arrow itself lacks."""
 
+from __future__ import annotations
+
 import functools
 import json
 import zlib
@@ -10,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import TraceCorruptError
+from tracekit.errors import ChecksumError
 from tracekit.tables import TABLES
 from tracekit.trace.schema import arrow_schema, row_type
 
@@ -55,8 +57,8 @@ def to_record_batch(tables: Tables, engine: int) -> pa.RecordBatch:
     """Build the one-row record batch of numpy tables.
 
     Args:
-        tables: Table name to column name to values, as in ``tracekit.tables``; a missing table is empty.
-        engine: What the ``engine`` column of every table is filled with.
+        tables: Table name to column name to values, as in `tracekit.tables`; a missing table is empty.
+        engine: What the `engine` column of every table is filled with.
 
     Raises:
         ValueError: unknown table or column, or columns of different lengths.
@@ -100,7 +102,7 @@ def request_major(table: str, rows: pa.StructArray) -> pa.StructArray:
     return rows if order is None else rows.take(pa.array(order))
 
 
-def sort_order(keys: Iterable[Any]) -> "np.ndarray[Any, np.dtype[np.int64]] | None":
+def sort_order(keys: Iterable[Any]) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     """Return the stable order by unsigned keys, the most significant first; None when they are in order already."""
     columns = [column for key in keys if len(column := np.asarray(key)) and (column != column[0]).any()]
     if len(columns) > 1 and columns[-1].itemsize == columns[-2].itemsize == 4:
@@ -124,10 +126,10 @@ def to_metadata(batch: pa.RecordBatch, meta: BatchMeta) -> dict[bytes, bytes]:
 
 
 def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> BatchMeta:
-    """Read back what ``to_metadata`` wrote.
+    """Read back what `to_metadata` wrote.
 
     Raises:
-        TraceCorruptError: it is missing or its checksum does not match.
+        ChecksumError: it is missing or its checksum does not match.
     """
     try:
         text = (metadata or {})[META_KEY]
@@ -136,14 +138,14 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> BatchMe
             return BatchMeta(**(facts | {"seqs": tuple((first, last) for first, last in facts["seqs"])}))
     except (KeyError, ValueError, TypeError):
         pass
-    raise TraceCorruptError(f"the description of {where} does not match its checksum")
+    raise ChecksumError(f"the description of {where}")
 
 
 def verify(batch: pa.RecordBatch, meta: BatchMeta, where: str) -> None:
-    """Make sure that every table present in ``batch`` holds exactly what was written.
+    """Make sure that every table present in `batch` holds exactly what was written.
 
     Raises:
-        TraceCorruptError: anything differs; the text names ``where`` and the table.
+        ChecksumError: anything differs; the text names `where` and the table.
     """
     for name in batch.schema.names:
         try:
@@ -155,7 +157,7 @@ def verify(batch: pa.RecordBatch, meta: BatchMeta, where: str) -> None:
         except (pa.ArrowException, ValueError):
             good = False
         if not good:
-            raise TraceCorruptError(f"table {name} of {where} does not match its checksum")
+            raise ChecksumError(f"table {name} of {where}")
 
 
 def checksum(rows: pa.StructArray) -> int:

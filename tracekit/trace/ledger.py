@@ -130,7 +130,7 @@ def clip(loss: Loss, stored: Iterable[BatchMeta]) -> Loss | None:
 def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
     """Return the losses of an engine that counters and numbers prove and nobody reported.
 
-    It relies on ``produced`` counting every row of the batches up to and including the one that carries it, and every
+    It relies on `produced` counting every row of the batches up to and including the one that carries it, and every
     row dropped before it.
     """
     known = [loss for loss in reported if loss.engine == tally.engine]
@@ -202,7 +202,7 @@ def num_lost_rows(losses: Iterable[Loss]) -> int:
 
 
 def loss_table(losses: Iterable[Loss]) -> pa.Table:
-    """Return losses as the ``losses`` table."""
+    """Return losses as the `losses` table."""
     rows = [
         {
             "engine": UNKNOWN_ENGINE if loss.engine is None else loss.engine,

@@ -1,5 +1,7 @@
 """Create a file that appears whole or not at all, and never in place of another."""
 
+from __future__ import annotations
+
 import os
 import uuid
 from collections.abc import Iterator
@@ -7,18 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tracekit.errors import OutputError
+from tracekit.errors import OutputError, OutputExistsError
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Make sure, before hours of work, that ``path`` can be created.
+    """Make sure, before hours of work, that `path` can be created.
 
     Raises:
-        OutputError: it exists already, or its folder is missing or not writable.
+        OutputExistsError: it exists already.
+        OutputError: its folder is missing or not writable.
     """
     path = Path(path)
     if os.path.lexists(path):
-        raise OutputError(f"the output exists already, and nothing is overwritten: {path}")
+        raise OutputExistsError(path)
     probe = _beside(path)
     try:
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -29,7 +32,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file beside ``path`` that takes its place, synced, when the block ends well, and vanishes when not.
+    """Write a file beside `path` that takes its place, synced, when the block ends well, and vanishes when not.
 
     Raises:
         OutputError: as `check_output`, or the disk refused a write.
@@ -49,7 +52,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         finally:
             os.close(folder)
     except FileExistsError:
-        raise OutputError(f"the output exists already, and nothing is overwritten: {path}") from None
+        raise OutputExistsError(path) from None
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
     finally:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import NoSuchEngineError, NotATraceError, TraceError
+from tracekit.errors import NoSuchEngineError, NotArrowError, NotATraceError, TraceError, UnreadableTraceError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
 from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, so_far, unreported
@@ -92,9 +92,9 @@ class Trace:
         return sum(stored.meta.rows.get(name, 0) for stored, _ in self.stored)
 
     def table(self, name: str) -> pa.Table:
-        """Return one table with its flat columns as in ``tracekit.tables``, in the order of `ORDER`.
+        """Return one table with its flat columns as in `tracekit.tables`, in the order of `ORDER`.
 
-        ``losses`` has the losses found by counters and gaps as well as those reported.
+        `losses` has the losses found by counters and gaps as well as those reported.
 
         Raises:
             TraceCorruptError: a batch is not what was written; no row is returned.
@@ -114,12 +114,12 @@ class Trace:
                 yield pa.RecordBatch.from_struct_array(rows_of(load(stored, number, [name]), name))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield every batch, verified, one row each (see ``schema.arrow_schema``)."""
+        """Yield every batch, verified, one row each (see `schema.arrow_schema`)."""
         for stored, number in self.stored:
             yield load(stored, number)
 
     def engines(self) -> list[dict[str, Any]]:
-        """Return the rows of the ``engines`` table as dicts; an engine whose row did not arrive has its id alone."""
+        """Return the rows of the `engines` table as dicts; an engine whose row did not arrive has its id alone."""
         rows = {row["engine"]: row for row in self.table("engines").to_pylist()}
         return [
             rows.get(number, {"engine": number, "engine_id": tally.engine_id})
@@ -243,12 +243,12 @@ def _is_file_format(path: Path) -> bool:
         with open(path, "rb") as file:
             head = file.read(len(MAGIC))
     except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableTraceError(path, error) from None
     if head and (MAGIC.startswith(head) or head.startswith(MAGIC)):
         return True
     if head and head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
         return False
-    raise NotATraceError(f"this is not an Arrow file: {path}")
+    raise NotArrowError(path)
 
 
 def _by_engine(metas: Iterable[BatchMeta]) -> Iterable[list[BatchMeta]]:

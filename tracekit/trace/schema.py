@@ -1,4 +1,6 @@
-"""The Arrow schema of a trace: one row is one batch, every table is one ``list<struct>`` column of it."""
+"""The Arrow schema of a trace: one row is one batch, every table is one `list<struct>` column of it."""
+
+from __future__ import annotations
 
 import functools
 
@@ -23,19 +25,19 @@ _TYPES = {
 
 
 def arrow_field(name: str, kind: str) -> pa.Field:
-    """Return the Arrow field of a column written as in ``tracekit.tables``, such as ``"f4?"``."""
+    """Return the Arrow field of a column written as in `tracekit.tables`, such as `"f4?"`."""
     return pa.field(name, _TYPES[kind.removesuffix("?")], nullable=kind.endswith("?"))
 
 
 @functools.cache
 def row_type(table: str) -> pa.StructType:
-    """Return the struct type of one row of ``table``."""
+    """Return the struct type of one row of `table`."""
     return pa.struct([arrow_field(name, kind) for name, kind in TABLES[table].items()])
 
 
 @functools.cache
 def row_schema(table: str) -> pa.Schema:
-    """Return the schema of ``table`` as a flat table of its own."""
+    """Return the schema of `table` as a flat table of its own."""
     return pa.schema(list(row_type(table)))
 
 

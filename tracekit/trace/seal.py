@@ -1,5 +1,7 @@
 """Turn a spool into one sealed, request-major, well compressed trace."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +18,6 @@ from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, Tally, clip, loss_table,
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import Stored, Trace, load, open_trace
 from tracekit.trace.schema import arrow_schema
-
-__all__ = ["SealReport", "check_output", "seal"]
 
 SEALED_LEVEL = 9
 BATCH_ROWS = 1 << 20
@@ -56,9 +56,9 @@ def seal(
     *,
     batch_rows: int = BATCH_ROWS,
 ) -> SealReport:
-    """Write the trace at ``source`` (a spool, as a rule) into the new file ``out``.
+    """Write the trace at `source` (a spool, as a rule) into the new file `out`.
 
-    It holds about ``batch_rows`` tokens in memory at a time, besides the steps of one engine.
+    It holds about `batch_rows` tokens in memory at a time, besides the steps of one engine.
 
     Args:
         source: Anything that `open_trace` takes; it stays as it is.
@@ -67,8 +67,8 @@ def seal(
         batch_rows: Tokens in a batch; one request is never split.
 
     Raises:
-        OutputError: ``out`` exists, or cannot be written.
-        TraceError: ``source`` cannot be read.
+        OutputError: `out` exists, or cannot be written.
+        TraceError: `source` cannot be read.
     """
     check_output(out)
     trace = open_trace(source)
@@ -208,7 +208,7 @@ class _Weights:
         self._fresh: list[tuple[Array, Array]] = []
         self._num_fresh = 0
 
-    def add(self, requests: Array, weight: "Array | int" = 1) -> None:
+    def add(self, requests: Array, weight: Array | int = 1) -> None:
         if not len(requests):
             return
         found, index = np.unique(requests, return_inverse=True)
@@ -232,7 +232,7 @@ class _Weights:
 
 
 def _slots(requests: Array, weights: Array, batch_rows: int) -> list[tuple[int, int]]:
-    """Cut the requests into runs of about ``batch_rows`` in weight, at least one run; the last is open."""
+    """Cut the requests into runs of about `batch_rows` in weight, at least one run; the last is open."""
     slots: list[tuple[int, int]] = []
     first = done = 0
     ends = np.cumsum(weights)

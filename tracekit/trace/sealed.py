@@ -1,5 +1,7 @@
 """Read a sealed trace: an Arrow IPC file in which every batch proves itself."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tracekit.errors import NotATraceError, TraceCorruptError, TraceError, TraceTruncatedError
+from tracekit.errors import (
+    DamagedFooterError,
+    NotArrowError,
+    TraceCorruptError,
+    TraceTruncatedError,
+    UnreadableTraceError,
+)
 from tracekit.trace.batch import BatchMeta, from_metadata, verify
 from tracekit.trace.schema import arrow_schema, check_schema
 from tracekit.trace.segments import DAMAGE
@@ -19,7 +27,7 @@ MAGIC = b"ARROW1"
 class SealedBatch:
     """A batch of a sealed trace; what it says about itself is verified, its rows are when they are loaded."""
 
-    file: "SealedFile"
+    file: SealedFile
     meta: BatchMeta
 
     def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch:
@@ -49,10 +57,11 @@ class SealedFile:
             if count == 0:
                 _check_empty(path)
         except DAMAGE:
-            raise TraceCorruptError(f"the footer of the trace is damaged: {path}") from None
+            raise DamagedFooterError(path) from None
         self.batches = [SealedBatch(self, self.read(index, ["engines"])[1]) for index in range(count)]
         if any(batch.meta.of != count for batch in self.batches):
-            raise TraceCorruptError(f"the footer tells of {count} batches, the batches of another number: {path}")
+            told = "1 batch" if count == 1 else f"{count} batches"
+            raise TraceCorruptError(f"the footer tells of {told}, the batches of another number: {path}")
 
     def read(self, index: int, tables: Sequence[str] | None) -> tuple[pa.RecordBatch, BatchMeta]:
         """Read and verify the named tables of one batch, counted from 0, and what it says about itself."""
@@ -75,7 +84,7 @@ class SealedFile:
             source = pa.OSFile(str(self.path), "rb")
             return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
         except DAMAGE:
-            raise TraceCorruptError(f"the footer of the trace is damaged: {self.path}") from None
+            raise DamagedFooterError(self.path) from None
 
 
 def _check_ends(path: Path) -> None:
@@ -86,9 +95,9 @@ def _check_ends(path: Path) -> None:
             tail = file.read()
             size = file.tell()
     except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableTraceError(path, error) from None
     if not head or not head.startswith(MAGIC[: len(head)]):
-        raise NotATraceError(f"this is not an Arrow file: {path}")
+        raise NotArrowError(path)
     if tail != MAGIC or size <= len(head) + len(MAGIC):
         raise TraceTruncatedError(f"the trace ends before its own end, after {size} bytes: {path}")
 

@@ -1,5 +1,7 @@
 """Read hot segments: every whole and verified batch of an Arrow IPC stream, whatever happened to the rest of it."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tracekit.errors import NotATraceError, TraceCorruptError, TraceError
+from tracekit.errors import NotArrowError, TraceCorruptError, UnreadableTraceError
 from tracekit.trace.batch import BatchMeta, from_metadata, verify
 from tracekit.trace.schema import arrow_schema, check_schema
 
@@ -89,9 +91,9 @@ def scan(path: Path) -> Iterator[HotBatch | Damage]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableTraceError(path, error) from None
     if data[:4] != _MARKER[: len(data)]:
-        raise NotATraceError(f"this is not an Arrow stream: {path}")
+        raise NotArrowError(path, "stream")
     position = _after_schema(data, path)
     while position < len(data):
         found = None if data.startswith(_END, position) else _batch_at(data, position, path)
@@ -120,7 +122,7 @@ def _after_schema(data: bytes, path: Path) -> int:
 
 
 def _batch_at(data: bytes, position: int, path: Path) -> HotBatch | None:
-    """Return the good batch that starts at ``position``, if one does."""
+    """Return the good batch that starts at `position`, if one does."""
     end = _message_end(data, position)
     if end is None:
         return None

@@ -1,4 +1,6 @@
-"""The spool: hot segments that a crash cannot spoil, one ``write(2)`` a batch, synced when the caller says so."""
+"""The spool: hot segments that a crash cannot spoil, one `write(2)` a batch, synced when the caller says so."""
+
+from __future__ import annotations
 
 import fcntl
 import io
@@ -35,7 +37,7 @@ class ResumePoint:
 class SpoolWriter:
     """Appends batches to the hot segments of a folder; safe to call from several threads.
 
-    Unsynced messages are kept in memory until ``sync`` succeeds: when a sync fails, the kernel may have dropped pages
+    Unsynced messages are kept in memory until `sync` succeeds: when a sync fails, the kernel may have dropped pages
     and called them clean, so the segment is abandoned, never synced again, and its unsynced messages go to a new one.
     The reader drops the copy that it has seen.
     """
@@ -114,13 +116,13 @@ class SpoolWriter:
             self._segments.clear()
             os.close(self._lock_file)
 
-    def __enter__(self) -> "SpoolWriter":
+    def __enter__(self) -> SpoolWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, encode: "Callable[[_Segment], bytes]") -> int:
+    def _write(self, encode: Callable[[_Segment], bytes]) -> int:
         segment = self._segments[-1] if self._segments else None
         if segment is None or segment.ended or segment.size >= self._segment_bytes:
             if segment is not None:
@@ -184,7 +186,7 @@ class _Capture(io.RawIOBase):
 
 @dataclass
 class _Segment:
-    """An open hot segment; ``size`` is where its last whole message ends."""
+    """An open hot segment; `size` is where its last whole message ends."""
 
     path: Path
     fd: int
@@ -197,7 +199,7 @@ class _Segment:
     unsynced: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def create(cls, path: Path) -> "_Segment":
+    def create(cls, path: Path) -> _Segment:
         capture = _Capture()
         codec = pa.Codec("zstd", HOT_LEVEL)
         compressed, plain = (
@@ -233,7 +235,7 @@ class _Segment:
         self.size += len(message)
 
     def end(self) -> None:
-        """Write Arrow's end-of-stream mark; without it the segment reads just as well, so a full disk is no matter."""
+        """Write Arrow's end-of-stream mark, if the disk takes it: without it the segment reads just as well."""
         if not self.ended:
             self.ended = True
             try:

@@ -1,5 +1,7 @@
 """What a trace holds, in numbers: read a piece at a time, so that its size does not matter."""
 
+from __future__ import annotations
+
 import os
 from typing import Any
 
@@ -13,7 +15,7 @@ _ENGINE_FACTS = ("engine", "engine_id", "kind", "engine_version", "recorder_vers
 
 
 def summarize(trace: Trace) -> dict[str, Any]:
-    """Return the facts that ``tracekit info`` prints, ready for JSON.
+    """Return the facts that `tracekit info` prints, ready for JSON.
 
     Every table is read and verified, so that "nothing was lost" is not said of damaged rows.
 

@@ -1,13 +1,13 @@
 """Tokens that the engine sampled, threw away, and then went on from as if they were there."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from tracekit.audit.findings import select
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import ACCEPTED, PARTIAL
 from tracekit.trace.join import lookup, pick
-
-__all__ = ["deleted_tokens"]
 
 
 def deleted_tokens(rows: EngineRows) -> list[tuple[int, int]]:

@@ -1,11 +1,11 @@
 """Blocks that a V0 engine took for a resumed request's own after it had given them to others."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.tables import RESUMED
-
-__all__ = ["foreign_blocks"]
 
 
 def foreign_blocks(rows: EngineRows) -> list[tuple[int, int, int]]:

@@ -1,5 +1,7 @@
 """The subject of a file of engine arguments: what the engine would resolve them to, before a run."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping
@@ -9,8 +11,6 @@ from typing import Any
 from tracekit.audit.lint.defaults import defaults_of, read_generation_config
 from tracekit.audit.lint.types import Sampling, Subject
 from tracekit.errors import UsageError
-
-__all__ = ["DEFAULTS", "VERSIONS", "read_arguments", "subject_of"]
 
 VERSIONS = {"v1": (0, 18, 1), "latest": (0, 32, 0)}
 
@@ -53,7 +53,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     """Read a JSON or TOML file of engine arguments.
 
     Raises:
-        UsageError: there is no such file, or it is neither, or no object.
+        UsageError: there is no such file, or it is neither, or does not hold an object.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,9 +77,9 @@ def subject_of(arguments: Mapping[str, Any], engine: str, name: str) -> tuple[Su
     """Return what is to be judged, and the names of arguments that no rule looks at.
 
     Args:
-        arguments: Engine arguments at the top or in a section ``engine``; sections ``sampling`` (one object of
-            sampling parameters or several) and ``weight_update`` (``mode``, ``clear_cache``) may stand beside them.
-        engine: ``v1`` or ``latest``: whose defaults fill in what is not said.
+        arguments: Engine arguments at the top or in a section `engine`; sections `sampling` (one object of
+            sampling parameters or several) and `weight_update` (`mode`, `clear_cache`) may stand beside them.
+        engine: `v1` or `latest`: whose defaults fill in what is not said.
 
     Raises:
         UsageError: a section is not what it should be.
@@ -119,7 +119,7 @@ def _section(arguments: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def _names(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Names as Python has them: ``--no-enable-prefix-caching: true`` → ``enable_prefix_caching: False``."""
+    """Names as Python has them: `--no-enable-prefix-caching: true` → `enable_prefix_caching: False`."""
     found = {}
     for key, value in arguments.items():
         name = key.lstrip("-").replace("-", "_")

@@ -1,5 +1,7 @@
 """The subjects of a recorded trace: one an engine."""
 
+from __future__ import annotations
+
 import json
 import re
 from typing import Any
@@ -9,8 +11,6 @@ from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.lint.types import Sampling, Subject
 from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.trace.reader import Trace
-
-__all__ = ["subjects_of", "version_of"]
 
 # engine argument -> where the recorded configuration has it
 _PLACES = {
@@ -55,7 +55,7 @@ def subjects_of(trace: Trace, trainer: Trainer | None = None) -> list[Subject]:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """``0.18.1+cpu`` → (0, 18, 1); empty where it does not start with a number."""
+    """`0.18.1+cpu` → (0, 18, 1); empty where it does not start with a number."""
     found = re.match(r"\d+(?:\.\d+)*", text)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 

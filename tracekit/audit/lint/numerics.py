@@ -1,10 +1,11 @@
 """Precision and kernels: the same input in other arithmetic than the trainer's."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from tracekit.audit.lint.types import NOTE, RISK, Rule, Subject
-
-__all__ = ["RULES"]
+from tracekit.report.plural import plural
 
 FP32_HEAD_SINCE = (0, 26)
 CASCADE_GONE = (0, 32)  # 0.18.1 has it, 0.32.0 does not; nobody looked at those between
@@ -26,7 +27,7 @@ def _head(subject: Subject) -> str | None:
 
 
 def short(dtype: Any) -> str:
-    """``torch.bfloat16`` → ``bfloat16``; what the engine has yet to find out is empty."""
+    """`torch.bfloat16` → `bfloat16`; what the engine has yet to find out is empty."""
     text = str(dtype or "").removeprefix("torch.")
     return "" if text == "auto" else text
 
@@ -57,7 +58,7 @@ def _cascade(subject: Subject) -> str | None:
         sizes = subject.rows["steps"]["num_requests"]
         if sizes.max(initial=0) < CASCADE_REQUESTS:
             return None
-        return f"disable_cascade_attn is false, and steps had up to {sizes.max()} requests"
+        return f"disable_cascade_attn is false, and steps had up to {plural(int(sizes.max()), 'request')}"
     return "disable_cascade_attn is false"
 
 

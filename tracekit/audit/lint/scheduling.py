@@ -1,13 +1,14 @@
 """Scheduling and sampling paths: what else is in the batch, and what observing changes."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from tracekit.audit.lint.foreign import foreign_blocks
 from tracekit.audit.lint.temperature import LOWEST_TEMPERATURE
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
-from tracekit.tables import NEW, PREEMPTED
-
-__all__ = ["RULES"]
+from tracekit.report.plural import plural
+from tracekit.tables import PREEMPTED
 
 
 def _seeds(subject: Subject) -> str | None:
@@ -22,7 +23,8 @@ def _seeds(subject: Subject) -> str | None:
     scheduled = subject.rows["scheduled"]
     with_seed = np.isin(scheduled["request"], [r for g in seeded for r in g.requests])
     shared = np.intersect1d(scheduled["engine_step"][with_seed], scheduled["engine_step"][~with_seed])
-    return f"{shared.size} engine steps ran requests with and without a seed together" if shared.size else None
+    steps = plural(shared.size, "engine step")
+    return f"{steps} ran requests with and without a seed together" if shared.size else None
 
 
 def _prompt_logprobs(subject: Subject) -> str | None:
@@ -35,9 +37,8 @@ def _prompt_logprobs(subject: Subject) -> str | None:
 def _hits(subject: Subject) -> str | None:
     if subject.rows is None:
         return None
-    scheduled = subject.rows["scheduled"]
-    hit = ((scheduled["flags"] & NEW) != 0) & (scheduled["num_computed"] > 0)
-    return f"{hit.sum()} requests, {scheduled['num_computed'][hit].sum()} tokens" if hit.any() else None
+    found = subject.rows.first_hits["num_computed"]
+    return f"{plural(found.size, 'request')}, {plural(int(found.sum()), 'token')}" if found.size else None
 
 
 def _preempted(subject: Subject) -> str | None:
@@ -45,15 +46,17 @@ def _preempted(subject: Subject) -> str | None:
         return None
     scheduled = subject.rows["scheduled"]
     out = scheduled["request"][(scheduled["flags"] & PREEMPTED) != 0]
-    return f"{out.size} preemptions of {np.unique(out).size} requests" if out.size else None
+    return f"{plural(out.size, 'preemption')} of {plural(np.unique(out).size, 'request')}" if out.size else None
 
 
 def _foreign(subject: Subject) -> str | None:
     found = foreign_blocks(subject.rows) if subject.rows is not None else []
     if not found:
         return None
-    shown = "; ".join(f"request {request} in engine step {step}: {count} blocks" for request, step, count in found[:5])
-    return f"{len(found)} resumptions: {shown}"
+    shown = "; ".join(
+        f"request {request} in engine step {step}: {plural(count, 'block')}" for request, step, count in found[:5]
+    )
+    return f"{plural(len(found), 'resumption')}: {shown}"
 
 
 def _raised_temperature(group: Sampling) -> str:

@@ -1,11 +1,11 @@
 """What the number means: logprobs of another distribution than the one that was sampled."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 from tracekit.audit.lint.defaults import NEUTRAL, changes
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
-
-__all__ = ["RULES"]
 
 PROCESSED = 'logprobs_mode="processed_logprobs"'
 _MASKS = ("logit_bias", "allowed_token_ids", "bad_words")

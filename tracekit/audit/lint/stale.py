@@ -1,5 +1,7 @@
 """Prefix hits on blocks that other weights computed."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +9,6 @@ import numpy as np
 from tracekit.audit.findings import Array
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.trace.join import pick
-
-__all__ = ["StaleHit", "real_changes", "stale_hits"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What a rule looks at, and what it says."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +10,7 @@ from tracekit.audit.lint.defaults import Defaults
 from tracekit.audit.lint.temperature import GREEDY_BELOW, raised
 from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.rows import EngineRows
-
-__all__ = ["BREAKS", "NOTE", "RISK", "SEVERITIES", "Fired", "Rule", "Sampling", "Subject", "some"]
+from tracekit.report.plural import plural
 
 BREAKS = "breaks parity"
 RISK = "risk"
@@ -26,7 +27,7 @@ class Sampling:
     defaults: Defaults = field(default_factory=Defaults)  # what was filled in where they do not name it
 
     def get(self, name: str, default: float) -> float:
-        """Return a number; ``default`` where it is missing or null."""
+        """Return a number; `default` where it is missing or null."""
         value = self.params.get(name)
         return default if value is None else float(value)
 
@@ -141,4 +142,4 @@ def some(subject: Subject, say: Callable[[Sampling], str]) -> str | None:
         return None
     shown = "; ".join(list(texts)[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
     total = subject.num_requests
-    return f"{sum(texts.values())} of {total} requests: {shown}" if total else shown
+    return f"{sum(texts.values()):,} of {plural(total, 'request')}: {shown}" if total else shown

@@ -1,5 +1,7 @@
 """Weight updates: what keys and values survive them, and what happens to the rollouts that are under way."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from tracekit.audit.lint.adapters import reused_names
@@ -8,8 +10,7 @@ from tracekit.audit.lint.resets import argument, clears, kept_blocks, salted
 from tracekit.audit.lint.running import crossings, num_running
 from tracekit.audit.lint.stale import stale_hits
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Subject
-
-__all__ = ["RULES"]
+from tracekit.report.plural import plural
 
 SHOWN = 5
 KEEP = 'pause_generation(mode="keep", clear_cache=False)'
@@ -32,11 +33,11 @@ def _stale(subject: Subject) -> str | None:
     if not hits:
         return None
     shown = "; ".join(
-        f"request {h.request} in engine step {h.engine_step}: {h.num_stale} of {h.num_blocks} blocks hold keys and "
-        f"values of weight version {h.oldest_version}, sampled under {h.weight_version}"
+        f"request {h.request} in engine step {h.engine_step}: {h.num_stale} of {plural(h.num_blocks, 'block')} hold "
+        f"keys and values of weight version {h.oldest_version}, sampled under {h.weight_version}"
         for h in hits[:SHOWN]
     )
-    return f"{len(hits)} hits: {shown}" + (f"; and {len(hits) - SHOWN} more" if len(hits) > SHOWN else "")
+    return f"{plural(len(hits), 'hit')}: {shown}" + (f"; and {len(hits) - SHOWN} more" if len(hits) > SHOWN else "")
 
 
 def _keeps_and_clears(subject: Subject) -> str | None:
@@ -66,14 +67,15 @@ def _deleted(subject: Subject) -> str | None:
     if not found:
         return None
     shown = ", ".join(f"request {request} at position {position}" for request, position in found[:SHOWN])
-    return f"{len(found)} rollouts: {shown}"
+    return f"{plural(len(found), 'rollout')}: {shown}"
 
 
 def _in_flight(subject: Subject) -> str | None:
     if subject.rows is None:
         return None
     count = np.unique(crossings(subject.rows)).size
-    return f"{count} rollouts have tokens of more than one weight version" if count else None
+    rollouts = plural(count, "rollout has", "rollouts have")
+    return f"{rollouts} tokens of more than one weight version" if count else None
 
 
 def _connector(subject: Subject) -> str | None:

@@ -1,5 +1,7 @@
 """A trace against the counters of its engines, which were read before and after it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,8 +12,6 @@ from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.errors import MetricsError, NoSuchEngineError, UsageError
 from tracekit.trace.ledger import lost_tables
 from tracekit.trace.reader import Trace
-
-__all__ = ["AGREES", "EXCUSED", "VIOLATED", "Comparison", "EngineReport", "compare"]
 
 AGREES, VIOLATED, EXCUSED = "agrees", "violated", "explained by lost rows"
 
@@ -59,7 +59,7 @@ def compare(
     """Compare a trace with counters that were read before and after it.
 
     Args:
-        before, after: by the label of the engine, see ``counters.read_counters``.
+        before, after: by the label of the engine, see `counters.read_counters`.
         engine: which engine of the trace the counters belong to; needed where their labels do not tell.
 
     Raises:

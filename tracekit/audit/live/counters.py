@@ -3,22 +3,10 @@
 Names: vllm/engine/metrics.py (V0), vllm/v1/metrics/loggers.py (V1). They are probed: what is not there is not offered.
 """
 
+from __future__ import annotations
+
 from tracekit.audit.live.exposition import parse
 from tracekit.errors import MetricsError
-
-__all__ = [
-    "CACHED",
-    "FINISHED",
-    "GENERATION",
-    "HITS",
-    "IN_FLIGHT",
-    "PREEMPTIONS",
-    "PROMPT",
-    "QUANTITIES",
-    "QUERIES",
-    "Counters",
-    "read_counters",
-]
 
 GENERATION = "generation tokens"
 PROMPT = "prompt tokens"
@@ -47,7 +35,7 @@ Counters = dict[str, int]  # quantity -> value
 
 
 def read_counters(text: str) -> dict[str, Counters]:
-    """Return the counters of each engine behind a metrics endpoint, by its label ``engine`` (V0 has none: "").
+    """Return the counters of each engine behind a metrics endpoint, by its label `engine` (V0 has none: "").
 
     Raises:
         MetricsError: it is not an exposition, or not one of vLLM.

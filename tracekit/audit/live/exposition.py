@@ -1,15 +1,15 @@
 """The text format of Prometheus, as far as counters and gauges need it.
 
-Our own and not prometheus_client's: that package is no dependency of ours, and this is all that is read of the format.
+Our own and not prometheus_client's: we do not depend on that package, and this is all that is read of the format.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tracekit.errors import MetricsError
-
-__all__ = ["Sample", "parse"]
+from tracekit.errors import NotAMetricError
 
 _LABELS = r'(?:[^"}]|"(?:[^"\\]|\\.)*")*'
 _SAMPLE = re.compile(
@@ -37,19 +37,19 @@ def parse(text: str) -> Iterator[Sample]:
     """Yield the samples of an exposition, in its order.
 
     Raises:
-        MetricsError: a line is neither a sample nor a comment.
+        NotAMetricError: a line is neither a sample nor a comment.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         found = _SAMPLE.fullmatch(line.strip())
         if found is None:
-            raise MetricsError(f"line {number} is no metric in the text format of Prometheus: {line[:80]!r}")
+            raise NotAMetricError(number, line)
         name, labels, value = found.groups()
         try:
             yield Sample(name, _labels(labels or ""), float(value))
         except ValueError:
-            raise MetricsError(f"line {number} is no metric in the text format of Prometheus: {line[:80]!r}") from None
+            raise NotAMetricError(number, line) from None
 
 
 def _labels(text: str) -> dict[str, str]:

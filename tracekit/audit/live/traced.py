@@ -4,6 +4,8 @@ Bounds on either side, because some counters are the client's: V1's frontend cou
 that it ended itself (a stop string, a client that hung up) holds tokens in the engine that were never counted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,9 +14,8 @@ import numpy as np
 from tracekit.audit.findings import Array
 from tracekit.audit.live.counters import CACHED, FINISHED, GENERATION, HITS, IN_FLIGHT, PREEMPTIONS, PROMPT, QUERIES
 from tracekit.audit.rows import EngineRows
+from tracekit.report.plural import plural
 from tracekit.tables import NEW, PREEMPTED, PREFILL, RESUMED
-
-__all__ = ["Quantity", "traced"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _View:
     stops: Array  # asked for stop strings
 
     @classmethod
-    def of(cls, rows: EngineRows) -> "_View":
+    def of(cls, rows: EngineRows) -> _View:
         numbers = rows["requests"]["request"]
         reason = [""] * numbers.size
         for row, why in zip(rows.row_of(rows["finishes"]["request"]), rows.reasons, strict=True):
@@ -59,9 +60,10 @@ class _View:
         )
 
     def bounded(self, name: str, values: Array, what: str) -> Quantity:
-        """Sum ``values`` of each request; those of aborted requests may not have been counted."""
+        """Sum `values` of each request; those of aborted requests may not have been counted."""
         total, doubtful = int(values.sum()), int(values[self.aborted].sum())
-        why = f"{doubtful} {what} of {int(self.aborted.sum())} aborted requests may not have been delivered"
+        aborted = plural(int(self.aborted.sum()), "aborted request")
+        why = f"{plural(doubtful, what)} of {aborted} may not have been delivered"
         return Quantity(name, total - doubtful, total, why if doubtful else "")
 
 
@@ -69,7 +71,7 @@ def traced(rows: EngineRows) -> tuple[list[Quantity], dict[str, str]]:
     """Return what the trace says of one engine's counters, and why it says nothing of others."""
     view, unsaid = _View.of(rows), {}
     is_v0 = rows.about.get("kind") == "v0"
-    found = [view.bounded(GENERATION, view.num_output, "tokens")]
+    found = [view.bounded(GENERATION, view.num_output, "token")]
     makers: list[tuple[str, Callable[[_View], Quantity | str]]]
     if is_v0:
         makers = [(PROMPT, _prompt_chunks), (PREEMPTIONS, _preempted), (IN_FLIGHT, _in_flight)]
@@ -89,7 +91,7 @@ def _prompts(view: _View) -> Quantity | str:
     """V1 counts a prompt with the first output of its request."""
     if (view.rows.num_prompt == 0).any():
         return "a prompt of embeddings has no token ids in the trace"
-    return view.bounded(PROMPT, view.rows.num_prompt * (view.num_output > 0), "tokens")
+    return view.bounded(PROMPT, view.rows.num_prompt * (view.num_output > 0), "token")
 
 
 def _prompt_chunks(view: _View) -> Quantity:
@@ -106,7 +108,7 @@ def _prompt_chunks(view: _View) -> Quantity:
 
 def _cached(view: _View) -> Quantity | str:
     """The prefix hit of each request when it was first scheduled, counted with its first output."""
-    return view.bounded(CACHED, _first_hits(view) * (view.num_output > 0), "tokens")
+    return view.bounded(CACHED, _first_hits(view) * (view.num_output > 0), "token")
 
 
 def _first_hits(view: _View) -> Array:
@@ -134,7 +136,7 @@ def _came_back(view: _View) -> Quantity:
         seen.add(int(columns["request"][i]))
     counted = back & (row >= 0)
     counted[counted] = columns["engine_step"][counted] <= last[row[counted]]
-    return view.bounded(PREEMPTIONS, np.bincount(row[counted], minlength=view.num_output.size), "preemptions")
+    return view.bounded(PREEMPTIONS, np.bincount(row[counted], minlength=view.num_output.size), "preemption")
 
 
 def _preempted(view: _View) -> Quantity:

@@ -1,5 +1,7 @@
 """Reads counters and trace again until they agree: rows are on their way for about a second."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +11,6 @@ from tracekit.audit.live.compare import EngineReport, compare
 from tracekit.audit.live.counters import read_counters
 from tracekit.errors import EXIT_FAILED, EXIT_OK
 from tracekit.trace.reader import Trace
-
-__all__ = ["SETTLE_SECS", "LiveReport", "watch"]
 
 SETTLE_SECS = 10.0
 POLL_SECS = 0.3
@@ -54,7 +54,7 @@ def watch(
         read: returns the metrics as text.
         open_trace: opens the trace as it is now.
         flush: asks the daemon to write what it has.
-        engine: see ``compare.compare``.
+        engine: see `compare.compare`.
         timeout_secs: how long a trace may take to reach the counters.
 
     Raises:
