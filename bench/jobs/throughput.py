@@ -3,81 +3,56 @@
 throughput.py MODEL ROUNDS NUM_SEQS NUM_TOKENS LOGPROBS OUT.json, where LOGPROBS is what the client asks for, or none.
 """
 
+import functools
 import json
 import os
 import sys
 import time
-import types
 from pathlib import Path
+from types import FunctionType
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's thread is this one, so that it can be measured
 
 from vllm import LLM, SamplingParams
 
-
-def hooked_methods():
-    """(owner, name, our wrapper) of everything that the recorder has wrapped in vLLM's modules."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("vllm") and module is not None]
-    owners = {id(v): v for module in modules for v in [module, *vars(module).values()] if isinstance(v, type)}
-    owners |= {id(module): module for module in modules}
-    return [(o, name, value) for o in owners.values() for name, value in list(vars(o).items()) if original_of(value)]
-
-
-def original_of(value):
-    """What of vLLM's a wrapper of ours stands for; None where it is none."""
-    if isinstance(value, property):
-        original = original_of(value.fget)
-        return original and property(original)
-    return value.__wrapped__ if isinstance(value, types.FunctionType) and hasattr(value, "_tracekit") else None
-
-
-def take_out(hooked):
-    for owner, name, value in hooked:
-        setattr(owner, name, original_of(value))
-
-
-def put_back(hooked):
-    for owner, name, value in hooked:
-        setattr(owner, name, value)
+from tracekit.recorder.vllm import hooks
 
 
 def clocked(method, spent):
+    @functools.wraps(method)
     def timed(*args, **kwargs):
         begin = time.perf_counter()
         try:
             return method(*args, **kwargs)
         finally:
             spent[0] += time.perf_counter() - begin
-            spent[1] += 1
 
-    timed.__wrapped__ = method
     return timed
 
 
-def hook_secs(hooked, run):
-    """Seconds that ``run`` spends in our hooks: clocks around them minus clocks around what they call."""
-    methods = [(owner, name, value) for owner, name, value in hooked if callable(value)]
+def hook_secs(run):
+    """Seconds that ``run`` spends in our hooks: clocks around them minus clocks around what they go around."""
     cost = []
     for ours in (False, True):  # without ours in between, the clocks measure themselves
-        inner, outer = [0.0, 0], [0.0, 0]
-        for owner, name, value in methods:
-            around = rewrapped(value, clocked(value.__wrapped__, inner)) if ours else clocked(value.__wrapped__, inner)
-            setattr(owner, name, clocked(around, outer))
+        taken = hooks.uninstall()
+        inner, outer = [0.0], [0.0]
+        methods = {(h.owner, h.name): h.original for h in reversed(taken) if isinstance(h.original, FunctionType)}
+        for (owner, name), original in methods.items():
+            setattr(owner, name, clocked(original, inner))
+        if ours:
+            hooks.reinstall(taken)
+        below = {place: vars(place[0])[place[1]] for place in methods}
+        for (owner, name), method in below.items():
+            setattr(owner, name, clocked(method, outer))
         run()
+        for (owner, name), method in below.items():
+            setattr(owner, name, method)
+        hooks.uninstall()
+        for (owner, name), original in methods.items():
+            setattr(owner, name, original)
+        hooks.reinstall(taken)
         cost.append(outer[0] - inner[0])
-    put_back(hooked)
     return cost[1] - cost[0]
-
-
-def rewrapped(wrapper, original):
-    """A copy of our wrapper that calls ``original``: its one closure cell that holds vLLM's method is replaced."""
-    cells = [
-        types.CellType(original if c.cell_contents is wrapper.__wrapped__ else c.cell_contents)
-        for c in wrapper.__closure__
-    ]
-    return types.FunctionType(
-        wrapper.__code__, wrapper.__globals__, wrapper.__name__, wrapper.__defaults__, tuple(cells)
-    )
 
 
 def rss_mib():
@@ -91,7 +66,6 @@ def main(model, rounds, num_seqs, num_tokens, logprobs, out):
     prompts = [{"prompt_token_ids": [7 + i, 11, 13, 17]} for i in range(num_seqs)]
     asked = {} if logprobs == "none" else {"logprobs": int(logprobs)}
     params = SamplingParams(temperature=1.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False, **asked)
-    hooked = hooked_methods()
 
     def round_secs():
         begin = time.perf_counter()
@@ -99,21 +73,23 @@ def main(model, rounds, num_seqs, num_tokens, logprobs, out):
         return time.perf_counter() - begin
 
     round_secs()  # warm up
+    taken = hooks.uninstall()
+    hooked = sorted({f"{getattr(h.owner, '__qualname__', h.owner.__name__)}.{h.name}" for h in taken})
+    hooks.reinstall(taken)
     pairs, rss = [], []
     for i in range(rounds):
         secs = {}
         for recorded in (i % 2 == 0, i % 2 == 1):  # who goes first alternates
-            if not recorded:
-                take_out(hooked)
+            taken = [] if recorded else hooks.uninstall()
             secs[recorded] = round_secs()
-            put_back(hooked)
+            hooks.reinstall(taken)
         pairs.append((secs[False], secs[True]))
         rss.append(rss_mib())
     result = {
-        "hooks": sorted(f"{getattr(o, '__qualname__', o.__name__)}.{name}" for o, name, _ in hooked),
+        "hooks": hooked,
         "pairs": pairs,
         "tokens_per_round": num_seqs * num_tokens,
-        "hook_us": sorted(hook_secs(hooked, round_secs) / num_tokens * 1e6 for _ in range(3)),
+        "hook_us": sorted(hook_secs(round_secs) / num_tokens * 1e6 for _ in range(3)),
         "rss_growth_mib": rss[-1] - rss[0],
         "rss_mib": rss[-1],
     }

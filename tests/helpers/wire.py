@@ -165,22 +165,12 @@ class DaemonProcess:
             self.kill()
 
 
-class _Labels(Rows):
-    """Events are (table name, row)."""
-
-    def add(self, event) -> None:
-        self._append(*event)
-
-    def count(self, event) -> dict[str, int]:
-        return {event[0]: 1}
-
-
 class LabelledEngine:
     """What a recorder has in an engine, as far as commands need it: on weight version 3, in step 7."""
 
     def __init__(self, address: str, engine_id: str) -> None:
         self.stream = Stream(address, engine_id)
-        self.session = Session(_Labels(), self.stream)
+        self.session = Session(Rows(), self.stream)
         self._recording = Recording(self.session)
         self._recording.weight_version, self._recording.engine_step = 3, 7
         self.labels: list[tuple[str, str | None]] = []

@@ -1,5 +1,6 @@
 """The column that rides from the sampler to the engine core: on, off, and never seen by the scheduler."""
 
+from functools import partial
 from types import SimpleNamespace as Made
 from typing import Any, NamedTuple
 
@@ -59,6 +60,6 @@ def test_a_scheduler_of_somebody_elses_does_not_see_it() -> None:
         def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
             return scheduler_output, model_runner_output.logprobs.logprobs.shape
 
-    update = v1_column.taken_before(Theirs.update_from_output)
+    update = partial(v1_column.taken_before, Theirs.update_from_output)
     output = from_worker(with_column=True)
     assert update(Theirs(), scheduler_output="step", model_runner_output=output) == ("step", (2, 3))

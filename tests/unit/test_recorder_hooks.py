@@ -1,13 +1,18 @@
 """The hooks on stand-ins for vLLM's classes: whatever way they are called, the engine gets what it would have got."""
 
+import functools
+from collections.abc import Iterator
+from types import ModuleType
 from types import SimpleNamespace as Made
 from typing import Any
 
 import pytest
 
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.v1 import adapter as v1
+from tracekit.recorder.vllm.events import Finished, Step, TableRow
+from tracekit.recorder.vllm.v1 import attach as v1
 from tracekit.recorder.vllm.v1 import weights as v1_weights
+from tracekit.recorder.vllm.v1.recording import V1Recording
 
 
 class Session:
@@ -50,7 +55,7 @@ def scheduler() -> Any:
     core = Made(EngineCoreProc=type("EngineCoreProc", (), {}))
     hooks.wrap(Scheduler, "collective_rpc", v1_weights._around(v1._of, core, v1_weights._on_rpc))
     made: Any = Scheduler()
-    made._tracekit_recording = v1.Recording(made, Session())  # type: ignore[arg-type]
+    made._tracekit_recording = V1Recording(made, Session())  # type: ignore[arg-type]
     return made
 
 
@@ -65,15 +70,16 @@ def test_calls_with_keywords_are_recorded_like_any_other(scheduler: Any) -> None
     assert scheduler.collective_rpc(method="load", timeout=3) == ["load"]
     scheduler.schedule()
     events = scheduler._tracekit_recording.session.events
-    assert [event[0] for event in events] == ["output", "finished", "weights"]
-    assert events[1][1:3] == (["a"], "abort") and events[2][1]["method"] == "load"
+    assert [type(event) for event in events] == [Step, Finished, TableRow]
+    assert events[1][:2] == (["a"], "abort")
+    assert events[2].table == "weights" and events[2].row["method"] == "load"
 
 
 def test_a_step_that_another_schedule_made_is_counted_as_lost(scheduler: Any) -> None:
     output = Made(total_num_scheduled_tokens=4)
     assert scheduler.update_from_output(output, SAMPLED) == {0: "outputs"}
     session = scheduler._tracekit_recording.session
-    assert not session.events and session.lost[0][0][0] == "output"
+    assert not session.events and isinstance(session.lost[0][0], Step)
 
 
 @pytest.mark.parametrize("name", ["get_state", "compute_weight_checksums", "execute_dummy_batch", "sleep"])
@@ -89,18 +95,107 @@ def test_rpcs_that_only_read_start_no_weight_version(scheduler: Any, name: str) 
     assert recording.weight_version == 2
 
 
-def test_hooks_of_several_purposes_go_around_one_method_once_each() -> None:
-    class Owner:
-        def call(self) -> list[str]:
-            return ["call"]
+class Owner:
+    """What may be wrapped; each method says its name."""
 
-    def outer(original: Any, self: Any) -> Any:
-        return ["outer", *original(self)]
+    def call(self) -> list[str]:
+        return ["call"]
 
-    def inner(original: Any, self: Any) -> Any:
-        return ["inner", *original(self)]
+    @property
+    def width(self) -> int:
+        return 3
 
+
+def says(name: str) -> Any:
+    return lambda original, self: [name, *original(self)]
+
+
+@pytest.fixture
+def owner() -> Iterator[type]:
+    yield type("Owner", (), {name: vars(Owner)[name] for name in ("call", "width")})
+    hooks.uninstall()
+
+
+def test_hooks_of_several_purposes_go_around_one_method_once_each(owner: Any) -> None:
     for _ in range(2):
-        hooks.wrap(Owner, "call", inner)
-        hooks.wrap(Owner, "call", outer, "another purpose")
-    assert Owner().call() == ["outer", "inner", "call"]
+        hooks.wrap(owner, "call", says("inner"))
+        hooks.wrap(owner, "call", says("outer"), "another purpose")
+    assert owner().call() == ["outer", "inner", "call"]
+
+
+def test_what_was_installed_is_taken_out_and_the_originals_are_the_same_objects(owner: Any) -> None:
+    hooks.wrap(owner, "call", says("inner"))
+    hooks.wrap(owner, "call", says("outer"), "another purpose")
+    hooks.wrap(owner, "width", lambda original, self: original(self) + 1)
+    hooks.add(owner, "added", lambda self: "ours")
+    assert owner().width == 4 and owner().added() == "ours"
+    before = dict(vars(owner))
+    taken = hooks.uninstall()
+    assert vars(owner)["call"] is Owner.call and vars(owner)["width"] is vars(Owner)["width"]
+    assert not hasattr(owner, "added") and owner().call() == ["call"]
+    assert hooks.uninstall() == []
+    hooks.reinstall(taken)
+    hooks.reinstall(taken)
+    assert owner().call() == ["outer", "inner", "call"] and owner().width == 4 and owner().added() == "ours"
+    assert vars(owner).keys() == before.keys()
+    hooks.uninstall()
+    assert vars(owner)["call"] is Owner.call
+
+
+def test_a_module_s_function_is_restored_too(owner: Any) -> None:
+    module = ModuleType("module")
+    module.cut = original = lambda logits: logits  # type: ignore[attr-defined]
+    hooks.wrap(module, "cut", lambda original, logits: original(logits) + 1)
+    assert module.cut(1) == 2
+    hooks.uninstall()
+    assert module.cut is original
+
+
+def test_below_somebody_else_s_wrap_ours_does_nothing_and_says_so(
+    owner: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracekit.recorder.guard._told", set())
+    seen: list[Any] = []
+    hooks.wrap(owner, "call", says("inner"))
+    hooks.after(owner, "call", lambda *_: seen.append("after"))  # the same purpose: not a second time
+    ours = owner.call
+
+    @functools.wraps(ours)
+    def theirs(self: Any) -> list[str]:
+        return ["theirs", *ours(self)]
+
+    owner.call = theirs
+    hooks.wrap(owner, "call", says("outer"), "another purpose")
+    assert owner().call() == ["outer", "theirs", "inner", "call"]
+    taken = hooks.uninstall()
+    assert owner.call is theirs and owner().call() == ["theirs", "call"]
+    assert capsys.readouterr().err.count("Owner.call was wrapped by others too") == 1
+    hooks.reinstall(taken)
+    assert owner().call() == ["outer", "theirs", "inner", "call"]
+    hooks.uninstall()
+    owner.call = ours  # they take theirs out at last
+    hooks.uninstall()
+    assert owner.call is Owner.call and seen == []
+
+
+def test_a_hook_that_calls_after_is_switched_off_below_others(owner: Any) -> None:
+    seen: list[Any] = []
+    hooks.after(owner, "call", lambda _self, result: seen.append(result))
+    ours = owner.call
+    owner.call = lambda self: ours(self)
+    owner().call()
+    hooks.uninstall()
+    owner().call()
+    assert seen == [["call"]]
+
+
+def test_a_step_is_not_recorded_once_the_hooks_are_out(scheduler: Any) -> None:
+    schedule, update = type(scheduler).schedule, type(scheduler).update_from_output
+    scheduler.update_from_output(scheduler.schedule(), SAMPLED)
+    hooks.uninstall()
+    for call in ("schedule", "update_from_output"):
+        assert not hasattr(getattr(type(scheduler), call), "_tracekit")
+    output = schedule(scheduler)  # somebody kept our wraps
+    events = list(scheduler._tracekit_recording.session.events)
+    assert update(scheduler, output, SAMPLED) == {0: "outputs"}
+    assert scheduler._tracekit_recording.session.events == events and len(events) == 1

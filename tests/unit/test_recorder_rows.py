@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Finished, Named, Sampled, Step
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
@@ -28,7 +29,7 @@ def request(request_id: str, num_prompt: int = 4) -> Any:
 def rows_with(*request_ids: str) -> V1Rows:
     rows = V1Rows(num_blocks=101)
     for request_id in request_ids:
-        rows.add(("requests", 1, request(request_id)))
+        rows.add(Admitted(1, request(request_id)))
     rows.take()
     return rows
 
@@ -68,8 +69,9 @@ def step(
             logprobs=flat[:, None], sampled_token_ranks=np.ones(starts[-1], "i8"), cu_num_generated_tokens=starts
         )
     made = [Made(request_id=r, new_token_ids=t, finish_reason=None) for r, t in (accepted or sampled).items()]
-    raw = (ids, {r: i for i, r in enumerate(scheduled)}, logprobs, other)
-    rows.add(("output", (engine_step, 10, 2, 0, 50), output, raw, {0: Made(outputs=made)}, 20))
+    raw = Sampled(ids, {r: i for i, r in enumerate(scheduled)}, logprobs, other)
+    at = Dispatch(engine_step, 10, 2, 0, 50)
+    rows.add(Step(at, output, {0: Made(outputs=made)}, 20, raw))
     return rows.take()
 
 
@@ -89,7 +91,7 @@ def test_accepted_against_sampled_tokens_of_a_speculative_step() -> None:
 
 def test_a_token_sampled_for_an_aborted_request_is_discarded() -> None:
     rows = rows_with("a")
-    rows.add(("finished", ["a"], "abort", 3, 15))
+    rows.add(Finished(["a"], "abort", 3, 15))
     tables = step(rows, {"a": (1, 4)}, {"a": [11]}, {"other": []})
     assert tables["tokens"]["flags"].tolist() == [DISCARDED]
     assert tables["finishes"]["reason"] == ["abort"] and tables["finishes"]["num_output_tokens"].tolist() == [0]
@@ -128,8 +130,8 @@ def test_who_did_not_ask_has_no_logprobs_though_the_batch_has_them() -> None:
     rows = rows_with("a")
     silent, pooled = request("b"), request("c")
     silent.sampling_params, pooled.sampling_params = Params(logprobs=None), None
-    rows.add(("requests", 1, silent))
-    rows.add(("requests", 1, pooled))
+    rows.add(Admitted(1, silent))
+    rows.add(Admitted(1, pooled))
     assert rows.take()["requests"]["sampling_params"][1] == "{}"
     tokens = step(rows, {"b": (2, 4), "a": (1, 4)}, {"b": [7, 8], "a": [9]})["tokens"]
     assert np.ma.getmaskarray(tokens["rollout_logprob"]).tolist() == [True, True, False]
@@ -145,8 +147,8 @@ def test_everybodys_logprobs_raw_and_processed() -> None:
     ):
         rows, silent = V1Rows(2, "both", mode), request("b")
         silent.sampling_params = Params(logprobs=None)
-        rows.add(("requests", 1, request("a")))
-        rows.add(("requests", 1, silent))
+        rows.add(Admitted(1, request("a")))
+        rows.add(Admitted(1, silent))
         tokens = step(rows, {"b": (1, 4), "a": (1, 4)}, {"b": [7], "a": [9]}, other=other)["tokens"]
         assert tokens["rollout_logprob"].tolist() == tokens[own].tolist() == np.array(reported, "f4").tolist()
         assert tokens[computed].tolist() == [-5, -6]
@@ -158,7 +160,7 @@ def test_everybodys_logprobs_raw_and_processed() -> None:
 
 def test_logits_are_neither_raw_nor_processed_logprobs() -> None:
     rows = V1Rows(2, "both", "raw_logits")
-    rows.add(("requests", 1, request("a")))
+    rows.add(Admitted(1, request("a")))
     tokens = step(rows, {"a": (1, 4)}, {"a": [9]})["tokens"]
     assert not np.ma.getmaskarray(tokens["rollout_logprob"]).any()
     assert np.ma.getmaskarray(tokens["raw_logprob"]).all() and np.ma.getmaskarray(tokens["processed_logprob"]).all()
@@ -167,7 +169,7 @@ def test_logits_are_neither_raw_nor_processed_logprobs() -> None:
 def test_tokens_of_a_streaming_input_session_are_counted_as_lost_not_misplaced() -> None:
     rows, session = V1Rows(num_blocks=2), request("s")
     session.resumable = True
-    rows.add(("requests", 1, session))
+    rows.add(Admitted(1, session))
     tables = step(rows, {"s": (1, 4)}, {"s": [5]})
     assert "requests" not in tables and not len(tables["tokens"]["token_id"])
     assert rows.take_orphans() == {"tokens": 1, "scheduled": 1}
@@ -195,8 +197,8 @@ def test_rows_of_a_request_that_was_not_recorded_are_counted() -> None:
 def test_children_of_one_request_keep_their_parent_and_labels() -> None:
     rows = V1Rows(num_blocks=2)
     for i in range(2):
-        rows.add(("external", f"{i}_chat-1234abcd", "chat"))
-        rows.add(("requests", 1, request(f"{i}_chat-1234abcd")))
+        rows.add(Named(f"{i}_chat-1234abcd", "chat"))
+        rows.add(Admitted(1, request(f"{i}_chat-1234abcd")))
     requests = rows.take()["requests"]
     assert requests["external_id"] == ["chat", "chat"] and requests["parent_id"] == ["chat", "chat"]
     assert requests["index"].tolist() == [0, 1] and requests["request"].tolist() == [0, 1]
@@ -211,7 +213,7 @@ def test_kv_usage_is_the_share_of_usable_blocks() -> None:
 
 
 def test_finishes_that_cannot_be_queued_are_counted() -> None:
-    assert V1Rows(num_blocks=2).count(("finished", ["a", "b"], "abort", 3, 15)) == {"finishes": 2}
+    assert V1Rows(num_blocks=2).count(Finished(["a", "b"], "abort", 3, 15)) == {"finishes": 2}
 
 
 def test_each_request_has_as_many_alternatives_as_it_asked_for_though_the_batch_has_more() -> None:
@@ -219,7 +221,7 @@ def test_each_request_has_as_many_alternatives_as_it_asked_for_though_the_batch_
     for name, k in (("two", 2), ("three", 3), ("all", -1)):
         asking = request(name)
         asking.sampling_params = Params(logprobs=k)
-        rows.add(("requests", 1, asking))
+        rows.add(Admitted(1, asking))
     rows.take()
     ids = np.arange(20, dtype="i4").reshape(5, 4)
     made = Made(
@@ -244,10 +246,10 @@ def test_alternatives_of_a_step_that_cannot_be_encoded_are_counted() -> None:
     rows = rows_with("none")
     asking = request("two")
     asking.sampling_params = Params(logprobs=2)
-    rows.add(("requests", 1, asking))
+    rows.add(Admitted(1, asking))
     wide = Made(logprobs=np.zeros((4, 6), "f4"))
     scheduled = Made(num_scheduled_tokens={"none": 1, "two": 2, "unknown": 1})
-    raw = ([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide, None)
-    counted = rows.count(("output", (3, 10, 2, 0, 50), scheduled, raw, {}, 20))
+    sampled = Sampled([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide, None)
+    counted = rows.count(Step(Dispatch(3, 10, 2, 0, 50), scheduled, {}, 20, sampled))
     # of a request that is still in the queue the batch's width is all that is known
     assert counted == {"steps": 1, "scheduled": 3, "tokens": 4, "topk": 2 * 2 + 5}

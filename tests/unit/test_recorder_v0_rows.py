@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.vllm.v0.blocks import Moves
-from tracekit.recorder.vllm.v0.rows import Dispatch, V0Rows, sampling_of
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Event, Finished, Moves, Preempted, Step
+from tracekit.recorder.vllm.v0.rows import V0Rows
 from tracekit.recorder.vllm.v0.sampler import Scored
+from tracekit.recorder.vllm.v0.sampling import sampling_of
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, PREFILL, RESUMED
 
 
@@ -21,11 +22,11 @@ class Params:
     logits_processors: list[Any] | None = None
 
 
-def admitted(request_id: str, num_prompt: int = 20, logprobs: int | None = 0) -> tuple[Any, ...]:
+def admitted(request_id: str, num_prompt: int = 20, logprobs: int | None = 0) -> Admitted:
     sequence = SimpleNamespace(get_prompt_len=lambda: num_prompt, prompt_token_ids=list(range(num_prompt)))
     fields = {"sampling_params": Params(logprobs), "trace_headers": None, "lora_request": None}
     group = SimpleNamespace(request_id=request_id, seqs=[sequence], **fields)
-    return ("requests", 1, group)
+    return Admitted(1, group)
 
 
 def part(
@@ -48,15 +49,16 @@ def part(
     )
 
 
-def step(number: int, *parts: Any, version: int = 0, moves: tuple[Moves, ...] = ()) -> tuple[Any, ...]:
+def step(number: int, *parts: Any, version: int = 0, moves: tuple[Moves, ...] = ()) -> Step:
     """A step that samples token 100 + its number, with logprob minus that number, for each part."""
     reported = SimpleNamespace(logprob=-float(number), rank=1)
     sample = SimpleNamespace(output_token=100 + number, logprobs={100 + number: reported})
     outputs = [SimpleNamespace(samples=[sample] if p.do_sample else []) for p in parts]
-    return ("output", Dispatch(number, 10 * number, version, 0, 25), list(parts), outputs, 10 * number + 5, moves)
+    at = Dispatch(number, 10 * number, version, 0, 25)
+    return Step(at, list(parts), outputs, 10 * number + 5, moves=moves)
 
 
-def encode(*events: tuple[Any, ...]) -> tuple[dict[str, Any], V0Rows]:
+def encode(*events: Event) -> tuple[dict[str, Any], V0Rows]:
     rows = V0Rows(num_blocks=100, block_size=16)
     for event in events:
         rows.add(event)
@@ -69,7 +71,7 @@ def test_a_token_sampled_after_the_end_is_discarded() -> None:
         admitted("a"),
         step(0, part("a", 20, is_prompt=True)),
         step(1, part("a", 1, is_prompt=False)),
-        ("finished", "a", "stop", 2, 99, 2),
+        Finished(["a"], "stop", 2, 99, 2),
         step(2, part("a", 1, is_prompt=False)),
     )
     tokens = tables["tokens"]
@@ -86,8 +88,8 @@ def test_recomputed_and_swapped_requests_come_back() -> None:
         admitted("a"),
         admitted("b"),
         step(0, part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)),
-        ("preempted", "a", True),
-        ("preempted", "b", False),
+        Preempted("a", True),
+        Preempted("b", False),
         step(1, part("a", 21, is_prompt=True), part("b", 1, is_prompt=False)),
     )
     rows = tables["scheduled"]
@@ -153,7 +155,7 @@ def test_blocks_that_move_take_their_versions_along() -> None:
         admitted("a", 32),
         admitted("b", 32),
         step(0, part("a", 32, is_prompt=True, table=(0, 1)), version=1),
-        ("preempted", "a", False),
+        Preempted("a", False),
         # a's blocks go out while b's prompt takes their place
         step(1, part("b", 32, is_prompt=True, table=(0, 1)), version=2, moves=(Moves(swap_out=[(0, 70), (1, 71)]),)),
         step(2, part("a", 1, is_prompt=False, table=(5, 4, 6)), version=3, moves=(Moves(swap_in=[(70, 5), (71, 4)]),)),
@@ -199,7 +201,7 @@ def test_logprobs_are_null_for_who_did_not_ask() -> None:
 
 def test_rows_of_a_request_that_was_not_admitted_are_counted() -> None:
     parts = [part("x", 20, is_prompt=True), part("y", 5, is_prompt=True, do_sample=False)]
-    tables, rows = encode(step(0, *parts), ("finished", "x", "stop", 0, 9, 1))
+    tables, rows = encode(step(0, *parts), Finished(["x"], "stop", 0, 9, 1))
     assert [len(tables[name]["engine_step"]) for name in ("steps", "scheduled", "tokens")] == [1, 0, 0]
     assert "finishes" not in tables
     assert rows.take_orphans() == {"scheduled": 2, "tokens": 1}
@@ -226,7 +228,7 @@ def test_alternatives_are_ranked_whether_or_not_the_sampled_token_is_one_of_them
     both = [part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)]
     both[0].sampling_params = both[1].sampling_params = Params(2)
     among, beyond = sampled(7, 2, (5, 1), (7, 2)), sampled(9, 40, (4, 1), (3, 2))
-    event = ("output", Dispatch(0, 10, 0, 0, 25), both, [among, beyond], 15)
+    event = Step(Dispatch(0, 10, 0, 0, 25), both, [among, beyond], 15)
     tables, rows = encode(admitted("a", logprobs=2), admitted("b", logprobs=2), event)
     found = {name: values.tolist() for name, values in tables["topk"].items()}
     assert found == {
@@ -265,10 +267,10 @@ def test_values_of_who_did_not_ask_come_beside_the_outputs() -> None:
         rows = V0Rows(100, 16, option)
         rows.add(admitted("a", logprobs=None))
         rows.add(admitted("b"))
-        event = list(step(1, part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)))
-        event[3] = Scored(event[3])
-        event[3].scores = [(-2.5, -3.5 if option == "both" else None), (-1.0, -7.0 if option == "both" else None)]
-        rows.add(tuple(event))
+        event = step(1, part("a", 20, is_prompt=True), part("b", 20, is_prompt=True))
+        outputs = Scored(event.outputs)
+        outputs.scores = [(-2.5, -3.5 if option == "both" else None), (-1.0, -7.0 if option == "both" else None)]
+        rows.add(event._replace(outputs=outputs))
         tokens = rows.take()["tokens"]
         assert tokens["rollout_logprob"].tolist() == [-2.5, -1.0]
         assert np.ma.getmaskarray(tokens["rank"]).tolist() == [True, False]

@@ -12,6 +12,7 @@ from torch import nn
 
 from tracekit.recorder.vllm import calls, worker
 from tracekit.recorder.vllm import recording as weights
+from tracekit.recorder.vllm.events import Fingerprints, TableRow
 from tracekit.recorder.vllm.v1 import weights as v1_weights
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.recorder.vllm.v1.weights import V1Weights
@@ -28,10 +29,10 @@ class Session:
         pass
 
     def rows(self) -> list[dict[str, Any]]:
-        return [event[1] for event in self.events if event[0] == "weights"]
+        return [event.row for event in self.events if isinstance(event, TableRow) and event.table == "weights"]
 
     def fingerprints(self) -> dict[int, Any]:
-        return {event[1]: event[2] for event in self.events if event[0] == "fingerprints"}
+        return {event.weight_version: event.tensors for event in self.events if isinstance(event, Fingerprints)}
 
 
 class Model(nn.Module):
@@ -134,7 +135,7 @@ def scale(worker: Worker, factor: float = 2.0) -> None:
 
 def test_the_workers_and_their_weights_are_there_before_anything_changes(core: Core) -> None:
     _, session = recording_of(core)
-    (described,) = [event[1] for event in session.events if event[0] == "workers"]
+    (described,) = [e.row for e in session.events if isinstance(e, TableRow) and e.table == "workers"]
     config = json.loads(described["config"])
     assert described["rank"] == 3 and config["parameters"] == {"num": 2, "num_empty": 1, "packed": False}
     assert config["model_runner_version"] == "v0" and "attention" not in config and "sampler" not in config

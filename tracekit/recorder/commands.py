@@ -1,5 +1,7 @@
 """What the daemon asks of an engine: done once each, on the stream's thread, and answered behind its rows."""
 
+from __future__ import annotations
+
 import threading
 from collections import OrderedDict
 from collections.abc import Callable

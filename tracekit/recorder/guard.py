@@ -1,5 +1,7 @@
 """Nothing of ours may raise into the engine: one decorator, one line on stderr the first time, strict in tests."""
 
+from __future__ import annotations
+
 import functools
 import os
 import sys

@@ -1,5 +1,7 @@
 """The target of the ``vllm.general_plugins`` entry point: vLLM calls it once in each of its processes."""
 
+from __future__ import annotations
+
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.settings import daemon_address
 
@@ -12,11 +14,11 @@ def register() -> None:
     """
     if daemon_address() is None:
         return
-    from tracekit.recorder.select import UnsupportedEngine, select_adapter
+    from tracekit.recorder.select import UnsupportedEngine, select_generation
 
     try:
-        adapter = select_adapter()
+        generation = select_generation()
     except UnsupportedEngine as reason:
         say_once(f"{reason}; recording is off, the engine is untouched")
         return
-    adapter.attach()
+    generation.attach()

@@ -1,4 +1,6 @@
-"""What an adapter is, and how the right one is found: by probing features, not by comparing version strings."""
+"""Which generation of vLLM is installed: found by probing features, not by comparing version strings."""
+
+from __future__ import annotations
 
 from typing import Protocol
 
@@ -6,34 +8,35 @@ SUPPORTED = "vLLM V1 engines, 0.18 to 0.32, and the V0 engine of vLLM 0.8.5"
 
 
 class UnsupportedEngine(Exception):
-    """This vLLM has none of the features an adapter needs; the text names it and the supported range."""
+    """This vLLM has not the features that a generation needs; the text names it and the supported range."""
+
+    def __init__(self, version: str, missing: str) -> None:
+        super().__init__(f"vLLM {version} is not supported (it lacks {missing}); supported are {SUPPORTED}")
 
 
-class EngineAdapter(Protocol):
-    """One generation of vLLM."""
+class Generation(Protocol):
+    """What a generation's module `attach` offers."""
 
-    kind: str
+    def missing_features(self) -> str:
+        """Name what the installed vLLM lacks of what the hooks rely on; empty where nothing is missing."""
 
     def attach(self) -> None:
-        """Wrap the engine's classes; idempotent, opens nothing."""
+        """Put the hooks in; idempotent, opens nothing."""
 
 
-def select_adapter() -> EngineAdapter:
-    """Return the adapter whose features this vLLM has.
+def select_generation() -> Generation:
+    """Return the generation whose features this vLLM has.
 
     Raises:
-        UnsupportedEngine: no adapter fits.
+        UnsupportedEngine: none fits.
     """
     from tracekit.recorder.vllm.snapshot import vllm_version
-    from tracekit.recorder.vllm.v0 import adapter as v0
-    from tracekit.recorder.vllm.v1 import adapter as v1
+    from tracekit.recorder.vllm.v0 import attach as v0
+    from tracekit.recorder.vllm.v1 import attach as v1
 
-    # a vLLM with both has a V1 engine older than what the V1 adapter knows
-    adapter: EngineAdapter
-    if v0.is_installed():
-        adapter, missing = v0.V0Adapter(), v0.missing_features()
-    else:
-        adapter, missing = v1.V1Adapter(), v1.missing_features()
-    if not missing:
-        return adapter
-    raise UnsupportedEngine(f"vLLM {vllm_version()} is not supported (it lacks {missing}); supported are {SUPPORTED}")
+    # a vLLM with both has a V1 engine older than what is known here
+    generation: Generation = v0 if v0.is_installed() else v1
+    missing = generation.missing_features()
+    if missing:
+        raise UnsupportedEngine(vllm_version(), missing)
+    return generation

@@ -1,5 +1,7 @@
 """One engine's recording: the engine's thread appends references, a background thread encodes and sends them."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import threading
@@ -7,7 +9,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tracekit.recorder.guard import say_once
 
@@ -16,16 +18,21 @@ Tables = dict[str, dict[str, Any]]
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
-SENT = "sent"  # the event that `after_sent` queues
 MAX_EVENTS = 4096  # steps that may wait for the encoder; beyond, the newest are dropped and counted
 
 
+class _Sent(NamedTuple):
+    """The event that `Session.after_sent` queues."""
+
+    done: Callable[[], None]
+
+
 class Encoder(Protocol):
-    """Turns an adapter's events into table rows; used by the background thread only."""
+    """Turns events into table rows; all but `count` on the background thread only."""
 
-    def add(self, event: tuple[Any, ...]) -> None: ...
+    def add(self, event: Any) -> None: ...
 
-    def count(self, event: tuple[Any, ...]) -> dict[str, int]: ...
+    def count(self, event: Any) -> dict[str, int]: ...
 
     def num_tokens(self) -> int: ...
 
@@ -60,7 +67,7 @@ class Session:
     def __init__(self, encoder: Encoder, sink: Sink) -> None:
         self._encoder = encoder
         self._sink = sink
-        self._events: deque[tuple[Any, ...]] = deque()
+        self._events: deque[Any] = deque()
         self._wake = threading.Event()
         self._closing = False
         self._closed = threading.Lock()
@@ -74,7 +81,7 @@ class Session:
         # a forked child has our memory but not our thread: it must neither append nor close
         os.register_at_fork(after_in_child=self._forget)
 
-    def append(self, event: tuple[Any, ...]) -> None:
+    def append(self, event: Any) -> None:
         """Queue one event: an append of references, about a microsecond, on the engine's thread.
 
         Where the queue is full the event is dropped and its rows are counted as lost.
@@ -86,7 +93,7 @@ class Session:
             return
         self._events.append(event)
 
-    def lose(self, event: tuple[Any, ...], reason: str) -> None:
+    def lose(self, event: Any, reason: str) -> None:
         """Count the rows of an event as lost; also on the engine's thread."""
         rows = self._encoder.count(event)
         with self._lost_lock:
@@ -102,7 +109,7 @@ class Session:
         """
         if self._closing or len(self._events) >= MAX_EVENTS:
             return False
-        self._events.append((SENT, done))
+        self._events.append(_Sent(done))
         return True
 
     def close(self, timeout_secs: float = 5.0) -> None:
@@ -134,10 +141,10 @@ class Session:
     def _drain(self) -> None:
         while self._events:
             event = self._events.popleft()
-            if event[0] == SENT:
+            if type(event) is _Sent:
                 self._tell_lost()
                 self._send()
-                event[1]()
+                event.done()
                 continue
             try:
                 self._encoder.add(event)

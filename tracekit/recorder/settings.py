@@ -1,6 +1,8 @@
 """What the recorder is told: by environment variables, or by ``key = "value"`` lines of ``tracekit.toml`` in the job's
 working directory; a variable wins."""
 
+from __future__ import annotations
+
 import os
 import re
 from pathlib import Path

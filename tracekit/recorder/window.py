@@ -1,5 +1,7 @@
 """What a recorder has produced and the daemon has not yet confirmed: numbered, counted, bounded."""
 
+from __future__ import annotations
+
 import zlib
 from collections import Counter, deque
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""One adapter a generation of vLLM; every version difference stands in one of them."""
+"""Inside vLLM: what all generations share, and a folder for each, where every difference of versions stands."""

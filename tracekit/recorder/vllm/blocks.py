@@ -1,5 +1,7 @@
 """Which weights computed a block of the KV cache, and the rows of a prefix hit; the same for all generations."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -61,7 +63,7 @@ class Provenance:
                 written[block_id] = whole
             written[table[last]] = (version, version, end - last * block_size)
 
-    def move(self, pairs: Iterable[tuple[int, int]], source: "Provenance | None" = None) -> None:
+    def move(self, pairs: Iterable[tuple[int, int]], source: Provenance | None = None) -> None:
         """Note copies of (from, to), all from what was there before the first of them; from another memory's blocks."""
         written = (source or self)._written
         for to, found in [(to, written.get(block_id)) for block_id, to in pairs]:

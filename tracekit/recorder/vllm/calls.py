@@ -1,5 +1,7 @@
 """Calls that may change weights: how a recording hears of them, and what is kept of their arguments."""
 
+from __future__ import annotations
+
 import time
 import weakref
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from tracekit.recorder.vllm.snapshot import jsonable
 
 MAX_ITEMS = 64  # of a list or dict among the arguments
 
-_of_model: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+_of_model: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def noted(

@@ -1,5 +1,7 @@
 """Calls that steer an engine (pause, reset, sleep, abort…) become rows of the control table."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -7,6 +9,7 @@ from typing import Any, Protocol
 
 from tracekit.recorder.guard import never_raise
 from tracekit.recorder.session import Session
+from tracekit.recorder.vllm.events import TableRow
 from tracekit.recorder.vllm.snapshot import dumps
 
 
@@ -45,4 +48,4 @@ def _append(recording: Recording, time_ns: int, name: str, args: Any, kwargs: An
         # a pause answers when the engine is idle
         "answer": dumps("pending" if isinstance(answer, Future) else answer),
     }
-    recording.session.append(("control", row))
+    recording.session.append(TableRow("control", row))

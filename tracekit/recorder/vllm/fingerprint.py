@@ -4,6 +4,8 @@ Parameters only. Buffers are no weights that anybody sends: they are derived fro
 rewritten by the engine itself (KV scales), and would report changes that nobody made.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,30 +1,72 @@
-"""Wraps of an engine's methods, once each, by class."""
+"""Wraps of an engine's methods: put in once for each purpose, remembered, and taken out again.
+
+A wrap that somebody else has wrapped in turn cannot be taken out without theirs: it is switched off, and from then on
+calls what it wraps and does nothing else.
+"""
+
+from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from tracekit.recorder.guard import failed
+from tracekit.recorder.guard import failed, say_once
+
+Method = Callable[..., Any]
+ABSENT = object()  # what an owner had in place of a method that we added
+
+_hooks: list[Hook] = []  # in the order in which they were put in
 
 
-def install(
-    owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]], purpose: object = None
-) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once for each purpose; the owner is a class or a module."""
+@dataclass(eq=False)
+class Hook:
+    """One wrap."""
+
+    owner: Any  # a class or a module
+    name: str
+    make: Callable[[Any, Hook], Any]  # makes what is called in place of the original
+    purpose: object
+    original: Any  # a function or a property; `ABSENT` where there was none
+    installed: Any = None
+    active: bool = True
+
+
+def install(owner: Any, name: str, make: Callable[[Method, Hook], Method], purpose: object = None) -> None:
+    """Replace ``owner.name`` by ``make(original, hook)``, once for each purpose.
+
+    Args:
+        owner: a class or a module.
+        name: a function or a property of it; of a property, the getter is replaced.
+        make: returns what is called instead; it must do nothing of its own while ``hook.active`` is False.
+        purpose: sets apart wraps of one method.
+
+    Raises:
+        KeyError: the owner itself has no such name.
+    """
     original = vars(owner)[name]
-    done = getattr(original, "_tracekit", ())
-    if purpose in done:
+    method: Any = original.fget if isinstance(original, property) else original
+    purposes = getattr(method, "_tracekit", ())
+    if purpose in purposes:
+        _switch_on(owner, name, purpose)
         return
-    wrapper = functools.wraps(original)(make(original))
-    wrapper._tracekit = (*done, purpose)  # type: ignore[attr-defined]
-    setattr(owner, name, wrapper)
+    hook = Hook(owner, name, make, purpose, original)
+    wrapper = functools.wraps(method)(make(method, hook))
+    wrapper._tracekit = (*purposes, purpose)  # type: ignore[attr-defined]
+    is_property = isinstance(original, property)
+    hook.installed = property(wrapper, original.fset, original.fdel) if is_property else wrapper
+    setattr(owner, name, hook.installed)
+    _hooks.append(hook)
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any], purpose: object = None) -> None:
-    """Replace ``owner.name`` by ``around(original, self, *args, **kwargs)``, once for each purpose."""
+def wrap(owner: Any, name: str, around: Method, purpose: object = None) -> None:
+    """Replace ``owner.name`` by ``around(original, *args, **kwargs)``, once for each purpose."""
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, *args, **kwargs: around(original, self, *args, **kwargs)
+    def make(original: Method, hook: Hook) -> Method:
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs) if hook.active else original(*args, **kwargs)
+
+        return method
 
     install(owner, name, make, purpose)
 
@@ -32,15 +74,62 @@ def wrap(owner: type, name: str, around: Callable[..., Any], purpose: object = N
 def after(owner: type, name: str, hook: Callable[..., None]) -> None:
     """Call ``hook(self, result, *args, **kwargs)`` after ``owner.name``; whatever the hook raises stays with us."""
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+    def make(original: Method, installed: Hook) -> Method:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            try:
-                hook(self, result, *args, **kwargs)
-            except Exception as error:
-                failed(hook.__name__, error)
+            if installed.active:
+                try:
+                    hook(self, result, *args, **kwargs)
+                except Exception as error:
+                    failed(hook.__name__, error)
             return result
 
         return method
 
     install(owner, name, make)
+
+
+def add(owner: type, name: str, method: Method) -> None:
+    """Give a class a method of ours, unless it has one of this name."""
+    if not hasattr(owner, name):
+        setattr(owner, name, method)
+        _hooks.append(Hook(owner, name, lambda _original, _hook: method, None, ABSENT, method))
+
+
+def uninstall() -> list[Hook]:
+    """Take all wraps out of this process: the originals stand where they stood.
+
+    Returns:
+        What was active, for `reinstall`.
+    """
+    taken = [hook for hook in _hooks if hook.active]
+    _hooks[:] = [hook for hook in reversed(_hooks) if not _take_out(hook)][::-1]
+    return taken
+
+
+def reinstall(hooks: Iterable[Hook]) -> None:
+    """Put wraps in again that `uninstall` took out, in their order."""
+    for hook in hooks:
+        if hook.original is ABSENT:
+            add(hook.owner, hook.name, hook.installed)
+        else:
+            install(hook.owner, hook.name, hook.make, hook.purpose)
+
+
+def _take_out(hook: Hook) -> bool:
+    """Restore what a wrap replaced; return False where it cannot, because something else stands there."""
+    hook.active = False  # somebody may have kept it
+    if vars(hook.owner).get(hook.name) is not hook.installed:
+        say_once(f"{hook.owner.__name__}.{hook.name} was wrapped by others too: our wrap stays below and does nothing")
+        return False
+    if hook.original is ABSENT:
+        delattr(hook.owner, hook.name)
+    else:
+        setattr(hook.owner, hook.name, hook.original)
+    return True
+
+
+def _switch_on(owner: Any, name: str, purpose: object) -> None:
+    for hook in _hooks:
+        if hook.owner is owner and hook.name == name and hook.purpose == purpose:
+            hook.active = True

@@ -1,8 +1,10 @@
-"""Weight versions, shared by all engine generations: what may have changed, which version that is, what did change.
+"""Weight versions, shared by all generations: what may have changed, which version that is, what did change.
 
 A version starts with the first forward that is dispatched after a change: everything since the forward before is one
 version, and where its fingerprints are taken nothing else can change them any more.
 """
+
+from __future__ import annotations
 
 import atexit
 import threading
@@ -14,6 +16,7 @@ from typing import Any
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session
 from tracekit.recorder.vllm.calls import brief
+from tracekit.recorder.vllm.events import Fingerprints, TableRow
 from tracekit.recorder.vllm.fingerprint import Tensors, count_changed
 from tracekit.recorder.vllm.snapshot import dumps
 
@@ -77,11 +80,11 @@ class Recording:
             if "error" in answer:
                 say_once(f"a worker could not be described: {answer['error']}")
             else:
-                self.session.append(("workers", {**answer, "time_ns": now}))
+                self.session.append(TableRow("workers", {**answer, "time_ns": now}))
         self._read = read
         self._tensors = self._take()
         if self._tensors is not None:
-            self.session.append(("fingerprints", self.weight_version, self._tensors))
+            self.session.append(Fingerprints(self.weight_version, self._tensors))
 
     def changed(
         self, method: str, begin_ns: int, args: Any = (), kwargs: Any = None, *, lora: str | None = None
@@ -141,7 +144,7 @@ class Recording:
             step = self.engine_step
             row = {"weight_version": version, "engine_step": step, "method": method, "arguments": "{}"}
             row |= {"begin_ns": now, "end_ns": now, "label": label, "checkpoint": checkpoint}
-            self.session.append(("weights", row))
+            self.session.append(TableRow("weights", row))
         return version, step
 
     def start_versions(self, *, read: bool = True) -> None:
@@ -174,14 +177,14 @@ class Recording:
                 self._announce(**_told(model), num_changed=num_changed)
                 self._tensors = tensors
                 if tensors is not None:
-                    self.session.append(("fingerprints", self.weight_version, tensors))
+                    self.session.append(Fingerprints(self.weight_version, tensors))
         for lora, of_adapter in by_lora.items():
             self.weight_version += 1
             self._announce(**_told(of_adapter), lora=lora)
 
     def _announce(self, **row: Any) -> None:
         row = {"weight_version": self.weight_version, "engine_step": self.engine_step, "arguments": "{}", **row}
-        self.session.append(("weights", row))
+        self.session.append(TableRow("weights", row))
 
     def _take(self) -> Tensors | None:
         if self._read is None:

@@ -1,17 +1,26 @@
-"""Rows of the trace's tables, collected as columns: what the encoders of all engine generations share."""
+"""From events to rows of the trace's tables: what the encoders of all generations share."""
+
+from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
-
-import numpy as np
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.vllm.blocks import Hit
-from tracekit.recorder.vllm.fingerprint import Tensors
-from tracekit.tables import TABLES
-
-Row = dict[str, Any]
+from tracekit.recorder.vllm.columns import Columns, Row
+from tracekit.recorder.vllm.events import (
+    Admitted,
+    Dispatch,
+    Event,
+    Fingerprints,
+    Finished,
+    Named,
+    Preempted,
+    Step,
+    TableRow,
+)
+from tracekit.recorder.vllm.snapshot import dumps
 
 # tokens of a finished request can still come, one or two steps after an abort
 REMEMBER_FINISHED = 4096
@@ -34,50 +43,163 @@ class LiveRequest:
 R = TypeVar("R", bound=LiveRequest)
 
 
-class Rows(Generic[R]):
-    """Numbers requests and collects rows until they are taken; used by the recorder's background thread only."""
+class Handler(NamedTuple):
+    """What is done with one kind of event."""
+
+    encode: Callable[[Any], None]
+    rows: Callable[[Any], dict[str, int]]  # how many by table it stands for, where it cannot be encoded
+
+
+class Rows(Columns, Generic[R]):
+    """Numbers requests and collects rows until they are taken; used by the recorder's background thread only.
+
+    A generation of vLLM says how its requests and steps become rows; all else is the same for all.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self._live: dict[str, R] = {}
         self._finished: OrderedDict[str, R] = OrderedDict()
         self._orphans: dict[str, int] = {}
         self._num_requests = 0
-        self._rows: dict[str, dict[str, list[Any]]] = {}
+        self.handlers: dict[type, Handler] = {
+            TableRow: Handler(self._add_row, lambda event: {event.table: 1}),
+            Fingerprints: Handler(self._add_fingerprints, lambda event: {"fingerprints": len(event.tensors)}),
+            Named: Handler(self._add_name, lambda _: {}),
+            Admitted: Handler(self._add_request, lambda _: {"requests": 1}),
+            Step: Handler(self._add_step, self._count_step),
+            Preempted: Handler(self._add_preempted, lambda _: {}),
+            Finished: Handler(self._add_finished, lambda event: {"finishes": len(event.request_ids)}),
+        }
 
-    def num_tokens(self) -> int:
-        """Token rows collected since the last `take`."""
-        tokens = self._rows.get("tokens")
-        return len(tokens["token_id"]) if tokens else 0
+    def add(self, event: Event) -> None:
+        """Encode one event."""
+        self.handlers[type(event)].encode(event)
+
+    def count(self, event: Event) -> dict[str, int]:
+        """Return the rows by table that an event stands for, where it cannot be encoded. Any thread may call it."""
+        return self.handlers[type(event)].rows(event)
 
     def take_orphans(self) -> dict[str, int]:
         """Rows by table whose request is not in the trace (its admission was lost), since the last call."""
         orphans, self._orphans = self._orphans, {}
         return orphans
 
-    def take(self) -> dict[str, dict[str, Any]]:
-        """Return the collected rows as columns and start anew; empty when there are none."""
-        rows, self._rows = self._rows, {}
-        return {table: {name: column(TABLES[table][name], v) for name, v in c.items()} for table, c in rows.items()}
+    # What a generation must say.
 
-    def _columns(self, table: str) -> dict[str, list[Any]]:
-        columns = self._rows.get(table)
-        if columns is None:
-            columns = self._rows[table] = {name: [] for name in TABLES[table] if name != "engine"}
-        return columns
+    def _add_request(self, event: Admitted) -> None:
+        raise NotImplementedError
 
-    def _append(self, table: str, row: Row) -> None:
-        for name, values in self._columns(table).items():
-            # a nullable column may be left out
-            values.append(row.get(name) if TABLES[table][name].endswith("?") else row[name])
+    def _add_step(self, event: Step) -> None:
+        raise NotImplementedError
 
-    def _add_fingerprints(self, weight_version: int, tensors: Tensors) -> None:
+    def _count_step(self, event: Step) -> dict[str, int]:
+        raise NotImplementedError
+
+    # What a generation may say.
+
+    def _add_name(self, event: Named) -> None:
+        """Keep the caller's id of a request that will be admitted."""
+
+    def _add_preempted(self, event: Preempted) -> None:
+        """Note that a request gave way."""
+
+    def _hash(self, request: R, hit: Hit) -> int | None:
+        """Return the engine's own hash of a block; None where it has none, or none that is still at hand."""
+        return None
+
+    # What is the same for all.
+
+    def _add_row(self, event: TableRow) -> None:
+        self._append(event.table, event.row)
+
+    def _add_fingerprints(self, event: Fingerprints) -> None:
+        tensors = event.tensors
         columns = self._columns("fingerprints")
-        columns["weight_version"] += [weight_version] * len(tensors)
+        columns["weight_version"] += [event.weight_version] * len(tensors)
         columns["rank"] += [rank for rank, _ in tensors]
         columns["tensor"] += [name for _, name in tensors]
         columns["dtype"] += [dtype for dtype, _, _ in tensors.values()]
         columns["shape"] += [list(shape) for _, shape, _ in tensors.values()]
         columns["hash"] += [digest for _, _, digest in tensors.values()]
+
+    def _add_finished(self, event: Finished) -> None:
+        for request_id in event.request_ids:
+            self._finish(request_id, event.reason, event.engine_step, event.time_ns, event.num_output_tokens)
+
+    def _admit(
+        self,
+        event: Admitted,
+        live: R,
+        *,
+        external_id: str,
+        index: int | None,
+        prompt: Iterable[int],
+        num_mm_features: int,
+        sampling: Row,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Append the row of a request.
+
+        Args:
+            event: of its admission.
+            live: what is kept of it; its number is the next.
+            external_id: what the caller calls it, or the request that it is a child of.
+            index: among the children of one n>1 request; None where it is not a child.
+            prompt: token ids.
+            num_mm_features: images and the like in its prompt.
+            sampling: its sampling parameters as JSON types.
+            cache_salt: what keeps its KV blocks apart from others'.
+        """
+        request = event.request
+        extra = getattr(request.sampling_params, "extra_args", None)
+        self._append(
+            "requests",
+            {
+                "request": live.number,
+                "time_ns": event.time_ns,
+                "request_id": request.request_id,
+                "external_id": external_id,
+                "parent_id": None if index is None else external_id,
+                "index": index or 0,
+                "prompt_token_ids": list(prompt),
+                "num_mm_features": num_mm_features,
+                "sampling_params": dumps(sampling),
+                **lora_columns(request.lora_request),
+                "cache_salt": cache_salt,
+                "labels": dumps({**(request.trace_headers or {}), **(extra or {})}),
+            },
+        )
+        self._live[request.request_id] = live
+        self._num_requests += 1
+
+    def _append_step(
+        self, at: Dispatch, output_ns: int, num_requests: int, num_scheduled_tokens: int, kv_usage: float
+    ) -> None:
+        self._append(
+            "steps",
+            {
+                "engine_step": at.engine_step,
+                "time_ns": at.time_ns,
+                "output_ns": output_ns,
+                "weight_version": at.weight_version,
+                "num_requests": num_requests,
+                "num_scheduled_tokens": num_scheduled_tokens,
+                "num_waiting": at.num_waiting,
+                "kv_usage": kv_usage,
+            },
+        )
+
+    def _finish(
+        self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int | None = None
+    ) -> None:
+        request = self._retire(request_id)
+        if request is None:
+            return
+        if num_output_tokens is None:
+            num_output_tokens = request.next_position - request.num_prompt
+        row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
+        self._append("finishes", {**row, "num_output_tokens": num_output_tokens})
 
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
         request = self._live.get(request_id) or self._finished.get(request_id)
@@ -100,10 +222,6 @@ class Rows(Generic[R]):
         columns["min_weight_version"] += [hit.versions[0] if hit.versions else None for _, hit in picked]
         columns["max_weight_version"] += [hit.versions[1] if hit.versions else None for _, hit in picked]
 
-    def _hash(self, request: R, hit: Hit) -> int | None:
-        """The engine's own hash of a block; None where it has none, or none that is still at hand."""
-        return None
-
     def _retire(self, request_id: str) -> R | None:
         """Move a live request to the finished ones; None where it is not live."""
         request = self._live.pop(request_id, None)
@@ -112,23 +230,6 @@ class Rows(Generic[R]):
             if len(self._finished) > REMEMBER_FINISHED:
                 self._finished.popitem(last=False)
         return request
-
-
-def column(kind: str, values: Iterable[Any]) -> Any:
-    """A column in the numpy form the wire takes: arrays for numbers, lists for text and lists, masked for nulls.
-
-    Args:
-        kind: a column type of `tracekit.tables`.
-    """
-    base = kind.rstrip("?")
-    values = list(values)
-    if base == "str" or base.startswith("list<"):
-        return values
-    if kind.endswith("?"):
-        missing = [v is None for v in values]
-        if any(missing):
-            return np.ma.MaskedArray(np.array([0 if v is None else v for v in values], dtype=base), mask=missing)
-    return np.array(values, dtype=base)
 
 
 def topk_of(params: Any) -> int:

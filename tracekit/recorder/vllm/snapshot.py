@@ -1,5 +1,7 @@
 """A JSON-safe copy of the engine's resolved configuration, without secrets."""
 
+from __future__ import annotations
+
 import dataclasses
 import enum
 import json

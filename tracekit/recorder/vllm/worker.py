@@ -5,12 +5,14 @@ vLLM loads the plug-in in every worker process before it looks at the worker's c
 Answers are plain values, errors too: an exception in a worker may end the engine.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.vllm.fingerprint import fingerprints
-from tracekit.recorder.vllm.hooks import after, wrap
+from tracekit.recorder.vllm.hooks import add, after, wrap
 from tracekit.recorder.vllm.snapshot import dumps
 
 SPEC = {"block_size": "block_size", "kv_dtype": "dtype"}
@@ -24,8 +26,7 @@ def attach(worker_base: type) -> None:
         worker_base: the class that all workers of this vLLM derive from.
     """
     for name, method in ((DESCRIBE, describe), (FINGERPRINT, fingerprint)):
-        if not hasattr(worker_base, name):
-            setattr(worker_base, name, method)
+        add(worker_base, name, method)
     after(worker_base, "__init__", _on_built)
 
 

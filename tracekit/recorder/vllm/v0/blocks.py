@@ -4,20 +4,13 @@ Each step's metadata holds the whole block table of a request (vllm/core/schedul
 outputs say what the worker moves before the forward (vllm/worker/worker.py `execute_worker`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tracekit.recorder.vllm.blocks import Hit, Provenance, parts
-
-Pairs = Sequence[tuple[int, int]]
-
-
-class Moves(NamedTuple):
-    """(source, destination) of each block that moves before a step."""
-
-    swap_in: Pairs = ()  # from the CPU's blocks to the device's
-    swap_out: Pairs = ()
-    copy: Pairs = ()
+from tracekit.recorder.vllm.events import Moves
 
 
 class Part(NamedTuple):

@@ -1,26 +1,17 @@
 """Events of the V0 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
 
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from tracekit.recorder.vllm.rows import LiveRequest, Row, Rows, lora_columns, topk_of
-from tracekit.recorder.vllm.snapshot import dumps, jsonable
-from tracekit.recorder.vllm.v0.blocks import Moves, Part, V0Blocks
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
+from typing import Any
+
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Preempted, Step
+from tracekit.recorder.vllm.rows import LiveRequest, Rows, topk_of
+from tracekit.recorder.vllm.v0.blocks import Part, V0Blocks
+from tracekit.recorder.vllm.v0.sampling import sampling_of
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
 # a child of an n>1 request is named so (vllm/sequence.py, ParallelSampleSequenceGroup)
 CHILD = "_parallel_sample_"
-
-
-class Dispatch(NamedTuple):
-    """What is known of a step when its forward starts."""
-
-    engine_step: int
-    time_ns: int
-    weight_version: int
-    num_waiting: int
-    num_free_blocks: int
 
 
 class V0Request(LiveRequest):
@@ -54,107 +45,59 @@ class V0Rows(Rows[V0Request]):
         self._preempted: list[int] = []
         self._blocks = V0Blocks(block_size)
 
-    def count(self, event: tuple[Any, ...]) -> dict[str, int]:
-        """Rows by table that an event stands for, where they cannot be encoded."""
-        kind = event[0]
-        if kind == "output":
-            scheduled = event[2]
-            rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
-            num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
-            num_hits = sum(self._count_hits(s) for s in scheduled)
-            return {**rows, **{t: n for t, n in (("topk", num_topk), ("cache", num_hits)) if n}}
-        if kind == "finished":
-            return {"finishes": 1}
-        if kind == "fingerprints":
-            return {kind: len(event[2])}
-        return {kind: 1} if kind in TABLES else {}
+    def _count_step(self, event: Step) -> dict[str, int]:
+        scheduled = event.scheduled
+        rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
+        num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
+        num_hits = sum(self._count_hits(s) for s in scheduled)
+        return {**rows, **{t: n for t, n in (("topk", num_topk), ("cache", num_hits)) if n}}
 
-    def add(self, event: tuple[Any, ...]) -> None:
-        """Encode one event: ("output", …), ("requests", …), ("finished", …), ("preempted", …) or (table name, row)."""
-        kind = event[0]
-        if kind == "output":
-            self._add_output(*event[1:])
-        elif kind == "requests":
-            self._add_request(*event[1:])
-        elif kind == "finished":
-            self._finish(*event[1:])
-        elif kind == "preempted":
-            self._preempt(*event[1:])
-        elif kind == "fingerprints":
-            self._add_fingerprints(*event[1:])
-        else:
-            self._append(kind, event[1])
-
-    def _add_request(self, time_ns: int, group: Any) -> None:
-        request_id = group.request_id
-        external, child, index = request_id.rpartition(CHILD)
+    def _add_request(self, event: Admitted) -> None:
+        group = event.request
+        external, child, index = group.request_id.rpartition(CHILD)
         is_child = bool(child) and index.isdigit()
         (sequence,) = group.seqs
         params = group.sampling_params
-        self._live[request_id] = V0Request(
-            self._num_requests,
-            sequence.get_prompt_len(),
-            getattr(params, "logprobs", None) is not None,
-            topk_of(params),
+        asked, num_topk = getattr(params, "logprobs", None) is not None, topk_of(params)
+        live = V0Request(self._num_requests, sequence.get_prompt_len(), asked, num_topk)
+        live.epoch = self._blocks.epoch
+        self._admit(
+            event,
+            live,
+            external_id=external if is_child else group.request_id,
+            index=int(index) if is_child else None,
+            prompt=sequence.prompt_token_ids,
+            num_mm_features=len(getattr(sequence, "multi_modal_data", None) or ()),
+            sampling=sampling_of(params),
         )
-        self._live[request_id].epoch = self._blocks.epoch
-        labels = {**(group.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
-        self._append(
-            "requests",
-            {
-                "request": self._num_requests,
-                "time_ns": time_ns,
-                "request_id": request_id,
-                "external_id": external if is_child else request_id,
-                "parent_id": external if is_child else None,
-                "index": int(index) if is_child else 0,
-                "prompt_token_ids": list(sequence.prompt_token_ids),
-                "num_mm_features": len(getattr(sequence, "multi_modal_data", None) or ()),
-                "sampling_params": dumps(sampling_of(params)),
-                **lora_columns(group.lora_request),
-                "cache_salt": None,
-                "labels": dumps(labels),
-            },
-        )
-        self._num_requests += 1
 
-    def _preempt(self, request_id: str, recomputes: bool) -> None:
-        request = self._live.get(request_id)
+    def _add_preempted(self, event: Preempted) -> None:
+        request = self._live.get(event.request_id)
         if request is None:
             return
         request.scheduled = RESUMED
-        if recomputes:
+        if event.recomputes:
             request.computed, request.epoch = 0, self._blocks.epoch
         self._preempted.append(request.number)
 
-    def _add_output(
-        self, at: Dispatch, scheduled: list[Any], outputs: Any, output_ns: int, moves: Sequence[Moves] = ()
-    ) -> None:
+    def _add_step(self, event: Step) -> None:
+        at, scheduled, outputs = event.at, event.scheduled, event.outputs
+        assert at is not None  # V0 stamps every step that has an output
         self._blocks.follow(at.engine_step)
         scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
         unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
         if unknown:
             self._orphans["tokens"] = self._orphans.get("tokens", 0) + unknown
-        hits = self._blocks.step(at.engine_step, at.weight_version, moves, [self._part(q, s) for q, s, _ in found])
+        shares = [self._part(q, s) for q, s, _ in found]
+        hits = self._blocks.step(at.engine_step, at.weight_version, event.moves, shares)
         num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
         self._add_hits(at.engine_step, hits)
         sampled = [q is not None and s.do_sample for q, s, _ in found]
         picked = [(q, s.request_id, o) for (q, s, o), was in zip(found, sampled, strict=True) if was and q is not None]
         self._add_tokens(at, picked, [score for score, was in zip(scores, sampled, strict=True) if was])
-        self._append(
-            "steps",
-            {
-                "engine_step": at.engine_step,
-                "time_ns": at.time_ns,
-                "output_ns": output_ns,
-                "weight_version": at.weight_version,
-                "num_requests": len(scheduled),
-                "num_scheduled_tokens": num_tokens,
-                "num_waiting": at.num_waiting,
-                "kv_usage": 1 - at.num_free_blocks / self._num_blocks,
-            },
-        )
+        usage = 1 - at.num_free_blocks / self._num_blocks
+        self._append_step(at, event.output_ns, len(scheduled), num_tokens, usage)
 
     def _add_scheduled(self, engine_step: int, picked: list[tuple[V0Request, Any]]) -> int:
         """Append a row for each request and each preempted one; return the tokens computed.
@@ -244,37 +187,11 @@ class V0Rows(Rows[V0Request]):
         columns["token_id"] += [token_id for token_id, _ in found]
         columns["logprob"] += [reported.logprob for _, reported in found]
 
-    def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int) -> None:
-        request = self._retire(request_id)
-        if request is None:
-            return
-        # with async output processing the engine learns of the end one step later
-        step = engine_step if reason == "abort" else request.step
-        row: Row = {"request": request.number, "engine_step": step, "time_ns": time_ns, "reason": reason}
-        self._append("finishes", {**row, "num_output_tokens": num_output_tokens})
-
-
-def sampling_of(params: Any) -> dict[str, Any]:
-    """The sampling parameters of one request as JSON types.
-
-    V0 turns biases, allowed ids and bad words into functions and forgets the first two (LLMEngine.
-    _build_logits_processors); they are read back from the functions, so that only the caller's own remain as such.
-    """
-    sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
-    others = []
-    for processor in getattr(params, "logits_processors", None) or ():
-        name = type(processor).__name__
-        if isinstance(processor, functools.partial) and processor.func.__name__ == "logit_bias_logits_processor":
-            sampling["logit_bias"] = jsonable(processor.args[0])
-        elif name == "AllowedTokenIdsLogitsProcessor":
-            # its first call replaces the ids by a mask of all others
-            ids = processor.allowed_ids
-            sampling["allowed_token_ids"] = jsonable(
-                ids if ids is not None else (~processor.mask).nonzero().flatten().tolist()
-            )
-        elif name == "NoBadWordsLogitsProcessor":
-            sampling["bad_words_token_ids"] = jsonable(processor.bad_words_ids)
-        else:
-            others.append(jsonable(processor))
-    sampling["logits_processors"] = others or None
-    return sampling
+    def _finish(
+        self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int | None = None
+    ) -> None:
+        request = self._live.get(request_id)
+        if request is not None and reason != "abort":
+            # with async output processing the engine learns of the end one step later
+            engine_step = request.step
+        super()._finish(request_id, reason, engine_step, time_ns, num_output_tokens)

@@ -5,14 +5,14 @@ token's. The raw ones are made from a copy of the logits, on which the sampler w
 (vllm/model_executor/layers/sampler.py).
 """
 
-import threading
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracekit.recorder.guard import failed, say_once
 from tracekit.recorder.vllm import hooks
-
-_now = threading.local()  # .held: the sampler call that runs on this thread
+from tracekit.recorder.vllm.held import Held, held_now
 
 Score = tuple[float, float | None]  # processed and raw, of one sampled token
 
@@ -20,15 +20,7 @@ Score = tuple[float, float | None]  # processed and raw, of one sampled token
 class Scored(list[Any]):
     """The outputs of a step, one a group; ``scores`` has a `Score` for each that sampled and None for the others."""
 
-    scores: "list[Score | None]"
-
-
-class _Held:
-    """What is kept of the sampler call that runs."""
-
-    def __init__(self, logits: Any) -> None:
-        self.logits = logits  # [rows, vocab] as the model gave them; None where raw ones are not wanted
-        self.scores: list[Score | None] | None = None
+    scores: list[Score | None]
 
 
 def attach(option: str) -> None:
@@ -38,49 +30,43 @@ def attach(option: str) -> None:
     if not hasattr(sampler, "get_logprobs") or "forward" not in vars(getattr(sampler, "Sampler", object)):
         say_once("logprobs that the client does not ask for are not recorded: this vLLM has another sampler")
         return
-    hooks.install(sampler, "get_logprobs", _get_logprobs)
-    hooks.install(sampler.Sampler, "forward", _forward_both if option == "both" else _forward_engine)
+    hooks.wrap(sampler, "get_logprobs", _get_logprobs)
+    hooks.wrap(sampler.Sampler, "forward", _forward_both if option == "both" else _forward_engine)
 
 
-def _forward_both(original: Callable[..., Any]) -> Callable[..., Any]:
-    return _forward(original, lambda logits: _Held(logits.clone()))
+# The parameters below have vLLM's names, so that it may also pass them by name.
 
 
-def _forward_engine(original: Callable[..., Any]) -> Callable[..., Any]:
-    return _forward(original, lambda _: _Held(None))
+def _forward_both(original: Callable[..., Any], self: Any, logits: Any, sampling_metadata: Any) -> Any:
+    return _forward(lambda: Held(logits.clone()), original, self, logits, sampling_metadata)
 
 
-def _forward(original: Callable[..., Any], hold: Callable[[Any], _Held]) -> Callable[..., Any]:
-    # the names are vLLM's, so that it may also be called with keywords
-    def forward(self: Any, logits: Any, sampling_metadata: Any) -> Any:
-        held = None
+def _forward_engine(original: Callable[..., Any], self: Any, logits: Any, sampling_metadata: Any) -> Any:
+    return _forward(Held, original, self, logits, sampling_metadata)
+
+
+def _forward(hold: Callable[[], Held], original: Callable[..., Any], self: Any, logits: Any, metadata: Any) -> Any:
+    try:
+        held = hold()
+    except Exception as error:
+        failed("Sampler.forward", error)
+        return original(self, logits, metadata)
+    with held:
+        output = original(self, logits, metadata)
+    if held.scores is not None and output is not None:
+        output.outputs = Scored(output.outputs)
+        output.outputs.scores = held.scores
+    return output
+
+
+def _get_logprobs(original: Callable[..., Any], logprobs: Any, sampling_metadata: Any, sample_results: Any) -> Any:
+    held = held_now()
+    if held is not None:
         try:
-            held = _now.held = hold(logits)
+            held.scores = _scores(logprobs, held.before, sampling_metadata.seq_groups, sample_results)
         except Exception as error:
-            failed("Sampler.forward", error)
-        try:
-            output = original(self, logits, sampling_metadata)
-        finally:
-            _now.held = None
-        if held is not None and held.scores is not None and output is not None:
-            output.outputs = Scored(output.outputs)
-            output.outputs.scores = held.scores
-        return output
-
-    return forward
-
-
-def _get_logprobs(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_logprobs(logprobs: Any, sampling_metadata: Any, sample_results: Any) -> Any:
-        held = getattr(_now, "held", None)
-        if held is not None:
-            try:
-                held.scores = _scores(logprobs, held.logits, sampling_metadata.seq_groups, sample_results)
-            except Exception as error:
-                failed("get_logprobs", error)
-        return original(logprobs, sampling_metadata, sample_results)
-
-    return get_logprobs
+            failed("get_logprobs", error)
+    return original(logprobs, sampling_metadata, sample_results)
 
 
 def _scores(logprobs: Any, logits: Any, groups: Sequence[Any], results: Sequence[Any]) -> list[Score | None]:

@@ -5,6 +5,8 @@ goes on (vllm/v1/core/sched/output.py, vllm/v1/worker/gpu_model_runner.py `_upda
 background thread.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import Any, NamedTuple

@@ -4,6 +4,8 @@ It needs no message of its own and waits for the same copy from the device; the 
 scheduler looks, so that clients get what they get without us.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -44,14 +46,10 @@ def take(output: Any) -> Any:
     return values
 
 
-def taken_before(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an ``update_from_output`` of a scheduler class that overrides vLLM's: it must not see the column either."""
-
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        try:
-            take(model_runner_output)
-        except Exception as error:
-            failed("update_from_output", error)
-        return original(self, scheduler_output, model_runner_output)
-
-    return update_from_output
+def taken_before(original: Callable[..., Any], self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+    """Go around the ``update_from_output`` of a class that overrides vLLM's: it must not see the column either."""
+    try:
+        take(model_runner_output)
+    except Exception as error:
+        failed("update_from_output", error)
+    return original(self, scheduler_output, model_runner_output)

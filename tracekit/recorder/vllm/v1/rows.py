@@ -1,5 +1,7 @@
 """Events of the V1 hooks → rows of the trace's tables. Runs on the recorder's background thread."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,14 +9,11 @@ import numpy as np
 
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.vllm.blocks import Hit
-from tracekit.recorder.vllm.rows import LiveRequest, Rows, lora_columns, topk_of
-from tracekit.recorder.vllm.snapshot import dumps, jsonable
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Named, Sampled, Step
+from tracekit.recorder.vllm.rows import LiveRequest, Rows, topk_of
+from tracekit.recorder.vllm.snapshot import jsonable
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
-
-# What the engine's thread stamps when a step is scheduled: engine_step, time_ns, weight_version, number of waiting
-# requests, number of free KV blocks.
-Dispatch = tuple[int, int, int, int, int]
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
 
 class V1Request(LiveRequest):
@@ -55,122 +54,69 @@ class V1Rows(Rows[V1Request]):
         self._blocks = blocks or V1Blocks([])
         self._external: dict[str, str] = {}
 
-    def count(self, event: tuple[Any, ...]) -> dict[str, int]:
-        """Rows by table that an event stands for, where they cannot be encoded."""
-        kind = event[0]
-        if kind == "output":
-            _, _, scheduled, raw, _, _ = event
-            sampled = sum(len(ids) for ids in raw[0])
-            rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": sampled}
-            more = {"topk": self._count_topk(scheduled, raw), "cache": self._blocks.count(scheduled)}
-            return {**rows, **{table: count for table, count in more.items() if count}}
-        if kind == "finished":
-            return {"finishes": len(event[1])}
-        if kind == "fingerprints":
-            return {kind: len(event[2])}
-        return {kind: 1} if kind in TABLES else {}
+    def _count_step(self, event: Step) -> dict[str, int]:
+        scheduled, sampled = event.scheduled, event.sampled
+        assert sampled is not None
+        num_tokens = sum(len(ids) for ids in sampled.token_ids)
+        rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": num_tokens}
+        more = {"topk": self._count_topk(scheduled, sampled), "cache": self._blocks.count(scheduled)}
+        return {**rows, **{table: count for table, count in more.items() if count}}
 
-    def add(self, event: tuple[Any, ...]) -> None:
-        """Encode one event: ("external", id, id), ("output", …), or (table name, row)."""
-        kind = event[0]
-        if kind == "output":
-            self._add_output(*event[1:])
-        elif kind == "requests":
-            self._add_request(*event[1:])
-        elif kind == "external":
-            self._external[event[1]] = event[2]
-        elif kind == "finished":
-            for request_id in event[1]:
-                self._finish(request_id, event[2], event[3], event[4])
-        elif kind == "fingerprints":
-            self._add_fingerprints(*event[1:])
-        else:
-            self._append(kind, event[1])
+    def _add_name(self, event: Named) -> None:
+        self._external[event.request_id] = event.external_id
 
-    def _add_request(self, time_ns: int, request: Any) -> None:
-        request_id = request.request_id
+    def _add_request(self, event: Admitted) -> None:
+        request = event.request
         if getattr(request, "resumable", False):
             # a streaming-input session rewrites its own prompt and takes back tokens: its positions are not these
             say_once("streaming-input sessions are not recorded, their tokens are counted as lost")
             return
-        prompt = request.prompt_token_ids or []
+        request_id = request.request_id
         external = self._external.pop(request_id, None) or request_id.rsplit("-", 1)[0]
         # a child of an n>1 request is named "{index}_{parent}" (v1/engine/parallel_sampling.py)
         index, _, parent = request_id.partition("_")
         is_child = index.isdigit() and parent.startswith(external)
         params = request.sampling_params
-        labels = {**(request.trace_headers or {}), **(getattr(params, "extra_args", None) or {})}
         asked, num_topk = self._all_asked or _asks(params), topk_of(params)
         live = V1Request(self._num_requests, request.num_prompt_tokens, asked, num_topk)
         live.block_hashes = getattr(request, "block_hashes", ())
-        self._live[request_id] = live
-        self._blocks.begin(request_id)
-        # private fields hold what the engine resolved: bad words as token ids, all stop token ids
-        sampling = {name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()}
-        self._append(
-            "requests",
-            {
-                "request": self._num_requests,
-                "time_ns": time_ns,
-                "request_id": request_id,
-                "external_id": external,
-                "parent_id": external if is_child else None,
-                "index": int(index) if is_child else 0,
-                "prompt_token_ids": list(prompt),
-                "num_mm_features": len(getattr(request, "mm_features", None) or ()),
-                "sampling_params": dumps(sampling),
-                **lora_columns(request.lora_request),
-                "cache_salt": request.cache_salt,
-                "labels": dumps(labels),
-            },
+        self._admit(
+            event,
+            live,
+            external_id=external,
+            index=int(index) if is_child else None,
+            prompt=request.prompt_token_ids or (),
+            num_mm_features=len(getattr(request, "mm_features", None) or ()),
+            # private fields hold what the engine resolved: bad words as token ids, all stop token ids
+            sampling={name.lstrip("_"): value for name, value in (jsonable(params) or {}).items()},
+            cache_salt=request.cache_salt,
         )
-        self._num_requests += 1
+        self._blocks.begin(request_id)
 
-    def _add_output(self, at: Dispatch, scheduled: Any, raw: tuple[Any, ...], outputs: Any, output_ns: int) -> None:
-        raw_ids, index_of, logprobs, other = raw
-        made = [output for client in outputs.values() for output in client.outputs]
-        rows = {r: index_of[r] for r in scheduled.num_scheduled_tokens if r in index_of} if raw_ids else {}
-        sampled = {r: row for r, row in rows.items() if raw_ids[row]}  # a chunk of a prompt samples nothing
-        hits = self._blocks.step(at[0], at[2], scheduled)
-        self._add_step(at, scheduled, output_ns)
-        self._add_hits(at[0], hits)
-        self._add_scheduled(at[0], scheduled, sampled)
-        self._add_tokens(at, sampled, raw_ids, {o.request_id: len(o.new_token_ids) for o in made}, logprobs, other)
+    def _add_step(self, event: Step) -> None:
+        at, scheduled, sampled = event.at, event.scheduled, event.sampled
+        assert at is not None and sampled is not None
+        ids, row_of, *_ = sampled
+        made = [output for client in event.outputs.values() for output in client.outputs]
+        rows = {r: row_of[r] for r in scheduled.num_scheduled_tokens if r in row_of} if ids else {}
+        rows = {r: row for r, row in rows.items() if ids[row]}  # a chunk of a prompt samples nothing
+        hits = self._blocks.step(at.engine_step, at.weight_version, scheduled)
+        usage = 1 - at.num_free_blocks / self._num_usable_blocks
+        num_requests, num_tokens = len(scheduled.num_scheduled_tokens), scheduled.total_num_scheduled_tokens
+        self._append_step(at, event.output_ns, num_requests, num_tokens, usage)
+        self._add_hits(at.engine_step, hits)
+        self._add_scheduled(at.engine_step, scheduled, rows)
+        self._add_tokens(at, sampled, rows, {o.request_id: len(o.new_token_ids) for o in made})
         for output in made:
             if output.finish_reason is not None:
-                self._finish(output.request_id, str(output.finish_reason), at[0], output_ns)
-
-    def _add_step(self, at: Dispatch, scheduled: Any, output_ns: int) -> None:
-        engine_step, time_ns, weight_version, num_waiting, num_free_blocks = at
-        self._append(
-            "steps",
-            {
-                "engine_step": engine_step,
-                "time_ns": time_ns,
-                "output_ns": output_ns,
-                "weight_version": weight_version,
-                "num_requests": len(scheduled.num_scheduled_tokens),
-                "num_scheduled_tokens": scheduled.total_num_scheduled_tokens,
-                "num_waiting": num_waiting,
-                "kv_usage": 1 - num_free_blocks / self._num_usable_blocks,
-            },
-        )
+                self._finish(output.request_id, str(output.finish_reason), at.engine_step, event.output_ns)
 
     # The two below run for every sequence of every step and hold the interpreter while they do: columns are made by
     # comprehensions, not row by row.
 
-    def _add_tokens(
-        self,
-        at: Dispatch,
-        sampled: dict[str, int],
-        raw_ids: Any,
-        num_accepted: dict[str, int],
-        logprobs: Any,
-        other: Any,
-    ) -> None:
-        found = [
-            (self._find(r, "tokens", len(raw_ids[row])), row, num_accepted.get(r, 0)) for r, row in sampled.items()
-        ]
+    def _add_tokens(self, at: Dispatch, sampled: Sampled, rows: dict[str, int], num_accepted: dict[str, int]) -> None:
+        raw_ids, _, logprobs, other = sampled
+        found = [(self._find(r, "tokens", len(raw_ids[row])), row, num_accepted.get(r, 0)) for r, row in rows.items()]
         picked = [(q, row, raw_ids[row], n) for q, row, n in found if q is not None]
         columns = self._columns("tokens")
         columns["request"] += [q.number for q, _, ids, _ in picked for _ in ids]
@@ -179,8 +125,8 @@ class V1Rows(Rows[V1Request]):
         columns["token_id"] += [token_id for _, _, ids, _ in picked for token_id in ids]
         flags = [ACCEPTED if i < n else DISCARDED for _, _, ids, n in picked for i in range(len(ids))]
         columns["flags"] += flags
-        columns["engine_step"] += [at[0]] * len(flags)
-        columns["weight_version"] += [at[2]] * len(flags)
+        columns["engine_step"] += [at.engine_step] * len(flags)
+        columns["weight_version"] += [at.weight_version] * len(flags)
         both: dict[str, list[float | None]] = {}
         if logprobs is None:
             columns["rollout_logprob"] += [None] * len(flags)
@@ -232,15 +178,15 @@ class V1Rows(Rows[V1Request]):
             columns["token_id"] += logprobs.logprob_token_ids[at, 1 : k + 1].ravel().tolist()
             columns["logprob"] += logprobs.logprobs[at, 1 : k + 1].ravel().tolist()
 
-    def _count_topk(self, scheduled: Any, raw: tuple[Any, ...]) -> int:
+    def _count_topk(self, scheduled: Any, sampled: Sampled) -> int:
         """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
-        raw_ids, index_of, logprobs, _ = raw
+        raw_ids, row_of, logprobs, _ = sampled
         if logprobs is None or not raw_ids:
             return 0
         width = logprobs.logprobs.shape[1] - 1
         total = 0
         for request_id in scheduled.num_scheduled_tokens if width else ():
-            row = index_of.get(request_id)
+            row = row_of.get(request_id)
             request = self._live.get(request_id) or self._finished.get(request_id)
             if row is not None:
                 total += len(raw_ids[row]) * (width if request is None else request.num_topk)
@@ -272,14 +218,17 @@ class V1Rows(Rows[V1Request]):
         for q, *_ in picked:
             q.was_scheduled = True
 
-    def _finish(self, request_id: str, reason: str, engine_step: int, time_ns: int) -> None:
+    def _finish(
+        self, request_id: str, reason: str, engine_step: int, time_ns: int, num_output_tokens: int | None = None
+    ) -> None:
         self._blocks.end(request_id, engine_step)
-        request = self._retire(request_id)
-        if request is None:
-            return
-        request.block_hashes = ()
-        row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
-        self._append("finishes", {**row, "num_output_tokens": request.next_position - request.num_prompt})
+        super()._finish(request_id, reason, engine_step, time_ns, num_output_tokens)
+
+    def _retire(self, request_id: str) -> V1Request | None:
+        request = super()._retire(request_id)
+        if request is not None:
+            request.block_hashes = ()
+        return request
 
 
 def _asks(params: Any) -> bool:

@@ -6,26 +6,15 @@ reports one of them, we compute the other from the tensors that its sampler work
 send it along (`v1.column`).
 """
 
-import functools
-import threading
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.held import Held, held_now
 from tracekit.recorder.vllm.v1 import column as v1_column
-
-_now = threading.local()  # .held: the sampler call that runs on this thread
-
-
-class _Held:
-    """What is kept of the sampler call that runs."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw  # [rows, vocab] logprobs, where the engine reports processed ones
-        self.logits: Any = None  # what `sample` was given
-        self.masked: Any = None  # what top-k and top-p left
-        self.cut: tuple[Any, Any, Any] | None = None  # logits, k and p of the sampler that applies them
 
 
 def missing_features() -> str:
@@ -56,60 +45,52 @@ def attach(option: str) -> None:
     from vllm.v1.sample.sampler import Sampler
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    _force(InputBatch)
+    hooks.wrap(InputBatch, "max_num_logprobs", _max_num_logprobs)
     if option == "both":
         hooks.after(Sampler, "__init__", _on_sampler_built)
-        hooks.install(Sampler, "forward", _forward)
-        hooks.install(Sampler, "sample", _sample)
+        hooks.wrap(Sampler, "forward", _forward)
+        hooks.wrap(Sampler, "sample", _sample)
         for name in ("apply_top_k_top_p", "apply_top_k_top_p_pytorch"):
             if hasattr(topk_topp_sampler, name):
-                hooks.install(topk_topp_sampler, name, _masking)
+                hooks.wrap(topk_topp_sampler, name, _masking)
 
 
-def _force(batch_class: Any) -> None:
-    original = vars(batch_class)["max_num_logprobs"].fget
-    if getattr(original, "_tracekit", False):
-        return
-
-    @functools.wraps(original)
-    def max_num_logprobs(self: Any) -> int:
-        asked: int | None = original(self)
-        return 0 if asked is None else asked
-
-    max_num_logprobs._tracekit = True  # type: ignore[attr-defined]
-    batch_class.max_num_logprobs = property(max_num_logprobs)
+def _max_num_logprobs(original: Callable[..., Any], self: Any) -> int:
+    asked: int | None = original(self)
+    return 0 if asked is None else asked
 
 
 def _on_sampler_built(sampler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
     def on_cut(_module: Any, args: tuple[Any, ...], _output: Any) -> None:
-        held = getattr(_now, "held", None)
+        held = held_now()
         if held is not None:
             logits, _, k, p = args
             held.cut = (logits, k, p)
 
+    # torch's hook stays with the module: while nothing is held it does nothing
     sampler.topk_topp_sampler.register_forward_hook(never_raise(on_cut))
 
 
-def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            held = _begin(self, logits, sampling_metadata, args, kwargs)
-        except Exception as error:
-            failed("Sampler.forward", error)
-            held = None
-        _now.held = held
-        try:
-            output = original(self, logits, sampling_metadata, *args, **kwargs)
-        finally:
-            _now.held = None
-        if held is not None:
-            _end(self, held, output)
-        return output
-
-    return forward
+# The parameters below have vLLM's names, so that it may also pass them by name.
 
 
-def _begin(sampler: Any, logits: Any, metadata: Any, args: Any, kwargs: Any) -> _Held | None:
+def _forward(
+    original: Callable[..., Any], self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        held = _begin(self, logits, sampling_metadata, args, kwargs)
+    except Exception as error:
+        failed("Sampler.forward", error)
+        held = None
+    if held is None:
+        return original(self, logits, sampling_metadata, *args, **kwargs)
+    with held:
+        output = original(self, logits, sampling_metadata, *args, **kwargs)
+    _end(self, held, output)
+    return output
+
+
+def _begin(sampler: Any, logits: Any, metadata: Any, args: Any, kwargs: Any) -> Held | None:
     if args or kwargs:
         # speculation's bonus token: its rows become part of a larger output
         say_once("raw and processed logprobs of speculative steps are not both recorded")
@@ -119,18 +100,18 @@ def _begin(sampler: Any, logits: Any, metadata: Any, args: Any, kwargs: Any) -> 
         return None
     if mode == "processed_logprobs":
         # before the call: where the logits are float32 already, it works on them in place
-        return _Held(sampler.compute_logprobs(logits))
-    return _Held(None) if mode == "raw_logprobs" else None
+        return Held(sampler.compute_logprobs(logits))
+    return Held() if mode == "raw_logprobs" else None
 
 
 @never_raise
-def _end(sampler: Any, held: _Held, output: Any) -> None:
+def _end(sampler: Any, held: Held, output: Any) -> None:
     import torch
 
     tensors, sampled = output.logprobs_tensors, output.sampled_token_ids
     if tensors is None or sampled.shape != (tensors.logprobs.shape[0], 1):
         return
-    logprobs = held.raw
+    logprobs = held.before
     if logprobs is None:
         masked = _masked(sampler, held)
         if masked is None:
@@ -140,7 +121,7 @@ def _end(sampler: Any, held: _Held, output: Any) -> None:
     output.logprobs_tensors = v1_column.append(tensors, values)
 
 
-def _masked(sampler: Any, held: _Held) -> Any:
+def _masked(sampler: Any, held: Held) -> Any:
     """The logits as the sampler left them; where its kernel never writes them down, made again as vLLM itself does."""
     if held.masked is not None:
         return held.masked
@@ -157,22 +138,16 @@ def _masked(sampler: Any, held: _Held) -> Any:
     return apply_top_k_top_p(logits.clone(), k, p)
 
 
-def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
-    def sample(self: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
-        held = getattr(_now, "held", None)
-        if held is not None:
-            held.logits = logits
-        return original(self, logits, *args, **kwargs)
-
-    return sample
+def _sample(original: Callable[..., Any], self: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
+    held = held_now()
+    if held is not None:
+        held.logits = logits
+    return original(self, logits, *args, **kwargs)
 
 
-def _masking(original: Callable[..., Any]) -> Callable[..., Any]:
-    def masking(*args: Any, **kwargs: Any) -> Any:
-        masked = original(*args, **kwargs)
-        held = getattr(_now, "held", None)
-        if held is not None:
-            held.masked = masked
-        return masked
-
-    return masking
+def _masking(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    masked = original(*args, **kwargs)
+    held = held_now()
+    if held is not None:
+        held.masked = masked
+    return masked

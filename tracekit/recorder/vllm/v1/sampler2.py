@@ -4,23 +4,17 @@
 tokens from the model's logits or from those that `Sampler.sample` returns (vllm/v1/worker/gpu/sample/).
 """
 
+from __future__ import annotations
+
+import functools
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.held import Held, held_now
 from tracekit.recorder.vllm.v1 import column as v1_column
-
-_now = threading.local()  # .held: the sampler call that runs on this thread
-
-
-class _Held:
-    """What is kept of the sampler call that runs."""
-
-    processed: Any = None  # [rows, vocab] logits after all processing, but for a fused cut
-    fused: tuple[Any, Any] | None = None  # top-k and top-p, where one kernel cuts and samples
 
 
 def is_there() -> bool:
@@ -69,10 +63,10 @@ def attach(option: str) -> None:
     hooks.after(Sampler, "__init__", _built_for(option))
     hooks.wrap(SamplingStates, "max_num_logprobs", _max_num_logprobs)
     if option == "both":
-        hooks.install(Sampler, "__call__", _call)
-        hooks.install(Sampler, "sample", _sample)
+        hooks.wrap(Sampler, "__call__", _call)
+        hooks.wrap(Sampler, "sample", _sample)
         if "_sample_random" in vars(Sampler):
-            hooks.install(Sampler, "_sample_random", _sample_random)
+            hooks.wrap(Sampler, "_sample_random", _sample_random)
 
 
 def _built_for(option: str) -> Callable[..., None]:
@@ -101,61 +95,56 @@ def _max_num_logprobs(original: Callable[..., Any], self: Any, *args: Any, **kwa
     return max(asked, 0) if getattr(self, "_tracekit_forced", False) else asked
 
 
-def _call(original: Callable[..., Any]) -> Callable[..., Any]:
-    # the names are vLLM's, so that it may also be called with keywords
-    def call(self: Any, logits: Any, input_batch: Any) -> Any:
-        held = _now.held = _Held() if getattr(self, "_tracekit_both", False) else None
-        try:
-            output = original(self, logits, input_batch)
-        finally:
-            _now.held = None
-        if held is not None:
-            _end(self, held, logits, output)
-        return output
+# The parameters below have vLLM's names, so that it may also pass them by name.
 
-    return call
+
+def _call(original: Callable[..., Any], self: Any, logits: Any, input_batch: Any) -> Any:
+    if not getattr(self, "_tracekit_both", False):
+        return original(self, logits, input_batch)
+    with Held() as held:
+        output = original(self, logits, input_batch)
+    _end(self, held, logits, output)
+    return output
 
 
 @never_raise
-def _end(sampler: Any, held: _Held, logits: Any, output: Any) -> None:
+def _end(sampler: Any, held: Held, logits: Any, output: Any) -> None:
     tensors, sampled = output.logprobs_tensors, output.sampled_token_ids
-    if tensors is None or held.processed is None or sampled.shape != (tensors.logprobs.shape[0], 1):
+    if tensors is None or held.logits is None or sampled.shape != (tensors.logprobs.shape[0], 1):
         return
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
     from vllm.v1.worker.gpu.sample.logprob import compute_token_logprobs
 
     # the model's own logits are never written to: what is processed is a copy
     if sampler.logprobs_mode == "raw_logprobs":
-        logits = held.processed
-        if held.fused is not None:
-            logits = apply_top_k_top_p(logits.clone(), *held.fused)
+        logits = held.logits
+        if held.cut is not None:
+            logits = apply_top_k_top_p(logits.clone(), *held.cut)
     output.logprobs_tensors = v1_column.append(tensors, compute_token_logprobs(logits, sampled)[:, 0])
 
 
-def _sample(original: Callable[..., Any]) -> Callable[..., Any]:
-    def sample(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        held = getattr(_now, "held", None)
-        if held is not None:
-            held.processed = result[1]
-        return result
-
-    return sample
+def _sample(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = original(*args, **kwargs)
+    held = held_now()
+    if held is not None:
+        held.logits = result[1]
+    return result
 
 
-def _sample_random(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
+def _sample_random(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    held = held_now()
+    if held is not None:
+        _note_cut(held, original, args, kwargs)
+    return original(*args, **kwargs)
 
-    @never_raise
-    def note(held: _Held, args: Any, kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs).arguments
-        if given["use_fused_sampler"]:
-            held.fused = (given["top_k"], given["top_p"])
 
-    def sample_random(*args: Any, **kwargs: Any) -> Any:
-        held = getattr(_now, "held", None)
-        if held is not None:
-            note(held, args, kwargs)
-        return original(*args, **kwargs)
+@never_raise
+def _note_cut(held: Held, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    given = _signature(original).bind(*args, **kwargs).arguments
+    if given["use_fused_sampler"]:
+        held.cut = (given["top_k"], given["top_p"])
 
-    return sample_random
+
+@functools.cache
+def _signature(method: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(method)

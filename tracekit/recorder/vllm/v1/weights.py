@@ -4,6 +4,8 @@ RPCs and steps go through one single-threaded loop of the engine core and one qu
 schedule() is executed before its step (vllm/v1/engine/core.py; vllm/v1/executor/multiproc_executor.py).
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,0 +1,87 @@
+"""Opening a recording: once per engine, hung on what the hooks see, and described in the trace's first row."""
+
+from types import SimpleNamespace as Made
+from typing import Any, ClassVar
+
+import pytest
+
+from tracekit.recorder import stream as stream_module
+from tracekit.recorder.vllm.describe import Described
+from tracekit.recorder.vllm.opening import open_recording, recording_of
+from tracekit.recorder.vllm.recording import Recording
+from tracekit.recorder.vllm.rows import Rows
+
+
+class Line:
+    """In place of the stream to a daemon."""
+
+    opened: ClassVar[list[Any]] = []
+
+    def __init__(self, address: str, engine_id: str) -> None:
+        self.address, self.engine_id = address, engine_id
+        self.on_command: Any = None
+        self.tables: dict[str, Any] = {}
+        self.opened.append(self)
+
+    def put(self, tables: dict[str, Any]) -> None:
+        self.tables |= tables
+
+    def lose(self, rows: dict[str, int], reason: str) -> None:
+        raise AssertionError((rows, reason))
+
+    def num_lost(self, table: str) -> int:
+        return 0
+
+    def close(self, timeout_secs: float) -> None:
+        pass
+
+
+CONFIG = Made(
+    model_config=Made(hf_config={"vocab_size": 7}, model="/m"), parallel_config=Made(data_parallel_rank=1), secret=1
+)
+
+
+@pytest.fixture(autouse=True)
+def line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "Stream", Line)
+    monkeypatch.setattr(Line, "opened", [])
+    monkeypatch.setenv("TRACEKIT_DAEMON", "unix:/nowhere/d.sock")
+    monkeypatch.setattr("tracekit.recorder.guard._told", set())
+
+
+def opened(*owners: Any) -> Recording | None:
+    return open_recording(owners, Recording, Rows, Described("v9", CONFIG, "raw_logprobs", {"blocks": 5}))
+
+
+def test_it_hangs_on_every_owner_and_describes_the_engine() -> None:
+    owners = Made(), Made()
+    recording = opened(*owners)
+    assert recording is not None and all(recording_of(owner) is recording for owner in owners)
+    (line,) = Line.opened
+    assert line.address == "unix:/nowhere/d.sock" and line.on_command is not None  # commands are taken
+    recording.close()
+    engines = line.tables["engines"]
+    assert engines["engine_id"] == [line.engine_id] and engines["kind"] == ["v9"] and engines["rank"].tolist() == [1]
+    assert engines["logprobs_mode"] == ["raw_logprobs"] and '"blocks":5' in engines["config"][0]
+
+
+def test_an_engine_is_recorded_once() -> None:
+    owner = Made()
+    recording = opened(owner)
+    assert opened(owner) is None and recording_of(owner) is recording and len(Line.opened) == 1
+    assert recording is not None
+    recording.close()
+
+
+def test_without_a_daemon_nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRACEKIT_DAEMON")
+    assert opened(owner := Made()) is None and recording_of(owner) is None and not Line.opened
+
+
+def test_a_wrong_option_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRACEKIT_LOGPROBS", "all")
+    for _ in range(2):
+        recording = opened(Made())
+        assert recording is not None
+        recording.close()
+    assert capsys.readouterr().err.count("the logprobs option is one of") == 1

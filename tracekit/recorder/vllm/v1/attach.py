@@ -1,0 +1,167 @@
+"""vLLM V1 (0.18 to 0.32): class-level wraps of the scheduler and of EngineCore, in the EngineCore process.
+
+`Scheduler.schedule` and `Scheduler.update_from_output` are the one place where request, step, accepted token and
+logprob are on the host together; the same SchedulerOutput object goes through both, in sync and async scheduling
+(vllm/v1/core/sched/scheduler.py, vllm/v1/engine/core.py `step` and `step_with_batch_queue`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tracekit.recorder.guard import failed, never_raise
+from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.vllm import control
+from tracekit.recorder.vllm.events import Admitted, Finished, Named, Sampled
+from tracekit.recorder.vllm.hooks import Hook, after, install, wrap
+from tracekit.recorder.vllm.opening import PLACE, recording_of
+from tracekit.recorder.vllm.v1 import column as v1_column
+from tracekit.recorder.vllm.v1 import sampler as v1_sampler
+from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
+from tracekit.recorder.vllm.v1 import weights as v1_weights
+from tracekit.recorder.vllm.v1.recording import V1Recording, open_for
+
+CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
+
+CONTROL = (
+    *("pause_scheduler", "resume_scheduler", "reset_prefix_cache", "sleep", "wake_up", "abort_requests"),
+    *("add_lora", "remove_lora"),
+)
+
+
+def missing_features() -> str:
+    """Name what this vLLM lacks of what the hooks rely on; empty when nothing is missing."""
+    try:
+        from vllm.v1.core.sched import output, scheduler
+        from vllm.v1.engine import core
+    except Exception as error:
+        return f"vllm.v1: {error}"
+    needs = {
+        "Scheduler.schedule": hasattr(scheduler.Scheduler, "schedule"),
+        "Scheduler.update_from_output": hasattr(scheduler.Scheduler, "update_from_output"),
+        "EngineCore.preprocess_add_request": hasattr(core.EngineCore, "preprocess_add_request"),
+        "CachedRequestData.resumed_req_ids": "resumed_req_ids"
+        in getattr(getattr(output, "CachedRequestData", None), "__dataclass_fields__", {}),
+        "SchedulerOutput.preempted_req_ids": "preempted_req_ids" in output.SchedulerOutput.__dataclass_fields__,
+    }
+    return ", ".join(name for name, there in needs.items() if not there)
+
+
+def attach() -> None:
+    """Wrap Scheduler and EngineCore; idempotent, opens nothing until a scheduler is built.
+
+    Every engine made afterwards gets a recording of its own.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import core
+
+    after(Scheduler, "__init__", _on_scheduler_built)
+    after(Scheduler, "add_request", _on_request)
+    install(Scheduler, "schedule", _schedule)
+    after(Scheduler, "finish_requests", _on_finish_requests)
+    install(Scheduler, "update_from_output", _update_from_output)
+    after(core.EngineCore, "preprocess_add_request", _on_preprocess)
+    wrap(core.EngineCore, "shutdown", _shutdown)
+    classes = [c for c in vars(core).values() if isinstance(c, type) and issubclass(c, core.EngineCore)]
+    for engine_class in classes:
+        for name in CONTROL:
+            if name in vars(engine_class):
+                wrap(engine_class, name, control.recorded(_of))
+    v1_weights.attach(core, _of)
+    option = logprobs_option()
+    if option != "client":
+        v1_sampler.attach(option)
+        v1_sampler2.attach(option)
+    if option == "both":
+        from vllm.config import SchedulerConfig
+
+        after(SchedulerConfig, "get_scheduler_cls", _on_scheduler_class)
+
+
+def _of(owner: Any) -> V1Recording | None:
+    found: V1Recording | None = recording_of(getattr(owner, "scheduler", owner))
+    return found
+
+
+def _on_scheduler_class(_config: Any, scheduler_class: type, *_args: Any, **_kwargs: Any) -> None:
+    owner = next(c for c in scheduler_class.__mro__ if "update_from_output" in vars(c))
+    wrap(owner, "update_from_output", v1_column.taken_before)
+
+
+def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    open_for(scheduler)
+
+
+def _on_preprocess(core: Any, _result: Any, request: Any) -> None:
+    # runs in the input thread, before the scheduler sees the request; Request itself drops the caller's id
+    recording = _of(core)
+    if recording is not None:
+        recording.session.append(Named(request.request_id, request.external_req_id or request.request_id))
+
+
+def _on_request(scheduler: Any, _result: None, request: Any) -> None:
+    recording = _of(scheduler)
+    if recording is not None and scheduler.requests.get(request.request_id) is request:
+        recording.session.append(Admitted(time.monotonic_ns(), request))
+        recording.admitted(request, first=len(scheduler.requests) == 1)
+
+
+def _schedule(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        recording = getattr(self, PLACE, None)
+        if recording is not None and hook.active and output.total_num_scheduled_tokens:
+            try:
+                recording.on_schedule(self, output)
+            except Exception as error:
+                failed("schedule", error)
+        return output
+
+    return schedule
+
+
+def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+    # the names are vLLM's, so that it may also be called with keywords
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if not hook.active:
+            return original(self, scheduler_output, model_runner_output)
+        recording = getattr(self, PLACE, None)
+        column = None
+        try:
+            column = v1_column.take(model_runner_output)
+        except Exception as error:
+            failed("update_from_output", error)
+        if recording is None:
+            return original(self, scheduler_output, model_runner_output)
+        ids = model_runner_output.sampled_token_ids
+        if recording.copies_sampled and ids:
+            ids = [list(row) for row in ids]
+        outputs = original(self, scheduler_output, model_runner_output)
+        try:
+            sampled = Sampled(ids, model_runner_output.req_id_to_index, model_runner_output.logprobs, column)
+            recording.on_output(scheduler_output, sampled, outputs)
+        except Exception as error:
+            failed("update_from_output", error)
+        return outputs
+
+    return update_from_output
+
+
+def _on_finish_requests(scheduler: Any, result: Any, request_ids: Any, finished_status: Any) -> None:
+    recording = _of(scheduler)
+    if recording is None or not result:
+        return
+    # 0.18 returns (request id, client) pairs, 0.32 the requests themselves
+    ended = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
+    reason = "abort" if "ABORT" in str(finished_status) else "error"
+    recording.session.append(Finished(ended, reason, recording.engine_step, time.monotonic_ns()))
+
+
+def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    recording = _of(self)
+    if recording is not None:
+        # deliver before the executor goes down: the parent may kill us while it does
+        never_raise(recording.close)(CLOSE_SECS)
+    return original(self, *args, **kwargs)
