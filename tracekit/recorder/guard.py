@@ -28,12 +28,17 @@ def say_once(text: str, topic: str = "") -> None:
         say(text)
 
 
+def say_off(reason: str) -> None:
+    """Say once why this process is not recorded."""
+    say_once(f"{reason}; recording is off, the engine is untouched")
+
+
 def failed(hook: str, error: Exception) -> None:
     """Say that a hook failed; under ``TRACEKIT_STRICT=1`` raise it instead."""
     if os.environ.get("TRACEKIT_STRICT") == "1":
         raise error
     kind = type(error).__name__
-    # an error's text may hold ids: one line a hook and kind of error, or a long job fills its log
+    # an error's text may hold ids: one line per hook and kind of error, or a long job fills its log
     say_once(f"the hook {hook} failed and this part is not recorded: {kind}: {error}", f"{hook} {kind}")
 
 

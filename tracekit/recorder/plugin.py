@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.guard import never_raise, say_off
 from tracekit.recorder.settings import daemon_address
 
 
@@ -19,6 +19,6 @@ def register() -> None:
     try:
         generation = select_generation()
     except UnsupportedEngine as reason:
-        say_once(f"{reason}; recording is off, the engine is untouched")
+        say_off(str(reason))
         return
     generation.attach()

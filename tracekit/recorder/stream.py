@@ -1,24 +1,23 @@
 """The recorder's end of the wire: batches go to tracekitd from a thread of their own, the engine never waits."""
 
+from __future__ import annotations
+
+import enum
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from tracekit import __version__
 from tracekit.errors import TracekitError
+from tracekit.recorder.connection import Connection, Ending, Then
 from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
-from tracekit.rpc.methods import RECORDER, SERVICES
-from tracekit.tables import SCHEMA_VERSION
 
 SPLIT_BYTES = 16 << 20  # a larger batch is cut by rows, far below what a message may hold
 FIRST_DELAY_SECS = 0.05
 MAX_DELAY_SECS = 2.0
-BEAT_SECS = 1.0
 
 WINDOW_FULL = "the recorder's window is full"
 
@@ -36,12 +35,13 @@ class Totals:
     undelivered: dict[str, int]  # of these, not confirmed by the daemon when the stream was closed
 
 
-class _Link:
-    """One connection: whether the daemon has answered the hello, and whether it is over."""
+class _State(enum.Enum):
+    """Where a stream is in its life; it only moves down."""
 
-    def __init__(self) -> None:
-        self.ready = False
-        self.over = False
+    OPEN = "open"
+    CLOSING = "closing"  # what is kept is being delivered
+    HOPELESS = "hopeless"  # the same, but there never was a daemon
+    CLOSED = "closed"
 
 
 class Stream:
@@ -77,13 +77,9 @@ class Stream:
         self._cond = threading.Condition()
         self._window = Window(engine_id, max_bytes)
         self._thread: threading.Thread | None = None
-        self._call: Any = None
-        self._given_up = ""  # why nothing will ever be sent again
-        self._connected_once = False
-        self._closing = False
-        self._closed = False
-        self._hopeless = False  # closing, and there never was a daemon
-        self._rejected_seq = 0
+        self._connection: Connection | None = None
+        self._state = _State.OPEN
+        self._ended = ""  # why nothing will be sent any more
 
     def put(self, tables: Tables) -> None:
         """Take the rows of `tables`; never blocks, never raises. The arrays are not kept."""
@@ -107,7 +103,7 @@ class Stream:
         if os.getpid() != self._pid:
             return
         with self._cond:
-            if not self._closing and not self._given_up:
+            if self._state is _State.OPEN and not self._ended:
                 self._window.answer(result)
                 self._cond.notify_all()
 
@@ -119,44 +115,48 @@ class Stream:
     def close(self, timeout_secs: float) -> Totals:
         """Deliver what is kept, within `timeout_secs`, and say goodbye.
 
-        Where no daemon was ever reached, one last failed attempt ends the wait. What stays undelivered is written as
-        `undelivered-<engine_id>.json` beside the daemon's socket, for the daemon to count, and said on stderr. A
-        second call only returns the totals.
+        Where no daemon was ever reached, one last failed attempt ends the wait. What stays undelivered is noted
+        (`tracekit.rpc.note`) beside the daemon's socket, for the daemon to count, and said on stderr. A second call
+        only returns the totals.
         """
         if os.getpid() != self._pid:
             return Totals({}, {}, {})
         with self._cond:
-            if not self._closing and self._window.seq and not self._given_up:
-                self._window.finish()
-                self._closing = True
-                self._begin()
-                self._cond.notify_all()
-                self._cond.wait_for(
-                    lambda: not len(self._window) or bool(self._given_up) or self._hopeless, timeout_secs
-                )
-            again, self._closed, self._closing = self._closed, True, True
-            reason = self._given_up
+            if self._state is _State.OPEN and self._window.seq and not self._ended:
+                self._deliver(timeout_secs)
+            again = self._state is _State.CLOSED
+            reason = self._ended
             if len(self._window):
-                reason = "no daemon answered" if self._hopeless else "the daemon did not confirm them in time"
-            self._given_up = reason or "the stream is closed"
+                hopeless = self._state is _State.HOPELESS
+                reason = "no daemon answered" if hopeless else "the daemon did not confirm them in time"
+            self._state, self._ended = _State.CLOSED, reason or "the stream is closed"
             self._cond.notify_all()
-            window, call, self._call = self._window, self._call, None
+            window, connection = self._window, self._connection
             totals = Totals(dict(window.produced), dict(+window.lost), window.undelivered())
             unknown = window.unknown_to_daemon()
-        if call is not None:
-            call.cancel()
+        if connection is not None:
+            connection.end()
         if self._thread is not None:
             self._thread.join(0.2)
         if unknown and reason and not again:
             self._leave_note(unknown, reason)
         return totals
 
+    def _deliver(self, timeout_secs: float) -> None:
+        self._window.finish()
+        self._state = _State.CLOSING
+        self._begin()
+        self._cond.notify_all()
+        self._cond.wait_for(
+            lambda: not len(self._window) or self._ended or self._state is _State.HOPELESS, timeout_secs
+        )
+
     def _put(self, tables: Tables) -> None:
         rows = count_rows(tables)
         if not rows:
             return
         with self._cond:
-            reason = self._given_up or ("" if self._window.fits(0) else WINDOW_FULL)
+            reason = self._refusal(0)
         payload = b""
         if not reason:
             try:
@@ -171,7 +171,7 @@ class Stream:
         if len(payload) + (1 << 20) > messages.MAX_MESSAGE_BYTES:
             reason = "one row is larger than a message"
         with self._cond:
-            reason = reason or self._given_up or ("" if self._window.fits(len(payload)) else WINDOW_FULL)
+            reason = reason or self._refusal(len(payload))
             if reason:
                 self._window.lose(rows, reason)
             else:
@@ -179,97 +179,60 @@ class Stream:
             self._begin()
             self._cond.notify_all()
 
+    def _refusal(self, size: int) -> str:
+        """Why a payload of `size` bytes cannot be kept; empty where it can."""
+        return self._ended or ("" if self._window.fits(size) else WINDOW_FULL)
+
     def _begin(self) -> None:
-        if self._thread is None and not self._given_up:
+        if self._thread is None and not self._ended:
             self._thread = threading.Thread(target=self._run, name="tracekit-stream", daemon=True)
             try:
                 self._thread.start()
             except RuntimeError as error:  # the interpreter is shutting down
                 self._thread = None
-                self._given_up = str(error)
+                self._ended = str(error)
 
     def _run(self) -> None:
-        delay = FIRST_DELAY_SECS
-        while not self._given_up:
-            last_try = self._closing
-            try:
-                answered = self._connect()
-            except Exception as error:
-                # a thread cannot be started at exit, or the machine is out of memory: the engine must not care
-                say_once(f"the connection to the daemon failed: {type(error).__name__}: {error}")
-                answered = False
+        delay, ever_answered = FIRST_DELAY_SECS, False
+        while not self._ended:
+            last_try = self._state is not _State.OPEN
+            answered = self._connect()
+            ever_answered = ever_answered or answered
             with self._cond:
-                if last_try and not self._connected_once:
-                    self._hopeless = True
+                if last_try and not ever_answered and self._state is _State.CLOSING:
+                    self._state = _State.HOPELESS
                     self._cond.notify_all()
-                delay = FIRST_DELAY_SECS if answered or self._closing else min(delay * 2, MAX_DELAY_SECS)
-                closing = self._closing
-                self._cond.wait_for(lambda: self._given_up or self._closing != closing, delay)  # noqa: B023
+                is_open = self._state is _State.OPEN
+                delay = FIRST_DELAY_SECS if answered or not is_open else min(delay * 2, MAX_DELAY_SECS)
+                self._cond.wait_for(
+                    lambda: self._ended or (self._state is _State.OPEN) != is_open,  # noqa: B023
+                    delay,
+                )
 
     def _connect(self) -> bool:
         """Use one connection until it ends; return whether the daemon answered."""
-        path = self.address.removeprefix("unix:")
-        if path == self.address:
-            self._give_up(f"only unix: addresses are supported, not {self.address}")
-            return False
-        if not os.path.exists(path):
-            return False
-        try:
-            grpc, channel = _open_channel(self.address)
-        except ImportError as error:
-            self._give_up(f"grpc cannot be imported here: {error}")
-            return False
-        link = _Link()
-        record = SERVICES[RECORDER]["Record"].on(channel)
-        try:
-            call = record(self._outgoing(link))
-            with self._cond:
-                self._call = call
-                if self._given_up:
-                    call.cancel()
-            for ack in call:
-                self._acked(link, ack.durable_seq)
-                for command in ack.commands:
-                    self._obey(command)
-        except grpc.RpcError as error:
-            self._ended(grpc, link, error.code(), error.details())
-        finally:
-            with self._cond:
-                link.over = True
-                self._call = None
-                self._cond.notify_all()
-            channel.close()
-            if link.ready:
-                self._tell("disconnected")
-        return link.ready
-
-    def _outgoing(self, link: _Link) -> Iterator[bytes]:
-        """What grpc sends, on a thread of its own: a hello, then, once answered, everything that is not acked."""
-        hello = messages.Hello(protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, recorder_version=__version__)
-        yield messages.Batch(engine_id=self.engine_id, hello=hello).SerializeToString()
-        while True:
-            with self._cond:
-                batch = self._window.next_unsent() if link.ready and not link.over else None
-                while batch is None:
-                    if link.over or self._given_up:
-                        return
-                    woken = self._cond.wait(BEAT_SECS)
-                    if link.ready and not link.over:
-                        if not woken:
-                            self._window.beat()
-                        batch = self._window.next_unsent()
-            yield batch
-
-    def _acked(self, link: _Link, durable_seq: int) -> None:
+        connection = Connection(self.address, self._window, self._cond, lambda: self._tell("connected"), self._obey)
         with self._cond:
-            self._window.ack(durable_seq)
-            answered, link.ready = link.ready, True
-            if not answered:
-                self._window.rewind()
-                self._connected_once = True
-            self._cond.notify_all()
-        if not answered:
-            self._tell("connected")
+            if self._ended:
+                return False
+            self._connection = connection
+        try:
+            self._act_on(connection.run())
+        except Exception as error:
+            # a thread cannot be started at exit, or the machine is out of memory: the engine must not care
+            say_once(f"the connection to the daemon failed: {type(error).__name__}: {error}")
+        if connection.answered:
+            self._tell("disconnected")
+        return connection.answered
+
+    def _act_on(self, ending: Ending) -> None:
+        if ending.then is Then.SUSPECT:
+            with self._cond:
+                if self._window.refused(ending.reason):
+                    return
+            self._give_up(f"the daemon at {self.address} refuses this recorder: {ending.reason}")
+        elif ending.then is Then.GIVE_UP:
+            self._give_up(ending.reason)
 
     def _obey(self, command: messages.Command) -> None:
         try:
@@ -279,26 +242,10 @@ class Stream:
         except Exception as error:
             self.answer(messages.CommandResult(id=command.id, error=str(error) or type(error).__name__))
 
-    def _ended(self, grpc: Any, link: _Link, code: Any, details: str) -> None:
-        """Act on the status that ended a connection; for most it is enough to connect again."""
-        malformed = code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DATA_LOSS)
-        if malformed and link.ready:
-            with self._cond:
-                first = self._window.first_seq()
-                # one damaged on the way passes the second time; else it is the batch itself
-                hopeless = first == self._rejected_seq and not (
-                    first and self._window.reject_first(f"refused by the daemon: {details}")
-                )
-                self._rejected_seq = first
-            if not hopeless:
-                return
-        if malformed or code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
-            self._give_up(f"the daemon at {self.address} refuses this recorder: {details}")
-
     def _give_up(self, reason: str) -> None:
         say(f"{reason}; nothing is recorded, the engine is untouched")
         with self._cond:
-            self._given_up = reason
+            self._ended = reason
             self._window.abandon(reason)
             self._cond.notify_all()
         self._tell("refused")
@@ -316,41 +263,9 @@ class Stream:
         folder = note.folder_of(self.address)
         if folder is None or not folder.is_dir():
             return
-        left = note.Note(
-            engine_id=self.engine_id,
-            from_seq=self._window.acked_seq + 1,
-            to_seq=self._window.seq,
-            reason=reason,
-            rows=rows,
-            produced=dict(self._window.produced),
-        )
+        window = self._window
+        left = note.Note(self.engine_id, window.acked_seq + 1, window.seq, reason, rows, dict(window.produced))
         try:
             note.write(folder, left)
         except OSError as error:
             say(f"the note about them cannot be written: {error}")
-
-
-def _open_channel(address: str) -> tuple[Any, Any]:
-    """Import grpc and return it with a new channel.
-
-    Its fork support is read at the import and at the first channel. It would write a line on stderr at each fork of
-    the engine or, where somebody turned it on, wait for our threads: a forked child never uses this channel.
-    """
-    name = "GRPC_ENABLE_FORK_SUPPORT"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        import grpc
-
-        options = [
-            ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the back-off of the last
-            ("grpc.enable_http_proxy", 0),
-        ]
-        return grpc, grpc.insecure_channel(address, options=options)
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -41,6 +41,7 @@ class Window:
         self._items: deque[_Item] = deque()
         self._bytes = 0
         self._sent = 0  # of _items, on the present connection
+        self._suspect = 0  # the oldest batch when the daemon last refused something
         self._losses: dict[str, messages.Loss] = {}  # by reason, all newer than the last item
 
     def __len__(self) -> int:
@@ -103,6 +104,18 @@ class Window:
             self._sent = max(0, self._sent - 1)
             self.acked_seq = item.batch.seq
             self._acked_produced = item.batch.totals.produced
+
+    def refused(self, details: str) -> bool:
+        """Note that the daemon refused something; return False where sending again cannot help.
+
+        A batch that was damaged on the way passes the second time; one that is refused twice becomes a loss.
+
+        Args:
+            details: what the daemon said.
+        """
+        first = self.first_seq()
+        before, self._suspect = self._suspect, first
+        return first != before or (bool(first) and self.reject_first(f"refused by the daemon: {details}"))
 
     def reject_first(self, reason: str) -> bool:
         """Turn the oldest batch, which the daemon refuses, into a loss; return False if it holds no rows already."""

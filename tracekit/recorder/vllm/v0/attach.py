@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.guard import failed, never_raise, say_once
+from tracekit.recorder.guard import failed, never_raise, say_off
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
@@ -101,10 +101,7 @@ def _on_config(_args: Any, _config: Any, *_a: Any, **_k: Any) -> None:
     from vllm import envs
 
     if envs.VLLM_USE_V1:
-        say_once(
-            f"the V1 engine of vLLM {vllm_version()} is not supported, its V0 engine (VLLM_USE_V1=0) is; "
-            "recording is off, the engine is untouched"
-        )
+        say_off(f"the V1 engine of vLLM {vllm_version()} is not supported, its V0 engine (VLLM_USE_V1=0) is")
 
 
 def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:

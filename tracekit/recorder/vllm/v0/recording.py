@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tracekit.recorder.guard import say_once
+from tracekit.recorder.guard import say_off
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
@@ -61,7 +61,7 @@ def open_for(engine: Any) -> V0Recording | None:
     config = engine.vllm_config
     unsupported = _unsupported(config)
     if unsupported:
-        say_once(f"{unsupported} is not recorded from a V0 engine; recording is off, the engine is untouched")
+        say_off(f"{unsupported} is not recorded from a V0 engine")
         return None
     cache = config.cache_config
     resolved = {

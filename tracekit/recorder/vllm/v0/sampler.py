@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracekit.recorder.guard import failed, say_once
+from tracekit.recorder.guard import failed
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.held import Held, held_now
+from tracekit.recorder.vllm.sampler import Held, held_now, say_unasked
 
 Score = tuple[float, float | None]  # processed and raw, of one sampled token
 
@@ -28,7 +28,7 @@ def attach(option: str) -> None:
     from vllm.model_executor.layers import sampler
 
     if not hasattr(sampler, "get_logprobs") or "forward" not in vars(getattr(sampler, "Sampler", object)):
-        say_once("logprobs that the client does not ask for are not recorded: this vLLM has another sampler")
+        say_unasked("this vLLM has another sampler")
         return
     hooks.wrap(sampler, "get_logprobs", _get_logprobs)
     hooks.wrap(sampler.Sampler, "forward", _forward_both if option == "both" else _forward_engine)

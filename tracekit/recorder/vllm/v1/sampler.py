@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.guard import failed, never_raise, say_once
+from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.held import Held, held_now
+from tracekit.recorder.vllm.sampler import Held, held_now, say_not_both, say_unasked
 from tracekit.recorder.vllm.v1 import column as v1_column
 
 
@@ -39,7 +39,7 @@ def attach(option: str) -> None:
     """Wrap batch and sampler once per process; ``option`` is ``engine`` or ``both``."""
     missing = missing_features()
     if missing:
-        say_once(f"logprobs that the client does not ask for are not recorded: this vLLM lacks {missing}")
+        say_unasked(f"this vLLM lacks {missing}")
         return
     from vllm.v1.sample.ops import topk_topp_sampler
     from vllm.v1.sample.sampler import Sampler
@@ -93,7 +93,7 @@ def _forward(
 def _begin(sampler: Any, logits: Any, metadata: Any, args: Any, kwargs: Any) -> Held | None:
     if args or kwargs:
         # speculation's bonus token: its rows become part of a larger output
-        say_once("raw and processed logprobs of speculative steps are not both recorded")
+        say_not_both("a step of speculation samples in two parts")
         return None
     mode = sampler.logprobs_mode
     if metadata.max_num_logprobs is None or metadata.max_num_logprobs < 0:
@@ -130,7 +130,7 @@ def _masked(sampler: Any, held: Held) -> Any:
     path = getattr(sampler.topk_topp_sampler.forward, "__name__", "")
     if path not in ("forward_cuda", "forward_hip"):
         # nobody knows whether this one leaves its input alone
-        say_once(f"raw and processed logprobs are not both recorded: unknown sampling path {path}")
+        say_not_both(f"unknown sampling path {path}")
         return None
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 

@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.guard import never_raise, say_once
+from tracekit.recorder.guard import never_raise
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.held import Held, held_now
+from tracekit.recorder.vllm.sampler import Held, held_now, say_not_both, say_unasked
 from tracekit.recorder.vllm.v1 import column as v1_column
 
 
@@ -56,7 +56,7 @@ def attach(option: str) -> None:
     if missing:
 
         def tell(_sampler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
-            say_once(f"logprobs that the client does not ask for are not recorded: model runner 2 lacks {missing}")
+            say_unasked(f"model runner 2 lacks {missing}")
 
         hooks.after(Sampler, "__init__", tell)
         return
@@ -74,17 +74,14 @@ def _built_for(option: str) -> Callable[..., None]:
         mode = sampler.logprobs_mode
         fused = getattr(sampler, "use_flashinfer", False) or getattr(sampler, "use_xpu_sampler", False)
         if mode.startswith("processed") and fused:
-            say_once(
-                "logprobs that the client does not ask for are not recorded: asking for processed ones "
-                "would take this engine off its fused sampler"
-            )
+            say_unasked("asking for processed ones would take this engine off its fused sampler")
         else:
             sampler.sampling_states._tracekit_forced = True
         if option != "both":
             return
         sharded = getattr(getattr(vllm_config, "parallel_config", None), "enable_batch_sharded_sampling", False)
         if sharded:
-            say_once("raw and processed logprobs are not both recorded where sampling is sharded over the batch")
+            say_not_both("sampling is sharded over the batch")
         sampler._tracekit_both = mode.endswith("logprobs") and not sharded
 
     return _on_sampler_built

@@ -86,6 +86,19 @@ def test_a_rejected_batch_becomes_a_loss_in_its_own_place():
     assert window.undelivered() == {"tokens": 1}
 
 
+def test_a_batch_refused_twice_is_lost_and_a_refusal_of_nothing_is_the_end():
+    window = Window(ENGINE, 10_000)
+    assert not window.refused("no")
+    window.add(b"bad", {"tokens": 3})
+    window.add(b"good", {"tokens": 1})
+    assert window.refused("no") and window.lost == {}
+    assert window.refused("no") and window.lost == {"tokens": 3}
+    assert drain(window)[0].losses[0].reason == "refused by the daemon: no"
+    assert not window.refused("no")  # it holds no rows any more
+    window.ack(1)
+    assert window.refused("no") and window.lost == {"tokens": 3}
+
+
 def test_abandoning_turns_everything_into_losses():
     window = Window(ENGINE, 10_000)
     window.add(b"a", {"tokens": 3})

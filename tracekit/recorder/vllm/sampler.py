@@ -1,9 +1,11 @@
-"""What is kept of a sampler's call while it runs: one wrap puts it down, another of the same call picks it up."""
+"""What the wraps of all samplers share: what one keeps of a call while it runs, for another of the same call."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
+
+from tracekit.recorder.guard import say_once
 
 _now = threading.local()  # .held: the call that runs on this thread
 
@@ -36,3 +38,13 @@ class Held:
 def held_now() -> Held | None:
     """Return what is kept of the call that runs on this thread; None where none does."""
     return getattr(_now, "held", None)
+
+
+def say_unasked(why: str) -> None:
+    """Say once that the option that records everybody's logprobs has no effect here."""
+    say_once(f"logprobs that the client does not ask for are not recorded: {why}")
+
+
+def say_not_both(why: str) -> None:
+    """Say once that of the raw and the processed logprobs only what the engine reports is recorded."""
+    say_once(f"raw and processed logprobs are not both recorded: {why}")
