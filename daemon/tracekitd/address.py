@@ -34,7 +34,7 @@ def claim(path: Path) -> Iterator[None]:
     The lock is what protects a live daemon: gRPC itself binds over a socket in use without a word.
 
     Raises:
-        DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is no socket.
+        DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is not a socket.
     """
     _private_folder(path.parent)
     lock = Path(f"{path}.lock")

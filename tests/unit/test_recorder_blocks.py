@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tracekit.recorder.vllm.blocks import Provenance, parts
-from tracekit.recorder.vllm.v1.blocks import KvGroup, V1Blocks, kv_groups
+from tracekit.recorder.vllm.v1.blocks import V1Blocks
+from tracekit.recorder.vllm.v1.groups import KvGroup, kv_groups
 
 SIZE = 4
 NUM_BLOCKS = 40

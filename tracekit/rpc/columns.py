@@ -4,6 +4,8 @@ Numeric columns move as whole buffers; only strings and lists cost Python work p
 because the recorder imports it inside the engine.
 """
 
+from __future__ import annotations
+
 from itertools import accumulate, pairwise
 from typing import Any
 

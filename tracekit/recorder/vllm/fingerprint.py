@@ -1,6 +1,6 @@
 """A hash of a small sample of every weight tensor: cheap enough to take at every weight change.
 
-Parameters only. Buffers are no weights that anybody sends: they are derived from the configuration (rotary tables) or
+Parameters only. Buffers are not weights that anybody sends: they are derived from the configuration (rotary tables) or
 rewritten by the engine itself (KV scales), and would report changes that nobody made.
 """
 

@@ -99,6 +99,9 @@ def add(owner: type, name: str, method: Method) -> None:
 def uninstall() -> list[Hook]:
     """Take all wraps out of this process: the originals stand where they stood.
 
+    Call it between two steps: what a sampler sends along with a step, only our wrap of the scheduler takes off. A
+    recording does not see the steps that run without wraps.
+
     Returns:
         What was active, for `reinstall`.
     """

@@ -19,7 +19,7 @@ from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
 from tracekit.recorder.vllm.events import Dispatch, Moves, Preempted, Step
 from tracekit.recorder.vllm.hooks import after, wrap
-from tracekit.recorder.vllm.opening import recording_of
+from tracekit.recorder.vllm.opening import PLACE, recording_of
 from tracekit.recorder.vllm.snapshot import vllm_version
 from tracekit.recorder.vllm.v0 import sampler as v0_sampler
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
@@ -117,7 +117,7 @@ def _watch_driver(recording: V0Recording, executor: Any) -> None:
     driver = getattr(getattr(executor, "driver_worker", None), "worker", None)
     if not isinstance(driver, LocalOrDistributedWorkerBase):
         return
-    driver._tracekit_recording = recording
+    setattr(driver, PLACE, recording)
     recording.has_driver = True
     if logprobs_option() != "client":
         v0_sampler.attach(logprobs_option())
@@ -196,7 +196,7 @@ def _on_freed(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> Non
     recording = recording_of(scheduler)
     if recording is None:
         return
-    # the scheduler's own list of what has ended since its last schedule(): looking at each group costs a call apiece
+    # the scheduler's own list of what has ended since its last schedule(): looking at each group costs a call per group
     for request_id in scheduler._finished_requests_ids:
         group = recording.live.get(request_id)
         if group is not None:

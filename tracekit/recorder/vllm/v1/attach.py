@@ -125,11 +125,9 @@ def _schedule(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
 def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
     # the names are vLLM's, so that it may also be called with keywords
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        if not hook.active:
-            return original(self, scheduler_output, model_runner_output)
-        recording = getattr(self, PLACE, None)
+        recording = getattr(self, PLACE, None) if hook.active else None
         column = None
-        try:
+        try:  # also without a recording: a worker may still send it
             column = v1_column.take(model_runner_output)
         except Exception as error:
             failed("update_from_output", error)

@@ -10,7 +10,8 @@ from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.events import Dispatch, Sampled, Step
 from tracekit.recorder.vllm.opening import open_recording
-from tracekit.recorder.vllm.v1.blocks import V1Blocks, kv_groups
+from tracekit.recorder.vllm.v1.blocks import V1Blocks
+from tracekit.recorder.vllm.v1.groups import kv_groups
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.recorder.vllm.v1.weights import V1Weights
 
