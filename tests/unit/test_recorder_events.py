@@ -6,13 +6,13 @@ from typing import Any, get_args
 import pytest
 
 from tracekit.recorder.vllm import events
-from tracekit.recorder.vllm.events import Dispatch, Event, Fingerprints, Moves, Sampled, TableRow
+from tracekit.recorder.vllm.events import Dispatch, Event, Fingerprints, Moves, TableRow
 from tracekit.recorder.vllm.rows import Rows
 from tracekit.recorder.vllm.v0.rows import V0Rows
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.tables import TABLES
 
-PARTS = {Dispatch, Moves, Sampled}  # of an event, not events
+PARTS = {Dispatch, Moves}  # of an event, not events
 
 GENERATIONS: list[Rows[Any]] = [V0Rows(num_blocks=2, block_size=16), V1Rows(num_blocks=2)]
 

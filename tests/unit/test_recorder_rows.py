@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.recorder.vllm.events import Admitted, Dispatch, Finished, Named, Sampled, Step
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Finished, Named, Step
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
@@ -69,9 +69,9 @@ def step(
             logprobs=flat[:, None], sampled_token_ranks=np.ones(starts[-1], "i8"), cu_num_generated_tokens=starts
         )
     made = [Made(request_id=r, new_token_ids=t, finish_reason=None) for r, t in (accepted or sampled).items()]
-    raw = Sampled(ids, {r: i for i, r in enumerate(scheduled)}, logprobs, other)
+    row_of = {r: i for i, r in enumerate(scheduled)}
     at = Dispatch(engine_step, 10, 2, 0, 50)
-    rows.add(Step(at, output, {0: Made(outputs=made)}, 20, raw))
+    rows.add(Step(at, output, {0: Made(outputs=made)}, 20, ids, row_of, logprobs, other))
     return rows.take()
 
 
@@ -249,7 +249,7 @@ def test_alternatives_of_a_step_that_cannot_be_encoded_are_counted() -> None:
     rows.add(Admitted(1, asking))
     wide = Made(logprobs=np.zeros((4, 6), "f4"))
     scheduled = Made(num_scheduled_tokens={"none": 1, "two": 2, "unknown": 1})
-    sampled = Sampled([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide, None)
-    counted = rows.count(Step(Dispatch(3, 10, 2, 0, 50), scheduled, {}, 20, sampled))
+    sampled = ([[5], [6, 7], [8]], {"none": 0, "two": 1, "unknown": 2}, wide)
+    counted = rows.count(Step(Dispatch(3, 10, 2, 0, 50), scheduled, {}, 20, *sampled))
     # of a request that is still in the queue the batch's width is all that is known
     assert counted == {"steps": 1, "scheduled": 3, "tokens": 4, "topk": 2 * 2 + 5}

@@ -5,12 +5,15 @@ They are made on the engine's thread and read on the recorder's, by the dispatch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tracekit.recorder.vllm.fingerprint import Tensors
 
 Pairs = Sequence[tuple[int, int]]
+
+EMPTY: Mapping[str, int] = MappingProxyType({})
 
 
 class Dispatch(NamedTuple):
@@ -21,15 +24,6 @@ class Dispatch(NamedTuple):
     weight_version: int
     num_waiting: int  # requests
     num_free_blocks: int  # of the KV cache
-
-
-class Sampled(NamedTuple):
-    """What a V1 model runner gave the scheduler for a step, as it was before the scheduler worked on it."""
-
-    token_ids: Sequence[Sequence[int]]  # by row
-    row_of: dict[str, int]  # by request
-    logprobs: Any  # vLLM's LogprobsLists, or None
-    column: Any  # [rows] float32, the logprobs that we computed beside the engine's (`v1.column`), or None
 
 
 class Moves(NamedTuple):
@@ -75,8 +69,13 @@ class Step(NamedTuple):
     scheduled: Any  # V0: the metadata of each group; V1: SchedulerOutput
     outputs: Any  # V0: the sampler's output of each group; V1: EngineCoreOutputs of each client
     output_ns: int
-    sampled: Sampled | None = None  # V1
-    moves: Sequence[Moves] = ()  # V0: also of the steps before it that ran nothing
+    # V1: what the model runner gave the scheduler, as it was before the scheduler worked on it
+    token_ids: Sequence[Sequence[int]] = ()  # by row
+    row_of: Mapping[str, int] = EMPTY  # by request
+    logprobs: Any = None  # vLLM's LogprobsLists
+    column: Any = None  # [rows] float32, the logprobs that we computed beside the engine's (`v1.column`)
+    # V0: of this step and of those before it that ran nothing
+    moves: Sequence[Moves] = ()
 
 
 class Preempted(NamedTuple):

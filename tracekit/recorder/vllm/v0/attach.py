@@ -183,7 +183,8 @@ def _on_output(
     )
     recording.engine_step += 1
     moved, recording.moves = recording.moves, []
-    recording.session.append(Step(at, seq_group_metadata_list, outputs[0].outputs, time.monotonic_ns(), None, moved))
+    sampled = outputs[0].outputs
+    recording.session.append(Step(at, seq_group_metadata_list, sampled, time.monotonic_ns(), moves=moved))
 
 
 def _on_preempt(scheduler: Any, mode: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:

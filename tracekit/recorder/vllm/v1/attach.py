@@ -14,7 +14,7 @@ from typing import Any
 from tracekit.recorder.guard import failed, never_raise
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm import control
-from tracekit.recorder.vllm.events import Admitted, Finished, Named, Sampled
+from tracekit.recorder.vllm.events import Admitted, Finished, Named
 from tracekit.recorder.vllm.hooks import Hook, after, install, wrap
 from tracekit.recorder.vllm.opening import PLACE, recording_of
 from tracekit.recorder.vllm.v1 import column as v1_column
@@ -138,8 +138,7 @@ def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..
             ids = [list(row) for row in ids]
         outputs = original(self, scheduler_output, model_runner_output)
         try:
-            sampled = Sampled(ids, model_runner_output.req_id_to_index, model_runner_output.logprobs, column)
-            recording.on_output(scheduler_output, sampled, outputs)
+            recording.on_output(scheduler_output, outputs, ids, model_runner_output, column)
         except Exception as error:
             failed("update_from_output", error)
         return outputs

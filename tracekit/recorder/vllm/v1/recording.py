@@ -8,7 +8,7 @@ from typing import Any
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
-from tracekit.recorder.vllm.events import Dispatch, Sampled, Step
+from tracekit.recorder.vllm.events import Dispatch, Step
 from tracekit.recorder.vllm.opening import open_recording
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
 from tracekit.recorder.vllm.v1.groups import kv_groups
@@ -39,10 +39,19 @@ class V1Recording(V1Weights):
         )
         self.engine_step += 1
 
-    def on_output(self, scheduled: Any, sampled: Sampled, outputs: Any) -> None:
-        """Hand a finished step to the session: references only."""
+    def on_output(self, scheduled: Any, outputs: Any, token_ids: Any, output: Any, column: Any) -> None:
+        """Hand a finished step to the session: references only.
+
+        Args:
+            scheduled: vLLM's SchedulerOutput.
+            outputs: what the scheduler made of it for the clients.
+            token_ids: what was sampled, before the scheduler worked on it.
+            output: vLLM's ModelRunnerOutput.
+            column: the logprobs that came along with it (`v1.column`).
+        """
         at = self.dispatched.pop(id(scheduled), None)
-        event = Step(at, scheduled, outputs, time.monotonic_ns(), sampled)
+        now = time.monotonic_ns()
+        event = Step(at, scheduled, outputs, now, token_ids, output.req_id_to_index, output.logprobs, column)
         if at is not None:
             self.session.append(event)
         elif scheduled.total_num_scheduled_tokens:

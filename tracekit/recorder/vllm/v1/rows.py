@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.vllm.blocks import Hit
-from tracekit.recorder.vllm.events import Admitted, Dispatch, Named, Sampled, Step
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Named, Step
 from tracekit.recorder.vllm.rows import LiveRequest, Rows, topk_of
 from tracekit.recorder.vllm.snapshot import jsonable
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
@@ -55,11 +55,10 @@ class V1Rows(Rows[V1Request]):
         self._external: dict[str, str] = {}
 
     def _count_step(self, event: Step) -> dict[str, int]:
-        scheduled, sampled = event.scheduled, event.sampled
-        assert sampled is not None
-        num_tokens = sum(len(ids) for ids in sampled.token_ids)
+        scheduled = event.scheduled
+        num_tokens = sum(len(ids) for ids in event.token_ids)
         rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": num_tokens}
-        more = {"topk": self._count_topk(scheduled, sampled), "cache": self._blocks.count(scheduled)}
+        more = {"topk": self._count_topk(event), "cache": self._blocks.count(scheduled)}
         return {**rows, **{table: count for table, count in more.items() if count}}
 
     def _add_name(self, event: Named) -> None:
@@ -94,9 +93,8 @@ class V1Rows(Rows[V1Request]):
         self._blocks.begin(request_id)
 
     def _add_step(self, event: Step) -> None:
-        at, scheduled, sampled = event.at, event.scheduled, event.sampled
-        assert at is not None and sampled is not None
-        ids, row_of, *_ = sampled
+        at, scheduled, ids, row_of = event.at, event.scheduled, event.token_ids, event.row_of
+        assert at is not None  # else the recording counts it as lost
         made = [output for client in event.outputs.values() for output in client.outputs]
         rows = {r: row_of[r] for r in scheduled.num_scheduled_tokens if r in row_of} if ids else {}
         rows = {r: row for r, row in rows.items() if ids[row]}  # a chunk of a prompt samples nothing
@@ -106,7 +104,7 @@ class V1Rows(Rows[V1Request]):
         self._append_step(at, event.output_ns, num_requests, num_tokens, usage)
         self._add_hits(at.engine_step, hits)
         self._add_scheduled(at.engine_step, scheduled, rows)
-        self._add_tokens(at, sampled, rows, {o.request_id: len(o.new_token_ids) for o in made})
+        self._add_tokens(at, event, rows, {o.request_id: len(o.new_token_ids) for o in made})
         for output in made:
             if output.finish_reason is not None:
                 self._finish(output.request_id, str(output.finish_reason), at.engine_step, event.output_ns)
@@ -114,8 +112,8 @@ class V1Rows(Rows[V1Request]):
     # The two below run for every sequence of every step and hold the interpreter while they do: columns are made by
     # comprehensions, not row by row.
 
-    def _add_tokens(self, at: Dispatch, sampled: Sampled, rows: dict[str, int], num_accepted: dict[str, int]) -> None:
-        raw_ids, _, logprobs, other = sampled
+    def _add_tokens(self, at: Dispatch, event: Step, rows: dict[str, int], num_accepted: dict[str, int]) -> None:
+        raw_ids, logprobs, other = event.token_ids, event.logprobs, event.column
         found = [(self._find(r, "tokens", len(raw_ids[row])), row, num_accepted.get(r, 0)) for r, row in rows.items()]
         picked = [(q, row, raw_ids[row], n) for q, row, n in found if q is not None]
         columns = self._columns("tokens")
@@ -178,15 +176,15 @@ class V1Rows(Rows[V1Request]):
             columns["token_id"] += logprobs.logprob_token_ids[at, 1 : k + 1].ravel().tolist()
             columns["logprob"] += logprobs.logprobs[at, 1 : k + 1].ravel().tolist()
 
-    def _count_topk(self, scheduled: Any, sampled: Sampled) -> int:
+    def _count_topk(self, event: Step) -> int:
         """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
-        raw_ids, row_of, logprobs, _ = sampled
+        raw_ids, logprobs = event.token_ids, event.logprobs
         if logprobs is None or not raw_ids:
             return 0
         width = logprobs.logprobs.shape[1] - 1
         total = 0
-        for request_id in scheduled.num_scheduled_tokens if width else ():
-            row = row_of.get(request_id)
+        for request_id in event.scheduled.num_scheduled_tokens if width else ():
+            row = event.row_of.get(request_id)
             request = self._live.get(request_id) or self._finished.get(request_id)
             if row is not None:
                 total += len(raw_ids[row]) * (width if request is None else request.num_topk)
