@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint proto bench clean
+.PHONY: help demo test lint docs proto bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,12 +20,15 @@ demo: $(VENV)/.installed  ## Record a real vLLM engine twice, replay both, tell 
 	$(BIN)/tracekit demo
 
 test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip where there is none).
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=15
 
 lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed  ## Make docs/trace-format.md from tracekit/tables.py.
+	$(BIN)/python scripts/gen_trace_format.py
 
 proto: $(VENV)/.installed  ## Regenerate the wire messages from proto/.
 	$(BIN)/python scripts/gen_proto.py
