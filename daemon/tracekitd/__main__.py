@@ -1,5 +1,7 @@
 """`python -m tracekitd`: the sidecar that writes what recorders send."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path

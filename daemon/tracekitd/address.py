@@ -1,5 +1,7 @@
 """The daemon's unix socket: a private folder, a lock that outlives nothing, no second daemon on a live path."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import os

@@ -1,5 +1,7 @@
 """The engines that this daemon has heard of, and how far each of them has got."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field

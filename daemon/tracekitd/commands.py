@@ -1,5 +1,7 @@
 """What engines are told to do: each command waits until its engine has answered, and the answer is on the disk."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import uuid

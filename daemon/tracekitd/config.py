@@ -1,5 +1,7 @@
 """What a daemon is told at its start."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -66,8 +66,8 @@ def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
 
 
 def _tell(report: SealReport) -> None:
-    rows = ", ".join(f"{count} {table}" for table, count in report.rows.items() if count and table != "losses")
-    print(f"tracekitd: {rows or 'no rows'} from {report.engines} engines: {report.path}", file=sys.stderr)
+    rows = ", ".join(f"{table} {count:,}" for table, count in report.rows.items() if count and table != "losses")
+    print(f"tracekitd: sealed {report.path}, rows: {rows or 'none'}", file=sys.stderr)
     for loss in report.losses:
         print(f"tracekitd: lost: {loss}", file=sys.stderr)
     sys.stderr.flush()

@@ -1,5 +1,7 @@
 """The only thread that touches the spool: appends in order, and syncs for many batches at once."""
 
+from __future__ import annotations
+
 import queue
 import sys
 import threading

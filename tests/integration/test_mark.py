@@ -17,7 +17,7 @@ from tracekit.rpc.client import ControlClient
 from tracekit.trace.reader import open_trace
 
 CLOSE_SECS = 60.0
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "attaching.md"
 
 
 def connected(daemon, number: int) -> LabelledEngine:
@@ -67,9 +67,9 @@ def test_two_engines_are_labelled_on_the_disk(daemon, tmp_path, monkeypatch):
     assert open_trace(daemon.out).complete
 
 
-def test_the_lines_of_the_readme_label(daemon):
+def test_the_lines_of_the_docs_label(daemon):
     engine = connected(daemon, 0)
-    (lines,) = re.findall(r"```py\n(.*?)```", README.read_text(), re.DOTALL)
+    (lines,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
     exec(lines.replace("unix:/run/user/1000/tracekit/d.sock", daemon.address))
     engine.session.close(CLOSE_SECS)
     assert daemon.stop() == 0
