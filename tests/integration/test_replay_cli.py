@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.types import Sequence
 
+SCHEMA = Path(__file__).parents[2] / "docs/result.schema.json"
 NUM_REQUESTS, NUM_TOKENS, NUM_PROMPT = 8, 16, 5
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 
@@ -110,6 +112,7 @@ def test_raw_values_for_a_processing_trainer_are_a_semantic_mismatch(tmp_path, r
     facts = json.loads(out)
     verdict = facts["verdict"]
     assert code == facts["exit_code"] == 4
+    jsonschema.validate(facts, json.loads(SCHEMA.read_text(encoding="utf-8")))
     assert verdict["layer"] == "semantic"
     assert verdict["semantic"]["kind"] == "raw"
     assert verdict["since"]["output_index"] <= 2

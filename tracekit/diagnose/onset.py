@@ -43,6 +43,11 @@ class RolloutOnsets:
     """The onsets of one rollout; None where there is none.
 
     Attributes:
+        engine: its number in the trace.
+        request: its number within the engine.
+        request_id: what the engine called it.
+        num_tokens: tokens that were scored.
+        num_beyond_noise: of these, tokens beyond noise.
         first_not_bit_equal: first token whose replayed value differs as float32.
         first_other_choice: first token that is the most likely one on one side only: the engine ranked it first and it
             is not the scorer's argmax, or the other way round. Noise does that, too, where two tokens are as likely.
