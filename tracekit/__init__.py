@@ -20,15 +20,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tracekit.errors import (
+    ChecksumError,
     DaemonError,
+    DamagedFooterError,
     EngineEnvError,
     MetricsError,
     ModelError,
     NoSuchEngineError,
+    NotAMetricError,
+    NotArrowError,
     NotATraceError,
     NoteError,
     NotMarkedError,
     OutputError,
+    OutputExistsError,
     ProtocolMismatchError,
     ReplayRefused,
     SchemaTooNewError,
@@ -36,6 +41,7 @@ from tracekit.errors import (
     TraceError,
     TracekitError,
     TraceTruncatedError,
+    UnreadableTraceError,
     UsageError,
 )
 
@@ -48,16 +54,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChecksumError",
     "ControlClient",
     "DaemonError",
+    "DamagedFooterError",
     "EngineEnvError",
     "MetricsError",
     "ModelError",
     "NoSuchEngineError",
+    "NotAMetricError",
     "NotATraceError",
+    "NotArrowError",
     "NotMarkedError",
     "NoteError",
     "OutputError",
+    "OutputExistsError",
     "ProtocolMismatchError",
     "ReplayRefused",
     "SchemaTooNewError",
@@ -65,6 +76,7 @@ __all__ = [
     "TraceError",
     "TraceTruncatedError",
     "TracekitError",
+    "UnreadableTraceError",
     "UsageError",
     "__version__",
     "open_trace",
