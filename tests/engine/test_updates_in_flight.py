@@ -67,6 +67,7 @@ def test_it_is_what_the_client_received_from_two_engines_of_one_process_and_one_
     assert pids[0] == pids[1] and len(pids) == (3 if engine == "v1" else 2) and len({*pids[1:]}) == len(pids) - 1
     asynchronous = [json.loads(e["config"])["vllm"]["scheduler_config"]["async_scheduling"] for e in trace.engines()]
     assert asynchronous == [False, True, True][: len(pids)]
+    assert all(isinstance(json.loads(e["config"])["generation_config"], dict) for e in trace.engines())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,3 +219,19 @@ def test_a_pause_that_clears_the_cache_deletes_a_token_in_v1_and_the_trace_says_
             after = next(t for t in tokens if t["engine_step"] > token["engine_step"])
             assert after["flags"] == ACCEPTED and after["position"] == token["position"]
             assert f"request {token['request']} at position {token['position']}" in deleted[number]
+
+
+def test_an_update_with_a_reset_is_no_risk_and_one_without_is(recorded: Any) -> None:
+    engine, folder, trace, _ = recorded
+    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
+    says = {one["where"]: one["detail"] for one in fired if one["id"] == "prefix-caching-with-weight-updates"}
+    assert set(says) == {"engine 0", "engine 1"}
+    assert all(detail.startswith("no reset of the cache with 4 of 4 weight changes") for detail in says.values())
+    if engine != "v1":
+        return
+    updates = of_engine(trace, "weights", PAUSED)
+    assert len(updates) == 2 and all(row["num_changed"] for row in updates)
+    resets = [c for c in of_engine(trace, "control", PAUSED) if c["name"] == "reset_prefix_cache"]
+    assert {u["engine_step"] for u in updates} <= {c["engine_step"] for c in resets if c["answer"] == "true"}
+    (deletes,) = (one for one in fired if one["id"] == "pause-keep-deletes-a-token")
+    assert deletes["where"] == f"engine {PAUSED}" and deletes["detail"].startswith("running rollouts: 2, before")

@@ -195,6 +195,26 @@ def test_a_trainers_folder_that_describes_the_same_model(tmp_path: Path, engine:
     assert not [rule for rule in found if rule.startswith("trainer-config")]
 
 
+def test_a_v0_engine_does_not_read_what_transformers_5_wrote(tmp_path: Path) -> None:
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    folder = model_folder(tmp_path / "trainer", {"model_type": "llama", **rope})
+    rows = tables({}, hf={"model_type": "llama", "rope_theta": 10000.0, "rope_scaling": None, **rope})
+    assert "trainer-config-differs" not in recorded(tmp_path, rows, folder)
+    rows["engines"]["kind"] = ["v0"]
+    found = recorded(tmp_path, rows, folder)
+    assert found["trainer-config-differs"] == "rope_theta 10000.0 in the engine, 500000.0 in the folder"
+
+
+def test_two_thetas_have_two_names_each(tmp_path: Path) -> None:
+    whole, local = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
+    folder = model_folder(tmp_path / "trainer", {"rope_theta": 1e6, "rope_local_base_freq": 1e4})
+    late = {"rope_parameters": {"full_attention": whole, "sliding_attention": local}}
+    assert not [r for r in recorded(tmp_path, tables({}, hf=late), folder) if r.startswith("trainer-config")]
+    late["rope_parameters"]["sliding_attention"]["rope_theta"] = 5e3
+    found = recorded(tmp_path, tables({}, hf=late), folder)
+    assert found["trainer-config-differs"] == "rope_local_base_freq 5000.0 in the engine, 10000.0 in the folder"
+
+
 def test_a_soft_cap_that_only_one_side_names(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "trainer")
     found = recorded(tmp_path, tables({}, hf={**LLAMA, "final_logit_softcapping": 30.0}), folder)

@@ -2,13 +2,14 @@
 
 updates.py MODEL FOLDER in-process|pause: writes FOLDER/view.jsonl as `tracekit.jobs.rollout` does, and
 FOLDER/truth.json, what the job itself saw of each forward and of each output of its two engines in this process.
-`pause` adds AsyncLLM's pause, in an engine process.
+`pause` adds AsyncLLM's pause, in an engine process, and updates with a reset after each.
 """
 
 import asyncio
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from vllm import AsyncEngineArgs, EngineArgs, LLMEngine, SamplingParams
@@ -18,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 sys.path.insert(0, str(Path(__file__).parent))
 import async_cpu
 from kv_memory import Memory
+from stale_hits import changed_copy
 
 async_cpu.allow()
 
@@ -190,6 +192,11 @@ async def paused(model):
             await engine.resume_generation()
         await asyncio.gather(*running)
         await engine.reset_prefix_cache()
+    with tempfile.TemporaryDirectory() as folder:
+        for i, path in enumerate((changed_copy(model, folder), model)):
+            await engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+            assert await engine.reset_prefix_cache()
+            await ask(engine, f"emptied-{i}", PROMPTS[0], asyncio.Event())
     # 0.18's engine process can miss the signal to end where its main thread goes idle just then, and is then killed
     await asyncio.sleep(1)
     engine.shutdown(timeout=60)  # a busy machine may take its time

@@ -83,7 +83,7 @@ def read_generation_config(model: Any, source: Any) -> dict[str, Any] | None:
     """Return what is in an engine's generation_config.json; None where its folder is not on this machine.
 
     Args:
-        model: the engine's model.
+        model: where the engine has its configuration: its model, or its setting `hf_config_path`.
         source: its setting `generation_config`.
     """
     folder = Path(str(model if source in (None, "auto", "vllm") else source))

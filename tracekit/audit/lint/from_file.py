@@ -99,7 +99,8 @@ def subject_of(arguments: Mapping[str, Any], engine: str, name: str) -> tuple[Su
         if not isinstance(settings.get(argument), dict | None):
             raise UsageError(f"{argument} is an object of names and values")
     update = _section(arguments, "weight_update", None)
-    file = read_generation_config(settings.get("model"), settings["generation_config"])
+    model = settings.get("hf_config_path") or settings.get("model")
+    file = read_generation_config(model, settings["generation_config"])
     subject = Subject(
         name,
         VERSIONS[engine],

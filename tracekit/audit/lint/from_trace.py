@@ -72,7 +72,8 @@ def _subject(rows: EngineRows, head: dict[str, Any] | None, trainer: Trainer | N
     version = version_of(str(rows.about.get("engine_version", "")))
     file = rows.config.get("generation_config")
     if not isinstance(file, dict):  # not recorded: as it is now, where the folder is on this machine
-        file = read_generation_config(rows.about.get("model"), settings["generation_config"])
+        model = settings["hf_config_path"] or rows.about.get("model")
+        file = read_generation_config(model, settings["generation_config"])
     defaults = defaults_of(settings, version, file)
     sampling = [Sampling(json.loads(text) or {}, tuple(requests), defaults) for text, requests in groups.items()]
     name = f"engine {rows.engine}"

@@ -67,10 +67,12 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     found = {**config, **(text if isinstance(text, Mapping) else {})}
     found.pop("text_config", None)
-    rope = found.get("rope_parameters")
-    if isinstance(rope, Mapping) and not any(isinstance(value, Mapping) for value in rope.values()):
-        # transformers 5 has theta and scaling in one
-        found.pop("rope_parameters")
+    rope = found.pop("rope_parameters", None)  # transformers 5 has theta and scaling in one
+    if isinstance(rope, Mapping):
+        local = rope.get("sliding_attention")
+        if isinstance(local, Mapping):
+            found["rope_local_base_freq"] = local.get("rope_theta")
+        rope = rope.get("full_attention", rope)
         found["rope_theta"] = rope.get("rope_theta", found.get("rope_theta"))
         found["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     if "rope_scaling" in found:

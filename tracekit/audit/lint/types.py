@@ -80,7 +80,10 @@ class Subject:
     def hf_config(self) -> Mapping[str, Any]:
         """The model's configuration as the engine resolved it; empty where that is not known."""
         found = self.rows.config.get("hf_config") if self.rows is not None else None
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        # V0 does not know what transformers 5 calls so, and goes by what its own transformers filled in
+        return {name: value for name, value in found.items() if name != "rope_parameters" or not self.is_v0}
 
     @property
     def num_requests(self) -> int:

@@ -9,6 +9,7 @@ from tracekit.recorder.session import Session
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.events import Dispatch, Step
+from tracekit.recorder.vllm.generation import generation_config
 from tracekit.recorder.vllm.opening import open_recording
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
 from tracekit.recorder.vllm.v1.groups import kv_groups
@@ -72,6 +73,7 @@ def open_for(scheduler: Any) -> V1Recording | None:
 
     resolved = {
         "scheduler_class": type(scheduler).__qualname__,
+        "generation_config": generation_config(config.model_config),
         "num_gpu_blocks": getattr(scheduler.kv_cache_config, "num_blocks", None),
     }
     return open_recording(
