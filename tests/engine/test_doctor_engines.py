@@ -62,7 +62,7 @@ def test_lint_names_the_hits_on_blocks_of_the_old_weights(recorded: Path) -> Non
     assert "2 of 2 blocks hold keys and values of weight version 0, sampled under 1" in found["stale-prefix-hits"]
     assert f"request {numbers['mixed']} in engine step" in found["stale-prefix-hits"]
     assert "2 of 2 blocks hold keys and values of weight version 1, sampled under 2" in found["stale-prefix-hits"]
-    assert found["raw-logprobs-with-temperature"] == "19 of 19 requests: temperature 0.7"
+    assert found["raw-logprobs-with-temperature"] == "19 of 19 requests: temperature 0.7 (the client)"
     assert {"pause-keep-recomputes", "preemptions", "one-sided-fp32-head", "in-flight-update"} <= set(found)
     assert not {"deleted-token", "pause-keep-deletes-a-token"} & set(found)
 
