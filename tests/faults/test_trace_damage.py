@@ -19,7 +19,7 @@ from tracekit.errors import (
     TraceTruncatedError,
 )
 from tracekit.tables import TABLES
-from tracekit.trace import spool as spool_module
+from tracekit.trace import hot as hot_module
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
 from tracekit.trace.segments import LOCK_NAME, Damage, HotBatch, scan, segment_paths
@@ -49,7 +49,7 @@ def sealed(tmp_path):
 
 @pytest.fixture(params=["plain", "zstd"])
 def segment(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_module, "SMALL_BYTES", (1 << 20) if request.param == "plain" else 0)
+    monkeypatch.setattr(hot_module, "SMALL_BYTES", (1 << 20) if request.param == "plain" else 0)
     return segment_paths(write_spool(tmp_path / "spool", BATCHES))[0]
 
 

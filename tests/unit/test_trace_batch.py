@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from helpers.factories import make_tables
 from tracekit.errors import TraceCorruptError
 from tracekit.tables import TABLES
-from tracekit.trace.batch import (
-    BatchMeta,
-    batch_of_structs,
-    from_metadata,
-    request_major,
-    rows_of,
-    sort_order,
-    to_metadata,
-    to_record_batch,
-    verify,
-)
+from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of, sort_order, to_record_batch
+from tracekit.trace.proof import from_metadata, to_metadata, verify
 
 WIDTHS = {"u1": (np.uint8, 0, 2**8 - 1), "u4": (np.uint32, 0, 2**32 - 1), "u8": (np.uint64, 0, 2**64 - 1)}
 WIDTHS["i8"] = (np.int64, -(2**63), 2**63 - 1)

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 from tracekit.errors import OutputError
-from tracekit.trace import seal as seal_module
+from tracekit.trace import gather as gather_module
 from tracekit.trace.batch import rows_of
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import open_trace
@@ -227,8 +227,8 @@ def test_long_prompts_make_more_batches_though_tokens_are_few(tmp_path):
 
 
 def test_tables_without_requests_are_gathered_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(seal_module, "GATHER", 3)
-    monkeypatch.setattr(seal_module, "MERGE_PAIRS", 4)
+    monkeypatch.setattr(gather_module, "GATHER", 3)
+    monkeypatch.setattr(gather_module, "MERGE_PAIRS", 4)
     batches = interleaved(count=11)
     report = write_trace(tmp_path / "t.arrow", batches, batch_rows=60)
     steps = open_trace(tmp_path / "t.arrow").table("steps").column("engine_step").to_pylist()

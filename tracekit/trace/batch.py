@@ -1,26 +1,20 @@
-"""One batch: numpy tables to an Arrow record batch and back, with the checksums that Arrow itself lacks."""
+"""One batch: numpy tables to an Arrow record batch and back."""
 
 from __future__ import annotations
 
 import functools
-import json
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import ChecksumError
 from tracekit.tables import TABLES
 from tracekit.trace.schema import arrow_schema, row_type
 
 Column: TypeAlias = Any  # numpy array (masked where nullable), or a list for str and list<u4>
 Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
-
-META_KEY = b"tracekit.batch"
-CRC_KEY = b"tracekit.crc"
 
 # Neighbours in a request resemble each other, so this order is what makes the columns small.
 REQUEST_MAJOR = {
@@ -49,7 +43,7 @@ class BatchMeta:
     last: bool = False  # the engine said goodbye
     of: int = 0  # sealed: batches in the file; 0 in a hot one
     seqs: tuple[tuple[int, int], ...] = ()  # sealed: runs of the wire's numbers that the whole trace holds
-    rows: dict[str, int] = field(default_factory=dict)  # rows by table in this batch; filled by `seal_meta`
+    rows: dict[str, int] = field(default_factory=dict)  # rows by table in this batch; filled by `to_metadata`
     crcs: dict[str, int] = field(default_factory=dict)  # checksum by table of the decoded values
 
 
@@ -111,78 +105,6 @@ def sort_order(keys: Iterable[Any]) -> np.ndarray[Any, np.dtype[np.int64]] | Non
     if not columns or (len(columns) == 1 and (columns[0][:-1] <= columns[0][1:]).all()):
         return None
     return np.argsort(columns[0], kind="stable") if len(columns) == 1 else np.lexsort(columns[::-1])
-
-
-def to_metadata(batch: pa.RecordBatch, meta: BatchMeta) -> dict[bytes, bytes]:
-    """Return the custom metadata of the batch's message: the meta with rows and checksums filled in, and its CRC."""
-    facts = asdict(meta) | {"rows": {}, "crcs": {}}
-    for name in batch.schema.names:
-        rows = rows_of(batch, name)
-        if len(rows):
-            facts["rows"][name] = len(rows)
-            facts["crcs"][name] = checksum(rows)
-    text = json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()
-    return {META_KEY: text, CRC_KEY: b"%08x" % zlib.crc32(text)}
-
-
-def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> BatchMeta:
-    """Read back what `to_metadata` wrote.
-
-    Raises:
-        ChecksumError: it is missing or its checksum does not match.
-    """
-    try:
-        text = (metadata or {})[META_KEY]
-        if int((metadata or {})[CRC_KEY], 16) == zlib.crc32(text):
-            facts = json.loads(text)
-            return BatchMeta(**(facts | {"seqs": tuple((first, last) for first, last in facts["seqs"])}))
-    except (KeyError, ValueError, TypeError):
-        pass
-    raise ChecksumError(f"the description of {where}")
-
-
-def verify(batch: pa.RecordBatch, meta: BatchMeta, where: str) -> None:
-    """Make sure that every table present in `batch` holds exactly what was written.
-
-    Raises:
-        ChecksumError: anything differs; the text names `where` and the table.
-    """
-    for name in batch.schema.names:
-        try:
-            column = batch.column(name)
-            column.validate(full=True)
-            rows = column.flatten()
-            good = len(column) == 1 and len(rows) == meta.rows.get(name, 0)
-            good = good and (len(rows) == 0 or checksum(rows) == meta.crcs.get(name))
-        except (pa.ArrowException, ValueError):
-            good = False
-        if not good:
-            raise ChecksumError(f"table {name} of {where}")
-
-
-def checksum(rows: pa.StructArray) -> int:
-    """Return the CRC-32 of the decoded values, which does not depend on how Arrow laid them out."""
-    crc = zlib.crc32(b"%d" % len(rows))
-    for index in range(rows.type.num_fields):
-        crc = _crc_of(rows.field(index), crc)
-    return crc
-
-
-def _crc_of(array: pa.Array, crc: int) -> int:
-    if array.null_count:
-        crc = zlib.crc32(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).data, crc)
-        array = array.fill_null("" if pa.types.is_string(array.type) else 0)
-    if pa.types.is_list(array.type):
-        crc = zlib.crc32(array.value_lengths().to_numpy().data, crc)
-        return zlib.crc32(array.flatten().to_numpy().data, crc)
-    if pa.types.is_string(array.type):
-        _, offsets, data = array.buffers()
-        bounds = (
-            np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4) if offsets else np.zeros(1, np.int32)
-        )
-        crc = zlib.crc32(np.diff(bounds).data, crc)
-        return zlib.crc32(data[bounds[0] : bounds[-1]], crc) if data else crc
-    return zlib.crc32(array.to_numpy().data, crc)
 
 
 def _struct_array(table: str, columns: Mapping[str, Column], engine: int) -> pa.StructArray:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import NoSuchEngineError, NotArrowError, NotATraceError, TraceError, UnreadableTraceError
+from tracekit.errors import NoSuchEngineError, NotATraceError, TraceError
 from tracekit.tables import SCHEMA_VERSION, TABLES
-from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, sort_order
+from tracekit.trace.batch import batch_of_structs, rows_of, sort_order
 from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, so_far, unreported
 from tracekit.trace.schema import row_schema
-from tracekit.trace.sealed import MAGIC, SealedFile
-from tracekit.trace.segments import LOCK_NAME, Damage, is_live, scan, segment_paths
+from tracekit.trace.segments import LOCK_NAME, segment_paths
+from tracekit.trace.sources import Source, Stored, is_file_format
 
 ORDER = {
     "engines": ("engine",),
@@ -35,15 +35,6 @@ ORDER = {
     "control": ("engine", "engine_step"),
     "losses": ("engine", "from_seq"),
 }
-
-
-class Stored(Protocol):
-    """A batch that lies on the disk, verified when it is loaded."""
-
-    @property
-    def meta(self) -> BatchMeta: ...
-
-    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch: ...
 
 
 class Trace:
@@ -158,47 +149,6 @@ class Trace:
         return not self.all_losses()
 
 
-class Source:
-    """A sealed file, or the hot segments of one spool."""
-
-    schema_version: int = SCHEMA_VERSION
-    live: bool = False
-    is_sealed: bool = False
-
-    def __init__(self) -> None:
-        self.files: list[Path] = []
-        self.batches: list[Stored] = []
-        self.tallies: list[Tally] = []
-        self.damage: list[Damage] = []
-
-    @classmethod
-    def sealed(cls, path: Path) -> Source:
-        """Open a sealed file."""
-        source, file = cls(), SealedFile(path)
-        source.schema_version, source.is_sealed = file.schema_version, True
-        source.files = [path]
-        source.batches = list(file.batches)
-        source.tallies = [Tally.of_sealed(metas) for metas in _by_engine(batch.meta for batch in file.batches)]
-        return source
-
-    @classmethod
-    def spool(cls, folder: Path, segments: Iterable[Path]) -> Source:
-        """Read hot segments, which are scanned and verified here and now."""
-        source = cls()
-        source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
-        seen: set[tuple[str, int]] = set()
-        for path in segments:
-            source.files.append(path)
-            for found in scan(path):
-                if isinstance(found, Damage):
-                    source.damage.append(found)
-                elif (key := (found.meta.engine_id, found.meta.seq)) not in seen:
-                    seen.add(key)
-                    source.batches.append(found)
-        source.tallies = [Tally.of_hot(metas) for metas in _by_engine(batch.meta for batch in source.batches)]
-        return source
-
-
 def open_trace(path: str | os.PathLike[str]) -> Trace:
     """Open a sealed file, a spool folder, a hot segment, or a glob over files.
 
@@ -217,7 +167,7 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
             if not (found := segment_paths(item)) and not (item / LOCK_NAME).exists():
                 raise NotATraceError(f"this folder is not the spool of a trace: {item}")
             segments[item] = found
-        elif _is_file_format(item):
+        elif is_file_format(item):
             sources.append(Source.sealed(item))
         else:
             segments.setdefault(item.parent, []).append(item)
@@ -236,26 +186,6 @@ def load(stored: Stored, number: int, tables: Sequence[str] | None = None) -> pa
 def _renumbered(rows: pa.StructArray, number: int) -> pa.StructArray:
     arrays = [pa.array(np.full(len(rows), number, np.uint32)), *rows.flatten()[1:]]
     return pa.StructArray.from_arrays(arrays, fields=list(rows.type))
-
-
-def _is_file_format(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(MAGIC))
-    except OSError as error:
-        raise UnreadableTraceError(path, error) from None
-    if head and (MAGIC.startswith(head) or head.startswith(MAGIC)):
-        return True
-    if head and head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
-        return False
-    raise NotArrowError(path)
-
-
-def _by_engine(metas: Iterable[BatchMeta]) -> Iterable[list[BatchMeta]]:
-    groups: dict[str, list[BatchMeta]] = {}
-    for meta in metas:
-        groups.setdefault(meta.engine_id, []).append(meta)
-    return groups.values()
 
 
 assert ORDER.keys() == TABLES.keys()

@@ -16,7 +16,8 @@ from tracekit.errors import (
     TraceTruncatedError,
     UnreadableTraceError,
 )
-from tracekit.trace.batch import BatchMeta, from_metadata, verify
+from tracekit.trace.batch import BatchMeta
+from tracekit.trace.proof import from_metadata, verify
 from tracekit.trace.schema import arrow_schema, check_schema
 from tracekit.trace.segments import DAMAGE
 

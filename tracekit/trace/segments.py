@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from tracekit.errors import NotArrowError, TraceCorruptError, UnreadableTraceError
-from tracekit.trace.batch import BatchMeta, from_metadata, verify
+from tracekit.trace.batch import BatchMeta
+from tracekit.trace.proof import from_metadata, verify
 from tracekit.trace.schema import arrow_schema, check_schema
 
 SUFFIX = ".arrows"
