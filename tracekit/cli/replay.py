@@ -1,4 +1,6 @@
-"""``tracekit replay``: score a trace with the trainer's weights and name the first diverging token."""
+"""`tracekit replay`: score a trace with the trainer's weights and name the first diverging token."""
+
+from __future__ import annotations
 
 import click
 

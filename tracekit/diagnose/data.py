@@ -1,6 +1,6 @@
 """What the diagnosis works on: flat arrays over all scored tokens of a run, and their scores.
 
-``N`` is the number of scored tokens, in order of (engine, request, position). Every logprob is in nats.
+`N` is the number of scored tokens, in order of (engine, request, position). Every logprob is in nats.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """The noise floor of one run, measured in that run: what is no larger than this is not a finding.
 
 The rule. A scorer's own numerical noise is what changes when the same tokens are scored in another batch shape, and in
-another body precision. Measured per token in units of the token's response to logit noise (``residual.py``), it is one
+another body precision. Measured per token in units of the token's response to logit noise (`residual.py`), it is one
 number for the whole run, the logit noise eps, with one tail. Both are fitted to those self-differences: Student's t,
 scale and degrees of freedom by maximum likelihood. Two things then are not known in advance:
 
 * the engine has noise of its own, from other kernels and perhaps a head in lower precision. Its size is taken from the
   bulk of the recorded tokens (a median, which a fault in a minority of them does not move), but no less than the
-  scorer's own, and at most ``ENGINE_ALLOWANCE`` times sqrt(2) that: an engine and a scorer of equal quality differ by
+  scorer's own, and at most `ENGINE_ALLOWANCE` times sqrt(2) that: an engine and a scorer of equal quality differ by
   sqrt(2) eps (an engine with a bfloat16 head by about 1.3 times that), and one that is further off in its bulk does
   not get away with calling it noise.
 * where to draw the line. A token is beyond noise where its residual exceeds the fitted tail's quantile that lets a
   clean rollout of this run's mean length through with 99 % probability.
 
-So the line is ``sigma = scale × unit`` and ``threshold`` times sigma, both from the data of the run. The
+So the line is `sigma = scale × unit` and `threshold` times sigma, both from the data of the run. The
 self-differences of both passes are pooled, each brought to the same scale. What the line hides is told with it
-(``detectable``).
+(`detectable`).
 """
 
 from __future__ import annotations

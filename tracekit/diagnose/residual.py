@@ -43,7 +43,7 @@ class Residuals:
     def settle(self, scale: float) -> Residuals:
         """Return the residuals with a jump in place of the smooth value where that explains a token much better.
 
-        ``value`` and ``unit`` of such a token are those at the edge, but never below ``JUMP_BEYOND`` × scale.
+        `value` and `unit` of such a token are those at the edge, but never below `JUMP_BEYOND` × scale.
         """
         line = JUMP_BEYOND * scale
         with np.errstate(invalid="ignore"):
@@ -56,7 +56,7 @@ class Residuals:
 def residuals(run: Run, scores: Scores[Values], semantic: str, other: F8, *, logit_noise: float) -> Residuals:
     """Compare other logprobs with a pass, each token in its own unit.
 
-    Noise on the logits moves a logprob in two ways: smoothly, by ``gain`` to first order, and by a jump when the
+    Noise on the logits moves a logprob in two ways: smoothly, by `gain` to first order, and by a jump when the
     token at the edge of top-p, top-k or min-p changes sides. The scores tell the two values of such a jump. Where the
     edge moves, top-p holds the kept mass near top-p, so the token responds as it does before truncation: a jump's unit
     is the gain of a two-way choice, sqrt(2) (1 − p × top-p) / T, where that is the larger one. Raw has no edge.

@@ -27,7 +27,7 @@ class Hypothesis:
     Attributes:
         name: raw, processed, or "processed without …".
         log_likelihood: of the residuals recorded − predicted under Student's t with per-token units, its scale
-            and tail fitted per hypothesis, nats over ``num_tokens`` tokens.
+            and tail fitted per hypothesis, nats over `num_tokens` tokens.
         deviation: of the residuals, as logit noise (robust): compare it with the run's.
         d_abs_mean: mean |predicted − recorded|, nats.
     """

@@ -34,7 +34,7 @@ class Shifts:
 
     @property
     def sure(self) -> Mask:
-        """[R] rollouts whose evidence a clean one reaches with probability ``FALSE_ALARM`` at most."""
+        """[R] rollouts whose evidence a clean one reaches with probability `FALSE_ALARM` at most."""
         mask: Mask = self.log_e >= -np.log(FALSE_ALARM)
         return mask
 

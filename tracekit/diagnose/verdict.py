@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb, exp, lgamma, log
 
 import numpy as np
 
 from tracekit.diagnose.causes import Cause
+from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
 from tracekit.diagnose.metrics import Metrics, measure
-from tracekit.diagnose.noise import FALSE_ROLLOUTS, NoiseFloor, TokenNoise, measure_noise
+from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, find_onsets
 from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import MARGIN, NEITHER, SAME, Semantic, differ, tell_semantic
-from tracekit.diagnose.shift import log_e_of_run
 from tracekit.scores import PROCESSED, RAW
 
 CHANCE = 0.01  # share of clean runs that may be called divergent
@@ -113,30 +112,6 @@ def advantage(semantic: Semantic, expect: str) -> float:
         return 0.0
     by_name = {h.name: h.log_likelihood for h in semantic.hypotheses}
     return by_name[semantic.closest] - by_name[expect]
-
-
-def chance_of(run: Run, judged: TokenNoise) -> float:
-    """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
-
-    That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
-    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), and 1/e of the run's sustained shifts.
-    """
-    rollouts = len(run.rollouts)
-    hit = len(np.unique(run.rollout[judged.beyond]))
-    single = _binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
-    tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
-    sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
-    return min(3 * min(single, tokens, sustained), 1.0)
-
-
-def _binomial_tail(at_least: int, n: int, p: float) -> float:
-    below = sum(exp(log(comb(n, k)) + k * log(p) + (n - k) * log(1 - p)) for k in range(at_least))
-    return max(1.0 - below, 0.0)
-
-
-def _poisson_tail(at_least: int, mean: float) -> float:
-    below = sum(exp(k * log(mean) - mean - lgamma(k + 1)) for k in range(at_least)) if mean > 0 else 1.0
-    return max(1.0 - below, 0.0)
 
 
 def _metrics(run: Run, lens: str) -> Metrics:

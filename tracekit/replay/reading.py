@@ -7,35 +7,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
 
-from tracekit import tables
-from tracekit.diagnose.skipped import REASONS, Skipped, Why
+from tracekit.diagnose.skipped import Skipped, Why
 from tracekit.errors import ReplayRefused
 from tracekit.replay.rollouts import Rollout, Rollouts
+from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
 from tracekit.scoring.params import parse_params, untestable
 from tracekit.scoring.rounding import round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tracekit.trace.reader import Trace
 
-Columns = dict[str, npt.NDArray[Any]]
 Row = Mapping[str, Any]
-
-_HOW_TO_ASK = (
-    'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request, or record with '
-    "--logprobs engine"
-)
 
 
 def read_rollouts(trace: Trace) -> Rollouts:
@@ -47,14 +37,14 @@ def read_rollouts(trace: Trace) -> Rollouts:
     """
     engines = trace.engines()
     modes = _logprobs_modes(engines)
-    tokens, num_discarded = _accepted(_columns(trace.table("tokens")))
-    _check_logprobs(tokens)
+    tokens, num_discarded = accepted(columns(trace.table("tokens")))
+    check_logprobs(tokens)
     promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
     rows = {_key(r): r for r in trace.table("requests").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
     found: list[Rollout] = []
     skipped: Counter[tuple[Why, str | None]] = Counter()
-    for key, part in _requests_of(tokens):
+    for key, part in by_request(tokens):
         row = rows.get(key)
         why = _why_not(part, row, promised.get(key, 0))
         if row is None or why:
@@ -95,44 +85,6 @@ def _logprobs_modes(engines: Seq[Row]) -> tuple[str, ...]:
             "record with logprobs_mode raw_logprobs or processed_logprobs"
         )
     return modes
-
-
-def _columns(table: pa.Table) -> Columns:
-    """Columns of the token table in order of (engine, request, position); a null logprob becomes NaN, a null rank 0."""
-    names = ("engine", "request", "position", "token_id", "engine_step", "weight_version", "flags")
-    out = {name: table.column(name).to_numpy().astype(np.int64) for name in names}
-    out["rank"] = pc.fill_null(table.column("rank"), 0).to_numpy().astype(np.int64)
-    logprob = table.column("rollout_logprob")
-    out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
-    others = [pc.is_valid(table.column(name)) for name in ("raw_logprob", "processed_logprob")]
-    out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
-    out["rollout_logprob"] = np.asarray(logprob.to_numpy(), dtype=np.float64)
-    order = np.lexsort((out["position"], out["request"], out["engine"]))
-    return {name: values[order] for name, values in out.items()}
-
-
-def _accepted(tokens: Columns) -> tuple[Columns, int]:
-    """The tokens that became output, and how many did not."""
-    accepted = (tokens["flags"] & tables.ACCEPTED) != 0
-    return {name: values[accepted] for name, values in tokens.items()}, int(np.count_nonzero(~accepted))
-
-
-def _check_logprobs(tokens: Columns) -> None:
-    if not tokens["token_id"].size:
-        raise ReplayRefused("the trace holds no accepted token, so there is nothing to replay")
-    if tokens["has_logprob"].any():
-        return
-    if tokens["has_both"].any():
-        what = REASONS["not reported"].what
-        raise ReplayRefused(f"the trace holds only requests {what}, so there is nothing to compare")
-    raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
-
-
-def _requests_of(tokens: Columns) -> Iterator[tuple[tuple[int, int], Columns]]:
-    engine, request = tokens["engine"], tokens["request"]
-    starts = np.flatnonzero(np.r_[True, (np.diff(engine) != 0) | (np.diff(request) != 0)])
-    for start, end in zip(starts, np.r_[starts[1:], engine.size], strict=True):
-        yield (int(engine[start]), int(request[start])), {name: v[start:end] for name, v in tokens.items()}
 
 
 def _why_not(part: Columns, row: Row | None, num_promised: int) -> Why | None:

@@ -1,0 +1,35 @@
+"""How likely a clean run would look as bad as this one."""
+
+from __future__ import annotations
+
+from math import comb, exp, lgamma, log
+
+import numpy as np
+
+from tracekit.diagnose.data import Run
+from tracekit.diagnose.noise import FALSE_ROLLOUTS, TokenNoise
+from tracekit.diagnose.shift import log_e_of_run
+
+
+def chance_of(run: Run, judged: TokenNoise) -> float:
+    """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
+
+    That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
+    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), and 1/e of the run's sustained shifts.
+    """
+    rollouts = len(run.rollouts)
+    hit = len(np.unique(run.rollout[judged.beyond]))
+    single = _binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
+    tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
+    sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
+    return min(3 * min(single, tokens, sustained), 1.0)
+
+
+def _binomial_tail(at_least: int, n: int, p: float) -> float:
+    below = sum(exp(log(comb(n, k)) + k * log(p) + (n - k) * log(1 - p)) for k in range(at_least))
+    return max(1.0 - below, 0.0)
+
+
+def _poisson_tail(at_least: int, mean: float) -> float:
+    below = sum(exp(k * log(mean) - mean - lgamma(k + 1)) for k in range(at_least)) if mean > 0 else 1.0
+    return max(1.0 - below, 0.0)

@@ -1,0 +1,68 @@
+"""The tokens table of a trace as columns of numbers, and whether they can be compared with anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from tracekit import tables
+from tracekit.diagnose.skipped import REASONS
+from tracekit.errors import ReplayRefused
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Columns = dict[str, npt.NDArray[Any]]
+
+_HOW_TO_ASK = (
+    'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request, or record with '
+    "--logprobs engine"
+)
+
+
+def columns(table: pa.Table) -> Columns:
+    """Return the columns of the token table in order of (engine, request, position); a null logprob is NaN, rank 0."""
+    names = ("engine", "request", "position", "token_id", "engine_step", "weight_version", "flags")
+    out = {name: table.column(name).to_numpy().astype(np.int64) for name in names}
+    out["rank"] = pc.fill_null(table.column("rank"), 0).to_numpy().astype(np.int64)
+    logprob = table.column("rollout_logprob")
+    out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
+    others = [pc.is_valid(table.column(name)) for name in ("raw_logprob", "processed_logprob")]
+    out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
+    out["rollout_logprob"] = np.asarray(logprob.to_numpy(), dtype=np.float64)
+    order = np.lexsort((out["position"], out["request"], out["engine"]))
+    return {name: values[order] for name, values in out.items()}
+
+
+def accepted(tokens: Columns) -> tuple[Columns, int]:
+    """Return the tokens that became output, and how many did not."""
+    kept = (tokens["flags"] & tables.ACCEPTED) != 0
+    return {name: values[kept] for name, values in tokens.items()}, int(np.count_nonzero(~kept))
+
+
+def check_logprobs(tokens: Columns) -> None:
+    """Make sure that there is something to compare.
+
+    Raises:
+        ReplayRefused: there is no token, or none has a logprob as the engine reports it.
+    """
+    if not tokens["token_id"].size:
+        raise ReplayRefused("the trace holds no accepted token, so there is nothing to replay")
+    if tokens["has_logprob"].any():
+        return
+    if tokens["has_both"].any():
+        what = REASONS["not reported"].what
+        raise ReplayRefused(f"the trace holds only requests {what}, so there is nothing to compare")
+    raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
+
+
+def by_request(tokens: Columns) -> Iterator[tuple[tuple[int, int], Columns]]:
+    """Yield (engine, request) and the tokens of each."""
+    engine, request = tokens["engine"], tokens["request"]
+    starts = np.flatnonzero(np.r_[True, (np.diff(engine) != 0) | (np.diff(request) != 0)])
+    for start, end in zip(starts, np.r_[starts[1:], engine.size], strict=True):
+        yield (int(engine[start]), int(request[start])), {name: v[start:end] for name, v in tokens.items()}
