@@ -1,4 +1,6 @@
-"""``python -m tracekit``."""
+"""`python -m tracekit`."""
+
+from __future__ import annotations
 
 from tracekit.cli.main import main
 

@@ -120,7 +120,7 @@ class ProtocolMismatchError(DaemonError):
 
 
 class NotMarkedError(DaemonError):
-    """``marks`` holds what each engine answered, those that confirmed as well."""
+    """`marks` holds what each engine answered, those that confirmed as well."""
 
     def __init__(self, text: str, marks: Sequence[Any]) -> None:
         super().__init__(text)

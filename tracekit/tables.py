@@ -10,6 +10,8 @@ row is, and every column what it holds. `engine`, `request`, `position`, `token_
 mean the same in every table, and say more only where they differ.
 """
 
+from __future__ import annotations
+
 SCHEMA_VERSION = 2
 
 # tokens.flags

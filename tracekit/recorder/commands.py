@@ -18,7 +18,8 @@ Label = Callable[[str, str | None], tuple[int, int]]
 class Queue(Protocol):
     """The part of `tracekit.recorder.session.Session` that is needed here."""
 
-    def after_sent(self, done: Callable[[], None]) -> bool: ...
+    def after_sent(self, done: Callable[[], None]) -> bool:
+        """Call `done` behind the rows that were queued so far; False where the queue is full."""
 
 
 class Line(Protocol):
@@ -26,9 +27,11 @@ class Line(Protocol):
 
     on_command: Callable[[messages.Command], None] | None
 
-    def answer(self, result: messages.CommandResult) -> None: ...
+    def answer(self, result: messages.CommandResult) -> None:
+        """Send a result behind the rows that are there."""
 
-    def num_lost(self, table: str) -> int: ...
+    def num_lost(self, table: str) -> int:
+        """Return how many rows of a table were lost so far."""
 
 
 class Commands:
@@ -37,7 +40,7 @@ class Commands:
     Args:
         stream: gives commands and takes answers.
         session: where the rows of a command go.
-        label: appends a row of the table ``weights`` for a label.
+        label: appends a row of the table `weights` for a label.
     """
 
     def __init__(self, stream: Line, session: Queue, label: Label) -> None:

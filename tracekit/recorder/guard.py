@@ -34,7 +34,7 @@ def say_off(reason: str) -> None:
 
 
 def failed(hook: str, error: Exception) -> None:
-    """Say that a hook failed; under ``TRACEKIT_STRICT=1`` raise it instead."""
+    """Say that a hook failed; under `TRACEKIT_STRICT=1` raise it instead."""
     if os.environ.get("TRACEKIT_STRICT") == "1":
         raise error
     kind = type(error).__name__
@@ -43,7 +43,7 @@ def failed(hook: str, error: Exception) -> None:
 
 
 def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
-    """Turn any exception of a hook into one line on stderr; ``TRACEKIT_STRICT=1`` lets it through.
+    """Turn any exception of a hook into one line on stderr; `TRACEKIT_STRICT=1` lets it through.
 
     Args:
         hook: a function called on the engine's thread; its result is not used.

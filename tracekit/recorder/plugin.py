@@ -1,4 +1,4 @@
-"""The target of the ``vllm.general_plugins`` entry point: vLLM calls it once in each of its processes."""
+"""The target of the `vllm.general_plugins` entry point: vLLM calls it once in each of its processes."""
 
 from __future__ import annotations
 

@@ -30,25 +30,33 @@ class _Sent(NamedTuple):
 class Encoder(Protocol):
     """Turns events into table rows; all but `count` on the background thread only."""
 
-    def add(self, event: Any) -> None: ...
+    def add(self, event: Any) -> None:
+        """Collect the rows of an event."""
 
-    def count(self, event: Any) -> dict[str, int]: ...
+    def count(self, event: Any) -> dict[str, int]:
+        """Return the rows by table that an event stands for; on any thread."""
 
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """Return the token rows collected since the last `take`."""
 
-    def take(self) -> Tables: ...
+    def take(self) -> Tables:
+        """Return the rows collected so far as columns, and start anew."""
 
-    def take_orphans(self) -> dict[str, int]: ...
+    def take_orphans(self) -> dict[str, int]:
+        """Return the rows by table whose request is not known, since the last call."""
 
 
 class Sink(Protocol):
     """Where batches go: `tracekit.recorder.stream.Stream`, or a list in a test."""
 
-    def put(self, tables: Tables) -> None: ...
+    def put(self, tables: Tables) -> None:
+        """Send columns, or keep them until they can be sent."""
 
-    def lose(self, rows: dict[str, int], reason: str) -> None: ...
+    def lose(self, rows: dict[str, int], reason: str) -> None:
+        """Count rows as lost."""
 
-    def close(self, timeout_secs: float) -> Any: ...
+    def close(self, timeout_secs: float) -> Any:
+        """Send what is there within the time, and end."""
 
 
 def new_engine_id() -> str:
@@ -102,7 +110,7 @@ class Session:
                 lost[table] = lost.get(table, 0) + count
 
     def after_sent(self, done: Callable[[], None]) -> bool:
-        """Call ``done`` on the background thread once what was appended before is with the sink, or lost and counted.
+        """Call `done` on the background thread once what was appended before is with the sink, or lost and counted.
 
         Returns:
             False where it will not be called: the queue is full, or the session ends.
@@ -113,7 +121,7 @@ class Session:
         return True
 
     def close(self, timeout_secs: float = 5.0) -> None:
-        """Encode and deliver what is queued, within ``timeout_secs``; safe to call twice."""
+        """Encode and deliver what is queued, within `timeout_secs`; safe to call twice."""
         if not self._closed.acquire(blocking=False) or os.getpid() != self._pid:
             return
         atexit.unregister(self.close)

@@ -1,5 +1,7 @@
-"""What the recorder is told: by environment variables, or by ``key = "value"`` lines of ``tracekit.toml`` in the job's
-working directory; a variable wins."""
+"""What the recorder is told, by environment variables or by `tracekit.toml` in the job's working directory.
+
+The file has lines of the form `key = "value"`; a variable wins.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ LOGPROBS = ("client", "engine", "both")
 
 
 def daemon_address() -> str | None:
-    """``TRACEKIT_DAEMON`` or ``daemon``: where the recorder should send to, or None: then it stays dormant."""
+    """`TRACEKIT_DAEMON` or `daemon`: where the recorder should send to, or None: then it stays dormant."""
     return _setting("TRACEKIT_DAEMON", "daemon") or None
 
 
 def logprobs_option() -> str:
-    """``TRACEKIT_LOGPROBS`` or ``logprobs``: one of `LOGPROBS`; ``client`` where nothing or nonsense is said."""
+    """`TRACEKIT_LOGPROBS` or `logprobs`: one of `LOGPROBS`; `client` where nothing or nonsense is said."""
     value = _setting("TRACEKIT_LOGPROBS", "logprobs")
     return value if value in LOGPROBS else "client"
 

@@ -19,17 +19,21 @@ class ScorerLike(Protocol):
     """What the runner needs of a scorer; see `tracekit.scoring.scorer.Scorer`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the model."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Torch's name of the device."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Rows of the head."""
 
     def score(
         self, sequences: list[Sequence], *, max_batch_tokens: int, on_tokens: Callable[[int], None] | None = None
-    ) -> list[Scores[Values]]: ...
+    ) -> list[Scores[Values]]:
+        """Score sequences, in their order, `max_batch_tokens` together; `on_tokens` hears of each batch."""
 
 
 Load = Callable[[Path, str], ScorerLike]

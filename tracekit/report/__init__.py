@@ -1,0 +1,1 @@
+"""What commands print, rendered from plain values. Opens nothing."""

@@ -1,0 +1,1 @@
+"""The wire between recorders, daemon and clients, both ends."""

@@ -73,7 +73,7 @@ class ControlClient:
     def mark_weights(self, label: str, checkpoint: str | None = None, engines: Iterable[int] = ()) -> list[Mark]:
         """Say that the weights now in the engines are `label`; return once that is in the trace, on the disk.
 
-        Each engine stamps a row of the table ``weights`` with the weight version that it has at that moment, so call
+        Each engine stamps a row of the table `weights` with the weight version that it has at that moment, so call
         this between an update and the next one. What it says is the caller's claim: nothing compares it with the
         weights.
 
@@ -83,7 +83,7 @@ class ControlClient:
             engines: their numbers; none: every engine that has not ended.
 
         Raises:
-            NotMarkedError: an engine did not confirm; the text names each, ``error.marks`` holds all answers.
+            NotMarkedError: an engine did not confirm; the text names each, `error.marks` holds all answers.
             DaemonError: there is no such engine, the label is empty, or the daemon went away: then the label may be
                 in the trace or not, and may be given again.
         """

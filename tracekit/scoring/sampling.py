@@ -37,6 +37,7 @@ class Segment:
 
     @property
     def num_rows(self) -> int:
+        """Rows of the part."""
         return self.stop - self.start
 
 

@@ -1,0 +1,1 @@
+"""The Arrow file: written, sealed, read, and what is missing from it."""

@@ -12,15 +12,18 @@ _MASKS = ("logit_bias", "allowed_token_ids", "bad_words")
 
 
 def temperature(group: Sampling) -> str:
+    """Say which temperature is not 1; empty for greedy requests."""
     value = group.temperature
     return "" if group.greedy or value == 1.0 else group.say("temperature", value)
 
 
 def truncation(group: Sampling) -> str:
+    """Say what truncates; empty for greedy requests."""
     return "" if group.greedy else _named(group, ("top_p", "top_k", "min_p"))
 
 
 def penalties(group: Sampling) -> str:
+    """Say which penalties are set."""
     return _named(group, ("repetition_penalty", "presence_penalty", "frequency_penalty"))
 
 
@@ -30,6 +33,7 @@ def _named(group: Sampling, names: Iterable[str]) -> str:
 
 
 def masks(group: Sampling) -> str:
+    """Say what keeps tokens from being sampled."""
     parts = [name for name in _MASKS if group.params.get(name)]
     # it bars the tokens that end a rollout; where a record says that none does, it bars nothing
     if group.get("min_tokens", 0) > 0 and group.params.get("all_stop_token_ids") != []:

@@ -44,6 +44,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether vLLM samples greedily."""
         return self.temperature < GREEDY_BELOW
 
 
@@ -65,10 +66,12 @@ class Subject:
 
     @property
     def logprobs_mode(self) -> str:
+        """What the engine reports; empty where that is not known."""
         return str(self["logprobs_mode"] or "")
 
     @property
     def is_raw(self) -> bool:
+        """Whether the engine reports raw logprobs."""
         return self.logprobs_mode == "raw_logprobs"
 
     @property
@@ -87,6 +90,7 @@ class Subject:
 
     @property
     def num_requests(self) -> int:
+        """Requests that were recorded; 0 before a run."""
         return sum(len(group.requests) for group in self.sampling)
 
     @property

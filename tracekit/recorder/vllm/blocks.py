@@ -37,11 +37,11 @@ class Provenance:
         return found[:2] if found is not None and found[2] >= num_tokens else None
 
     def write(self, table: Sequence[int], block_size: int, start: int, end: int, version: int, sure: int = -1) -> None:
-        """Note that a step computes the tokens from ``start`` to ``end`` of a request.
+        """Note that a step computes the tokens from `start` to `end` of a request.
 
         Args:
             table: physical blocks of the request, in order.
-            sure: blocks that begin here or later are computed from their begin; ``start`` where it is not told.
+            sure: blocks that begin here or later are computed from their begin; `start` where it is not told.
 
         Raises:
             IndexError: the table is too short for these tokens.
@@ -83,7 +83,7 @@ class Provenance:
 
 
 def parts(num_computed: int, block_size: int) -> list[int]:
-    """Tokens in each block that a hit of ``num_computed`` tokens covers.
+    """Tokens in each block that a hit of `num_computed` tokens covers.
 
     Example:
         parts(40, 16) -> [16, 16, 8]

@@ -19,7 +19,7 @@ _of_model: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 def noted(
     recording: Any, note: Callable[..., None], original: Callable[..., Any], owner: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call ``original(owner, ...)``, then ``note(recording, begin_ns, ...)``; without a recording only the first.
+    """Call `original(owner, ...)`, then `note(recording, begin_ns, ...)`; without a recording only the first.
 
     Also where it raised: some of the weights may have changed.
     """
@@ -32,7 +32,7 @@ def noted(
 
 
 def watch_loads(recording: Any, model: Any) -> None:
-    """Note every ``load_weights`` of a model in this process from now on; what loaded it first is not counted."""
+    """Note every `load_weights` of a model in this process from now on; what loaded it first is not counted."""
     _of_model[model] = recording
     for owner in type(model).__mro__:
         if "load_weights" in vars(owner):

@@ -21,7 +21,7 @@ class Recording(Protocol):
 
 
 def recorded(of: Callable[[Any], Recording | None]) -> Callable[..., Any]:
-    """Return what goes around a control method (see ``hooks.wrap``): it calls it and records arguments and answer.
+    """Return what goes around a control method (see `hooks.wrap`): it calls it and records arguments and answer.
 
     Args:
         of: finds the recording of the object the method belongs to.

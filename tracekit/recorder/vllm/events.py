@@ -35,7 +35,7 @@ class Moves(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """A row that is complete: of the tables ``engines``, ``workers``, ``weights`` and ``control``."""
+    """A row that is complete: of the tables `engines`, `workers`, `weights` and `control`."""
 
     table: str
     row: dict[str, Any]

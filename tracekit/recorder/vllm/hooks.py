@@ -33,12 +33,12 @@ class Hook:
 
 
 def install(owner: Any, name: str, make: Callable[[Method, Hook], Method], purpose: object = None) -> None:
-    """Replace ``owner.name`` by ``make(original, hook)``, once for each purpose.
+    """Replace `owner.name` by `make(original, hook)`, once for each purpose.
 
     Args:
         owner: a class or a module.
         name: a function or a property of it; of a property, the getter is replaced.
-        make: returns what is called instead; it must do nothing of its own while ``hook.active`` is False.
+        make: returns what is called instead; it must do nothing of its own while `hook.active` is False.
         purpose: sets apart wraps of one method.
 
     Raises:
@@ -60,7 +60,7 @@ def install(owner: Any, name: str, make: Callable[[Method, Hook], Method], purpo
 
 
 def wrap(owner: Any, name: str, around: Method, purpose: object = None) -> None:
-    """Replace ``owner.name`` by ``around(original, *args, **kwargs)``, once for each purpose."""
+    """Replace `owner.name` by `around(original, *args, **kwargs)`, once for each purpose."""
 
     def make(original: Method, hook: Hook) -> Method:
         def method(*args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ def wrap(owner: Any, name: str, around: Method, purpose: object = None) -> None:
 
 
 def after(owner: type, name: str, hook: Callable[..., None]) -> None:
-    """Call ``hook(self, result, *args, **kwargs)`` after ``owner.name``; whatever the hook raises stays with us."""
+    """Call `hook(self, result, *args, **kwargs)` after `owner.name`; whatever the hook raises stays with us."""
 
     def make(original: Method, installed: Hook) -> Method:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ SECRET = ("api_key", "hf_token", "password", "secret", "ssl_")
 
 
 def jsonable(value: Any, depth: int = 0) -> Any:
-    """Return ``value`` as JSON types: dataclasses and structs by field, enums by name, the rest by a short repr."""
+    """Return `value` as JSON types: dataclasses and structs by field, enums by name, the rest by a short repr."""
     if isinstance(value, enum.Enum):
         return value.name
     if value is None or isinstance(value, bool | int | float):
@@ -52,7 +52,7 @@ def _fields(fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 
 
 def vllm_environment() -> dict[str, str]:
-    """The ``VLLM_*`` variables of this process, without keys and tokens."""
+    """The `VLLM_*` variables of this process, without keys and tokens."""
     return {k: v for k, v in os.environ.items() if k.startswith("VLLM_") and not k.endswith(("KEY", "TOKEN"))}
 
 
@@ -67,5 +67,5 @@ def vllm_version() -> str:
 
 
 def dumps(value: Any) -> str:
-    """``jsonable(value)`` as compact JSON text; NaN and infinities stay as Python's json writes them."""
+    """`jsonable(value)` as compact JSON text; NaN and infinities stay as Python's json writes them."""
     return json.dumps(jsonable(value), separators=(",", ":"))

@@ -31,7 +31,7 @@ def attach(worker_base: type) -> None:
 
 
 def describe(worker: Any) -> dict[str, Any]:
-    """Return ``rank``, ``pid`` and ``config`` (JSON) of a worker, or ``error``."""
+    """Return `rank`, `pid` and `config` (JSON) of a worker, or `error`."""
     try:
         return {"rank": rank_of(worker), "pid": os.getpid(), "config": dumps(_config(worker))}
     except Exception as error:
@@ -39,7 +39,7 @@ def describe(worker: Any) -> dict[str, Any]:
 
 
 def fingerprint(worker: Any) -> dict[str, Any]:
-    """Return ``rank`` and ``tensors`` (see `fingerprints`) of a worker, or ``error``."""
+    """Return `rank` and `tensors` (see `fingerprints`) of a worker, or `error`."""
     try:
         if getattr(worker, "_tracekit_asleep", False):
             return {"error": "the weights are asleep"}

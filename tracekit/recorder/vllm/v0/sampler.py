@@ -18,13 +18,13 @@ Score = tuple[float, float | None]  # processed and raw, of one sampled token
 
 
 class Scored(list[Any]):
-    """The outputs of a step, one a group; ``scores`` has a `Score` for each that sampled and None for the others."""
+    """The outputs of a step, one a group; `scores` has a `Score` for each that sampled and None for the others."""
 
     scores: list[Score | None]
 
 
 def attach(option: str) -> None:
-    """Wrap the sampler once per process; ``option`` is ``engine`` or ``both``."""
+    """Wrap the sampler once per process; `option` is `engine` or `both`."""
     from vllm.model_executor.layers import sampler
 
     if not hasattr(sampler, "get_logprobs") or "forward" not in vars(getattr(sampler, "Sampler", object)):

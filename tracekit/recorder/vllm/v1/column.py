@@ -47,7 +47,7 @@ def take(output: Any) -> Any:
 
 
 def taken_before(original: Callable[..., Any], self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-    """Go around the ``update_from_output`` of a class that overrides vLLM's: it must not see the column either."""
+    """Go around the `update_from_output` of a class that overrides vLLM's: it must not see the column either."""
     try:
         take(model_runner_output)
     except Exception as error:

@@ -159,7 +159,7 @@ class V1Rows(Rows[V1Request]):
         Args:
             requests: of each token [N].
             positions: of each token [N].
-            index: its row in ``logprobs`` [N].
+            index: its row in `logprobs` [N].
         """
         asked = np.array([q.num_topk for q in requests])
         if not asked.any():

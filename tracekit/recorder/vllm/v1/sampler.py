@@ -1,6 +1,6 @@
 """Logprobs that nobody asked for, from V1's model runner 1: class-level wraps of its sampler, in the worker's process.
 
-A batch with ``max_num_logprobs`` of 0 has every row's sampled token reported, and the scheduler hands a request only
+A batch with `max_num_logprobs` of 0 has every row's sampled token reported, and the scheduler hands a request only
 what it asked for (vllm/v1/worker/gpu_input_batch.py, vllm/v1/core/sched/scheduler.py). Raw and processed: the engine
 reports one of them, we compute the other from the tensors that its sampler works on (vllm/v1/sample/sampler.py) and
 send it along (`v1.column`).
@@ -36,7 +36,7 @@ def missing_features() -> str:
 
 
 def attach(option: str) -> None:
-    """Wrap batch and sampler once per process; ``option`` is ``engine`` or ``both``."""
+    """Wrap batch and sampler once per process; `option` is `engine` or `both`."""
     missing = missing_features()
     if missing:
         say_unasked(f"this vLLM lacks {missing}")

@@ -1,6 +1,6 @@
 """The same as `v1.sampler` from V1's model runner 2, which 0.32 takes where Triton works: written against its source.
 
-``SamplingStates.max_num_logprobs`` of -1 means that nobody in the batch asked; `Sampler.__call__` scores the sampled
+`SamplingStates.max_num_logprobs` of -1 means that nobody in the batch asked; `Sampler.__call__` scores the sampled
 tokens from the model's logits or from those that `Sampler.sample` returns (vllm/v1/worker/gpu/sample/).
 """
 
@@ -46,7 +46,7 @@ def missing_features() -> str:
 
 
 def attach(option: str) -> None:
-    """Wrap states and sampler once per process, where they are; ``option`` is ``engine`` or ``both``."""
+    """Wrap states and sampler once per process, where they are; `option` is `engine` or `both`."""
     if not is_there():
         return
     from vllm.v1.worker.gpu.sample.sampler import Sampler
