@@ -1,6 +1,7 @@
 """README.md and docs/ are true: snippets run, commands and options exist where they are named, links lead somewhere."""
 
 import importlib
+import json
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from helpers.pages import PAGES, ROOT
 from scripts import gen_trace_format
 from tracekit.audit.lint.from_file import read_arguments, subject_of
 from tracekit.cli.main import COMMANDS, GROUPS
+from tracekit.report.demo import table
 
 README = (ROOT / "README.md").read_text()
 
@@ -90,8 +92,13 @@ def test_files_that_docs_name_exist() -> None:
     assert not [line for page in PAGES for line in pages.missing_files(page.read_text())]
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short_and_shows_the_demo_of_a_real_run() -> None:
     assert len(README.splitlines()) <= 150
+    shown = README.partition("<!-- demo:")[2].partition("<!-- /demo -->")[0]
+    (block,) = pages.blocks(shown.partition("\n")[2], "")
+    facts = json.loads((ROOT / "docs" / "demo.json").read_text())
+    assert block == "".join(f"{line}\n" for line in table(facts))
+    assert README[: README.index("<!-- /demo -->")].count("\n") < 30  # the first screen
 
 
 def test_the_page_of_the_trace_format_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:

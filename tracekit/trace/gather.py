@@ -23,6 +23,7 @@ class Rows:
         self._fresh: list[pa.StructArray] = []
 
     def add(self, rows: pa.StructArray) -> None:
+        """Gather more rows."""
         if len(rows):
             self._fresh.append(rows)
         if len(self._fresh) >= GATHER:
@@ -30,6 +31,7 @@ class Rows:
             self._fresh = []
 
     def take(self) -> list[pa.StructArray]:
+        """Return what was gathered, in order."""
         return self._done + self._fresh
 
 
@@ -42,6 +44,7 @@ class Weights:
         self._num_fresh = 0
 
     def add(self, requests: Array, weight: Array | int = 1) -> None:
+        """Add `weight` to each request, once for every time it is named."""
         if not len(requests):
             return
         found, index = np.unique(requests, return_inverse=True)

@@ -50,6 +50,7 @@ class HotSegment:
 
     @classmethod
     def create(cls, path: Path) -> HotSegment:
+        """Make a new file that holds the schema; an OSError leaves none."""
         capture = _Capture()
         codec = pa.Codec("zstd", HOT_LEVEL)
         compressed, plain = (
@@ -69,12 +70,14 @@ class HotSegment:
         return segment
 
     def encode(self, batch: pa.RecordBatch, metadata: dict[bytes, bytes]) -> bytes:
+        """Return a batch as the bytes of its Arrow message; small ones are not compressed."""
         writer = self.plain if batch.nbytes < SMALL_BYTES else self.compressed
         writer.write_batch(batch, custom_metadata=metadata)
         # Arrow writes the schema together with the first batch; `create` has written it already
         return self.capture.take().removeprefix(arrow_schema().serialize().to_pybytes())
 
     def write(self, message: bytes) -> None:
+        """Append bytes, all or none; an OSError leaves the file as it was."""
         done = 0
         try:
             while done < len(message):  # a second turn only where the disk took less than all of it
@@ -94,4 +97,5 @@ class HotSegment:
                 pass
 
     def close(self) -> None:
+        """Close the file; nothing is written."""
         os.close(self.fd)

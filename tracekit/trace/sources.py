@@ -20,9 +20,11 @@ class Stored(Protocol):
     """A batch that lies on the disk, verified when it is loaded."""
 
     @property
-    def meta(self) -> BatchMeta: ...
+    def meta(self) -> BatchMeta:
+        """What the batch says of itself."""
 
-    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch: ...
+    def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Read and verify the tables named, or all."""
 
 
 class Source:
