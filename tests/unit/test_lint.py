@@ -52,6 +52,7 @@ BEFORE_A_RUN = {
     "generation-config-sampling": {"generation_config": "auto", "sampling": {"repetition_penalty": 1.1}},
     "engine-sampling-defaults": {"override_generation_config": {"top_k": 20}},
     "overridden-config": {"hf_overrides": {"rope_theta": 1000000.0}},
+    "random-weights": {"load_format": "dummy"},
     "prefix-caching-with-weight-updates": {"enable_prefix_caching": True, "weight_update": UPDATE},
     "pause-keep-deletes-a-token": {"async_scheduling": True, "weight_update": {"mode": "keep"}},
     "pause-keep-recomputes": {"weight_update": {"mode": "keep", "clear_cache": True}},
@@ -171,6 +172,15 @@ def test_speculation_that_drafted_nothing_changed_nothing(tmp_path):
     (tmp_path / "drafts").mkdir()
     found = recorded(tmp_path / "drafts", tables)
     assert found["speculative-decoding"] == "speculative_config is set, drafted tokens: 3"
+
+
+def test_a_v0_engine_has_graphs_and_no_compiler(tmp_path):
+    tables = make_tables(2, 8)
+    tables["engines"] = make_engine(kind="v0", config=config(model_config={"enforce_eager": False}))
+    assert recorded(tmp_path, tables)["compiled"] == "CUDA graphs"
+    tables["engines"] = make_engine(kind="v0", config=config(model_config={"enforce_eager": True}))
+    (tmp_path / "eager").mkdir()
+    assert "compiled" not in recorded(tmp_path / "eager", tables)
 
 
 def worker(**head):

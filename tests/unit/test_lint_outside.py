@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from helpers.factories import make_engine, make_tables, write_trace
+from helpers.factories import make_engine, make_tables, make_weights, write_trace
 from tracekit.audit.lint.from_file import subject_of
 from tracekit.audit.lint.from_trace import subjects_of
 from tracekit.audit.lint.run import lint
@@ -154,6 +154,19 @@ def test_overrides_that_the_trainer_has_as_well_are_no_risk(tmp_path: Path) -> N
     found = recorded(tmp_path, rows, model_folder(tmp_path / "other"))
     assert found["trainer-config-differs"] == "rope_theta 1000000.0 in the engine, 100000.0 in the folder"
     assert "overridden-config" in found
+
+
+@pytest.mark.parametrize("name", ["dummy", "DUMMY"])  # V0 writes it so
+def test_random_weights_are_no_risk_once_others_were_loaded(tmp_path: Path, name: str) -> None:
+    rows = tables({})
+    rows["engines"]["config"] = [json.dumps({"vllm": {"load_config": {"load_format": name}}})]
+    says = "load_format is 'dummy', tokens sampled before anything was loaded: 24"
+    assert recorded(tmp_path, rows)["random-weights"] == says
+    for table in ("tokens", "steps"):
+        rows[table]["weight_version"][:] = 1
+    rows["weights"] = make_weights(0)
+    assert "random-weights" not in recorded(tmp_path, rows)
+    assert "random-weights" not in before_a_run(load_format="dummy", weight_update={"mode": "abort"})
 
 
 DIFFERENT = {

@@ -33,6 +33,7 @@ KNOWN = {
     "hf_config_path",
     "hf_overrides",
     "kv_transfer_config",
+    "load_format",
     "logits_processors",
     "model",
     "override_generation_config",

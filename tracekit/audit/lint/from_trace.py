@@ -33,6 +33,7 @@ _PLACES = {
     "speculative_config": ("speculative_config",),
     "kv_transfer_config": ("kv_transfer_config",),
     "weight_transfer_config": ("weight_transfer_config",),
+    "load_format": ("load_config", "load_format"),
     "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
     "is_moe": ("parallel_config", "is_moe_model"),
     "compilation_mode": ("compilation_config", "mode"),

@@ -52,6 +52,15 @@ def _overridden(subject: Subject) -> str | None:
     return ", ".join(parts) or None
 
 
+def _random(subject: Subject) -> str | None:
+    if str(subject["load_format"] or "").lower() != "dummy":
+        return None
+    if subject.rows is None:
+        return None if subject.updates_weights else "load_format is 'dummy', and no weights are to be loaded"
+    count = int((subject.rows.accepted["weight_version"] == 0).sum())
+    return f"load_format is 'dummy', tokens sampled before anything was loaded: {count}" if count else None
+
+
 def _differs(subject: Subject) -> str | None:
     if subject.trainer is None:
         return None
@@ -104,6 +113,14 @@ RULES = (
         "hf_overrides={}, or the same values in the trainer's config.json (compare with --trainer-config)",
         "vLLM 0.18.1, config/model.py, hf_overrides",
         _overridden,
+    ),
+    Rule(
+        "random-weights",
+        BREAKS,
+        "The engine filled its weights with random numbers, which no trainer has.",
+        'load_format="auto", or load the weights before the first request',
+        "vLLM 0.18.1, model_executor/model_loader/dummy_loader.py",
+        _random,
     ),
     Rule(
         "trainer-config-differs",

@@ -119,7 +119,7 @@ RULES = (
     Rule(
         "preemptions",
         NOTE,
-        "A preempted request's generated tokens are computed again as a prompt, with the weights of that time.",
+        "A preempted request's tokens are computed again as a prompt, with the weights of that time, unless V0 swaps.",
         "fewer max_num_seqs, or more memory for the KV cache",
         "https://github.com/vllm-project/vllm/pull/29071",
         _preempted,
