@@ -46,9 +46,16 @@ class Sidecar:
 
     def __enter__(self) -> Sidecar:
         began_before = self.spool.exists()
+        asked: list[int] = []
         try:
-            self._process = self._start()
+            with answered_by(asked.append):  # not in the middle of a start: there is something to end then
+                self._process = self._start()
+            if asked:
+                signal.raise_signal(asked[0])
         except BaseException:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
             for folder in [self._folder] if began_before else [self._folder, self.spool]:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -119,7 +126,7 @@ class Sidecar:
                         raise DaemonError("tracekitd did not start, see above") from None
                     if time.monotonic() > deadline:
                         raise
-        except BaseException:
+        except TracekitError:
             process.kill()
             process.wait()
             raise
