@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tracekit.errors import DaemonError, UsageError
+from tracekit.rpc.address import socket_of
 
 MAX_PATH_BYTES = 107  # what sockaddr_un holds
 
@@ -18,12 +19,14 @@ def socket_path(listen: str) -> Path:
     """Return the absolute path of a `unix:` address.
 
     Raises:
-        UsageError: any other kind of address, or a path that is too long for a socket.
+        UsageError: any other kind of address, or a path that is too long for a socket or that gRPC cannot reach.
     """
-    path = listen.removeprefix("unix:").removeprefix("//")
-    if not listen.startswith("unix:") or not path:
+    path = socket_of(listen)
+    if path is None:
         raise UsageError(f"tracekitd listens on unix:PATH only, TCP would need TLS: {listen}")
-    absolute = Path(path).absolute()
+    absolute = path.absolute()
+    if "," in str(absolute):  # gRPC takes it for a list of addresses, however it is written
+        raise UsageError(f"nobody could connect to a socket whose path holds a comma: {absolute}")
     if len(os.fsencode(absolute)) > MAX_PATH_BYTES:
         raise UsageError(f"the socket's path is longer than {MAX_PATH_BYTES} bytes: {absolute}")
     return absolute

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tracekit.errors import EXIT_OK, DaemonError
 from tracekit.rpc import messages
+from tracekit.rpc.address import target_of
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
@@ -66,7 +67,7 @@ class Daemon:
             DaemonError: the socket cannot be made.
         """
         try:
-            self._server.add_insecure_port(f"unix:{self.path}")
+            self._server.add_insecure_port(target_of(f"unix:{self.path}"))
             await self._server.start()
             os.chmod(self.path, 0o600)
         except (RuntimeError, OSError) as error:

@@ -65,11 +65,11 @@ KILLED = "the job ended with exit status 137 (SIGKILL, as when the machine is ou
 class Recording:
     """`tracekit record` of a job that ends in one way, in a session of its own."""
 
-    def __init__(self, folder: Path, how: str) -> None:
+    def __init__(self, folder: Path, how: str, temporary: str = "") -> None:
         self.out, self.ready, self.log = folder / "t.arrow", folder / "ready", folder / "log.txt"
         argv = [sys.executable, "-m", "tracekit", "record", "-o", str(self.out)]
         argv += ["--", sys.executable, "-c", JOB, how, str(self.ready)]
-        environ = {**os.environ, "TMPDIR": str(folder), "THIS_RECORDING": str(folder)}
+        environ = {**os.environ, "TMPDIR": str(folder / temporary), "THIS_RECORDING": str(folder)}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(argv, stderr=log, stdout=log, env=environ, start_new_session=True)
         self.folder = folder
@@ -107,8 +107,8 @@ class Recording:
 def record(short_path: Path) -> Iterator[Recording]:
     started: list[Recording] = []
 
-    def start(how: str) -> Recording:
-        started.append(Recording(short_path, how))
+    def start(*how: str) -> Recording:
+        started.append(Recording(short_path, *how))
         return started[-1]
 
     yield start
@@ -238,3 +238,13 @@ def test_a_failing_job_of_somebody_elses_daemon_keeps_its_status_and_its_losses_
             note.unlink()
     finally:
         process.end()
+
+
+@pytest.mark.parametrize("temporary", ["a b", "a,b", "x" * 90])
+def test_the_folder_for_temporary_files_may_have_any_name(record, short_path: Path, temporary: str):
+    (short_path / temporary).mkdir()
+    recording = record("well", temporary)
+    assert recording.end()[0] == EXIT_OK
+    assert list((short_path / temporary).iterdir()) == []
+    (short_path / temporary).rmdir()
+    check_sealed(recording)

@@ -10,6 +10,7 @@ from tracekit.errors import EXIT_OK, NoteError
 from tracekit.jobs.run import run_job, through_plugins
 from tracekit.jobs.sidecar import Sidecar
 from tracekit.rpc import note
+from tracekit.rpc.address import socket_of
 
 
 class Undelivered(NamedTuple):
@@ -49,6 +50,8 @@ def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) ->
     Raises:
         UsageError: the command cannot be started.
     """
+    if path := socket_of(address):
+        address = f"unix:{path.absolute()}"  # the job may go elsewhere
     before = _notes(address)
     code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": address}))
     new = sorted(path for path, _ in _notes(address).items() - before.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,14 @@ def spool_of(output: Path) -> Path:
     return output.with_name(output.name + ".spool")
 
 
+def _socket_folder() -> Path:
+    """Make a folder that is ours alone: in the user's folder for temporary files, where a socket can be in there."""
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > 80 or "," in base:  # a socket's path ends at 107 bytes, a gRPC address at a comma
+        base = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="tracekit-", dir=base))
+
+
 class Sidecar:
     """Runs tracekitd on a private unix socket while the `with` block lasts.
 
@@ -38,7 +47,7 @@ class Sidecar:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.spool = spool_of(output)
-        self._folder = Path(tempfile.mkdtemp(prefix="tracekit-"))  # 0700, and short: socket paths end at 107 bytes
+        self._folder = _socket_folder()
         self.address = f"unix:{self._folder / 'd.sock'}"
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()

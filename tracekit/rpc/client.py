@@ -13,6 +13,7 @@ import grpc
 
 from tracekit.errors import DaemonError, NotMarkedError, ProtocolMismatchError
 from tracekit.rpc import messages
+from tracekit.rpc.address import target_of
 from tracekit.rpc.methods import CONTROL, SERVICES
 
 CALL_SECS = 10.0
@@ -46,7 +47,7 @@ class ControlClient:
         self.address = address
         self._timeout_secs = timeout_secs
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = grpc.insecure_channel(target_of(address), options=options)
 
     def describe(self) -> messages.DescribeReply:
         """Return what the daemon is.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracekit.errors import NoteError
+from tracekit.rpc.address import socket_of
 
 PREFIX, SUFFIX = "undelivered-", ".json"
 
@@ -31,8 +32,8 @@ class Note(NamedTuple):
 
 def folder_of(address: str) -> Path | None:
     """Return the folder of the notes for a daemon: that of a `unix:` address's socket, None for other addresses."""
-    path = address.removeprefix("unix:")
-    return None if path == address else Path(path).parent
+    path = socket_of(address)
+    return None if path is None else path.parent
 
 
 def write(folder: Path, note: Note) -> None:

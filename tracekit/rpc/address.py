@@ -1,0 +1,19 @@
+"""The address of a daemon: `unix:` and the path of its socket, taken letter by letter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+
+def socket_of(address: str) -> Path | None:
+    """Return the path of a `unix:PATH` or `unix://PATH` address as it was given; None for other addresses."""
+    path = address.removeprefix("unix:").removeprefix("//")
+    return Path(path) if address.startswith("unix:") and path else None
+
+
+def target_of(address: str) -> str:
+    """Return what gRPC is to be told: it reads a URI, where a percent sign, `?` and `#` would mean something."""
+    path = socket_of(address)
+    return address if path is None else f"unix:{quote(os.fsencode(path))}"
