@@ -240,7 +240,7 @@ def test_a_failing_job_of_somebody_elses_daemon_keeps_its_status_and_its_losses_
         process.end()
 
 
-@pytest.mark.parametrize("temporary", ["a b", "a,b", "x" * 90])
+@pytest.mark.parametrize("temporary", ["a b", "a%20b", "a#b?c", "a,b", "x" * 90])
 def test_the_folder_for_temporary_files_may_have_any_name(record, short_path: Path, temporary: str):
     (short_path / temporary).mkdir()
     recording = record("well", temporary)

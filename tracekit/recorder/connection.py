@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tracekit import __version__
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
+from tracekit.rpc.address import socket_of, target_of
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 
@@ -81,8 +82,8 @@ class Connection:
         Raises:
             Exception: anything that grpc or the operating system may raise where a thread or a socket cannot be made.
         """
-        path = self._address.removeprefix("unix:")
-        if path == self._address:
+        path = socket_of(self._address)
+        if path is None:
             return Ending(Then.GIVE_UP, f"only unix: addresses are supported, not {self._address}")
         if not os.path.exists(path):
             return Ending(Then.TRY_AGAIN)
@@ -176,7 +177,7 @@ def _open_channel(address: str) -> tuple[Any, Any]:
             ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the back-off of the last
             ("grpc.enable_http_proxy", 0),
         ]
-        return grpc, grpc.insecure_channel(address, options=options)
+        return grpc, grpc.insecure_channel(target_of(address), options=options)
     finally:
         if before is None:
             del os.environ[name]
