@@ -1,7 +1,9 @@
 """Building environments with a fake uv: what is left behind when it fails, is killed, or runs twice at once."""
 
 import importlib.metadata
+import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -16,8 +18,12 @@ from tracekit.engines.interpreter import inspect
 from tracekit.engines.listing import list_envs
 from tracekit.errors import EngineEnvError, UsageError
 
+# not #!{python}: that line ends at the first space of a path
+START_UV = """\
+#!/bin/sh
+exec "{python}" "$0.py" "$@"
+"""
 FAKE_UV = """\
-#!{python}
 import os, sys, venv, pathlib, time
 log = pathlib.Path(os.environ["FAKE_UV_LOG"])
 with open(log, "a") as file:
@@ -57,7 +63,8 @@ def fake_uv(tmp_path, monkeypatch):
 
     def install(body=INSTALL_ALL):
         program = tmp_path / "uv"
-        program.write_text(FAKE_UV.format(python=sys.executable, install=textwrap.dedent(body)))
+        program.write_text(START_UV.format(python=sys.executable))
+        program.with_name("uv.py").write_text(FAKE_UV.format(install=textwrap.dedent(body)))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(uvtool, "uv_binary", lambda: str(program))
         return log
@@ -279,17 +286,17 @@ def test_lock_files_pin_every_package_and_name_no_local_path():
             assert any(line.startswith("grpcio==") for line in lines)
 
 
-def test_user_settings_of_the_engine_are_left_alone(tmp_path):
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "libiomp5.so").touch()
+def test_user_settings_of_the_engine_are_left_alone(short_path):
+    (short_path / "lib").mkdir()
+    (short_path / "lib" / "libiomp5.so").touch()
     tcmalloc = Path("/x/libtcmalloc_minimal.so.4")
-    plain = cpu_environ(tmp_path, tcmalloc, {})
-    assert plain["LD_PRELOAD"] == f"{tcmalloc}:{tmp_path}/lib/libiomp5.so"
+    plain = cpu_environ(short_path, tcmalloc, {})
+    assert plain["LD_PRELOAD"] == f"{tcmalloc}:{short_path}/lib/libiomp5.so"
     assert plain["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    own = cpu_environ(tmp_path, tcmalloc, {"VLLM_CPU_KVCACHE_SPACE": "8", "LD_PRELOAD": "/y/libtcmalloc.so.4"})
+    own = cpu_environ(short_path, tcmalloc, {"VLLM_CPU_KVCACHE_SPACE": "8", "LD_PRELOAD": "/y/libtcmalloc.so.4"})
     assert "VLLM_CPU_KVCACHE_SPACE" not in own
-    assert own["LD_PRELOAD"] == f"{tmp_path}/lib/libiomp5.so:/y/libtcmalloc.so.4"
-    assert "LD_PRELOAD" not in cpu_environ(tmp_path, None, {})
+    assert own["LD_PRELOAD"] == f"{short_path}/lib/libiomp5.so:/y/libtcmalloc.so.4"
+    assert "LD_PRELOAD" not in cpu_environ(short_path, None, {})
 
 
 def test_python_of_the_user_is_checked(tmp_path):
@@ -311,10 +318,70 @@ def test_a_user_environment_without_vllm_or_recorder_is_told_what_to_do(fake_uv,
         env.from_python(python)
     fake_uv()
     uvtool.run(["pip", "install", "--python", str(python)], uvtool.quiet)
-    with pytest.raises(EngineEnvError, match=f"put it there with: uv pip install --python {python} --no-deps"):
+    with pytest.raises(EngineEnvError, match="put it there with: ") as caught:
         env.from_python(python)
+    *command, origin = shlex.split(str(caught.value).partition("with: ")[2])
+    assert command == [*f"{sys.executable} -m uv pip install --python".split(), str(python), "--no-deps"]
+    assert (Path(origin) / "pyproject.toml").exists()
     selfinstall.copy_into(Path(inspect(python)["site_packages"]), selfinstall.distribution())
     assert env.from_python(python).python == python
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "origin"),
+    [
+        ({"url": "file:///a%20b/it%27s", "dir_info": {"editable": True}}, "/a b/it's"),
+        ({"url": "https://h/r.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}, "git+https://h/r.git@c0ffee"),
+        ({"url": "https://h/t.whl", "archive_info": {}}, "https://h/t.whl"),
+        (None, "tracekit-rl==9.0"),
+    ],
+)
+def test_the_install_hint_can_be_pasted(monkeypatch, installed_wheel, direct_url, origin):
+    installed_wheel()
+    if direct_url:
+        info = next(Path(selfinstall.distribution().locate_file("")).glob("*.dist-info"))
+        (info / "direct_url.json").write_text(json.dumps(direct_url))
+    monkeypatch.setattr(sys, "executable", "/my tools/python")
+    words = shlex.split(selfinstall.install_hint(Path("/their env/bin/python")))
+    assert words[:5] == ["/my tools/python", "-m", "uv", "pip", "install"]
+    assert words[5:] == ["--python", "/their env/bin/python", "--no-deps", origin]
+
+
+def test_a_built_engine_runs_from_a_cache_that_cannot_be_written(fake_uv):
+    fake_uv()
+    found = env.ensure("v1")
+    lock = found.python.parent.parent.with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()  # also for root, whom no permission stops
+    assert env.ensure("v1") == found
+
+
+def test_a_cache_that_the_loader_would_misread_is_refused_before_anything_is_built(fake_uv, tmp_path, monkeypatch):
+    log = fake_uv()
+    monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "a:b"))
+    with pytest.raises(EngineEnvError, match="TRACEKIT_CACHE"):
+        env.ensure("v1")
+    assert not log.exists()
+
+
+def test_libraries_of_a_path_with_a_space_are_preloaded_by_name(tmp_path):
+    folder = tmp_path / "a cache"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "libiomp5.so").touch()
+    added = env.cpu_environ(folder, folder / "lib" / "libtcmalloc.so.4", {"LD_LIBRARY_PATH": "/mine"})
+    assert added["LD_PRELOAD"] == "libtcmalloc.so.4:libiomp5.so"
+    assert added["LD_LIBRARY_PATH"] == f"{folder}/lib:/mine"
+
+
+def test_the_users_environment_may_hold_its_own_tcmalloc(fake_uv, tmp_path, monkeypatch):
+    fake_uv()
+    found = env.ensure("v1")
+    monkeypatch.setattr(preload, "USUAL_FOLDERS", ())
+    monkeypatch.setattr(preload.shutil, "which", lambda *args, **kwargs: None)
+    assert "LD_PRELOAD" not in env.from_python(found.python).environ
+    library = found.python.parent.parent / "lib" / "libtcmalloc_minimal.so.4"
+    library.touch()
+    assert library.name in env.from_python(found.python).environ["LD_PRELOAD"]
 
 
 def test_a_library_is_missing_with_the_package_to_install(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,4 +46,7 @@ def command(max_tokens: int, keep: Path | None, as_json: bool) -> None:
             facts[name] = run(name, folder, max_tokens, lambda line: click.echo(line, err=True))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n" + "\n".join(story(facts)))
     if keep:
-        click.echo(f"The traces are in {keep}: try `tracekit info {trace_of('defaults', keep)}`.", err=as_json)
+        click.echo(
+            f"The traces are in {keep}: try `tracekit info {shlex.quote(str(trace_of('defaults', keep)))}`.",
+            err=as_json,
+        )

@@ -57,17 +57,21 @@ def name_it_vllm(site_packages: Path, version: str) -> None:
     (folder / "RECORD").write_text("".join(f"{folder.name}/{f},,\n" for f in ("METADATA", "INSTALLER", "RECORD")))
 
 
+def has_recorder(folder: Path) -> bool:
+    """Return whether the recorder in the environment is that of the running tracekit."""
+    marker = store.read_marker(folder, RECORDER_MARKER) or {}
+    return bool(marker.get("fingerprint") == selfinstall.fingerprint(selfinstall.distribution()))
+
+
 def ensure_recorder(folder: Path, progress: Progress) -> None:
     """Copy the running tracekit into the environment, unless the same is there already.
 
     Raises:
         EngineEnvError: the environment lacks a package that the recorder imports.
     """
-    dist = selfinstall.distribution()
-    wanted = selfinstall.fingerprint(dist)
-    marker = store.read_marker(folder, RECORDER_MARKER)
-    if marker is not None and marker.get("fingerprint") == wanted:
+    if has_recorder(folder):
         return
+    dist = selfinstall.distribution()
     progress(f"installing the recorder {dist.version} into {folder.name}")
     (folder / RECORDER_MARKER).unlink(missing_ok=True)
     facts = store.read_marker(folder) or {}
@@ -77,4 +81,4 @@ def ensure_recorder(folder: Path, progress: Progress) -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it did not start"])[-1]
         raise EngineEnvError(f"the recorder does not import in the engine environment ({reason}): {folder}")
-    store.write_marker(folder, {"fingerprint": wanted, "version": dist.version}, RECORDER_MARKER)
+    store.write_marker(folder, {"fingerprint": selfinstall.fingerprint(dist), "version": dist.version}, RECORDER_MARKER)

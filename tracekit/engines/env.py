@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracekit.engines import preload, recipes, selfinstall, store
-from tracekit.engines.build import build, ensure_recorder
+from tracekit.engines.build import build, ensure_recorder, has_recorder
 from tracekit.engines.environ import cpu_environ
 from tracekit.engines.interpreter import inspect
 from tracekit.engines.recipes import RECIPES
@@ -51,6 +51,10 @@ def ensure(name: str, progress: Progress = quiet, *, torch_index: str | None = N
         raise EngineEnvError("engine environments are built for Linux on x86_64 only: use --python PATH for your own")
     variant = recipes.variant_here()
     folder = recipes.folder_of(name, variant)
+    if set(":;") & set(str(folder)):  # between these the loader takes the rest for another path
+        raise EngineEnvError(f"no engine runs from a path with : or ; in it (set TRACEKIT_CACHE): {folder}")
+    if store.read_marker(folder) is not None and has_recorder(folder):
+        return open_env(name, folder, progress)  # without a lock: the cache may be read-only
     with store.locked(folder, progress):
         if store.read_marker(folder) is None:
             build(name, variant, folder, progress, torch_index or os.environ.get("TRACEKIT_TORCH_INDEX"))
@@ -95,5 +99,7 @@ def from_python(path: Path) -> EngineEnv:
     variant = "cpu" if "cpu" in found["vllm"] or recipes.variant_here() == "cpu" else "cuda"
     environ = {}
     if variant == "cpu":
-        environ = cpu_environ(python.parent.parent, preload.find_library(preload.TCMALLOC[0]), os.environ)
+        folder = python.parent.parent
+        places = (str(folder / "lib"), *preload.USUAL_FOLDERS)
+        environ = cpu_environ(folder, preload.find_library(preload.TCMALLOC[0], places), os.environ)
     return EngineEnv("python", python, environ, found["vllm"], variant)

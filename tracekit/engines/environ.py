@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,9 +25,13 @@ def cpu_environ(folder: Path, tcmalloc: Path | None, environ: Mapping[str, str])
     if tcmalloc is not None and "libiomp" not in loaded and (folder / "lib" / "libiomp5.so").exists():
         libraries.append(str(folder / "lib" / "libiomp5.so"))
     # a library taken from its package into our folder is found by name only through this
-    if (folder / "lib" / preload.NUMA[0][0]).exists():
-        path = environ.get("LD_LIBRARY_PATH", "")
-        added["LD_LIBRARY_PATH"] = f"{folder / 'lib'}:{path}".rstrip(":")
+    places = [str(folder / "lib")] if (folder / "lib" / preload.NUMA[0][0]).exists() else []
+    for number, library in enumerate(libraries):
+        if re.search(r"\s", library):  # LD_PRELOAD ends a path there, LD_LIBRARY_PATH does not
+            place, libraries[number] = os.path.split(library)
+            places += [place] if place not in places else []
+    if places:
+        added["LD_LIBRARY_PATH"] = ":".join([*places, environ.get("LD_LIBRARY_PATH", "")]).rstrip(":")
     if libraries:
         added["LD_PRELOAD"] = ":".join([*libraries, loaded]).rstrip(":")
     return added

@@ -8,8 +8,12 @@ editable install that list holds the path file that points to the checkout: a de
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import shlex
 import shutil
+import sys
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from tracekit.engines.store import short_hash
 from tracekit.errors import EngineEnvError
@@ -79,13 +83,18 @@ def remove_from(site_packages: Path) -> None:
 
 
 def install_hint(python: Path) -> str:
-    """Return the shell command that puts the recorder into somebody's environment and moves no package there."""
-    dist = distribution()
-    origin = dist.read_text("direct_url.json")
-    if origin:
-        import json
+    """Return the command, to be pasted into a shell, that puts the recorder into somebody's environment alone."""
+    # uv itself need not be on PATH; `python -m uv` is beside us
+    return shlex.join([sys.executable, "-m", "uv", "pip", "install", "--python", str(python), "--no-deps", _origin()])
 
-        url = str(json.loads(origin).get("url", ""))
-        if url.startswith("file://"):
-            return f"uv pip install --python {python} --no-deps {url.removeprefix('file://')}"
-    return f"uv pip install --python {python} --no-deps {DISTRIBUTION}=={dist.version}"
+
+def _origin() -> str:
+    """What the running tracekit was installed from, as an installer takes it."""
+    dist = distribution()
+    origin = json.loads(dist.read_text("direct_url.json") or "{}")
+    url = str(origin.get("url", ""))
+    if vcs := origin.get("vcs_info"):
+        return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    if url.startswith("file://"):
+        return unquote(urlsplit(url).path)
+    return url or f"{DISTRIBUTION}=={dist.version}"

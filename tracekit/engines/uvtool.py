@@ -36,7 +36,8 @@ def uv_binary() -> str:
         return os.fsdecode(uv.find_uv_bin())
     except (ImportError, FileNotFoundError):
         raise EngineEnvError(
-            f"the uv program that builds engine environments is missing: {sys.executable} -m pip install uv"
+            "the uv program that builds engine environments is missing: "
+            + shlex.join([sys.executable, "-m", "pip", "install", "uv"])
         ) from None
 
 
