@@ -19,8 +19,12 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## Record a real vLLM engine twice, replay both, tell the story.
 	$(BIN)/tracekit demo
 
+# two at a time: an engine's start keeps one core busy; tests/helpers/sharing.py says which stay together
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15
+
 test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip where there is none).
-	$(BIN)/python -m pytest --durations=15
+	@begin=$$(date +%s); $(PYTEST) -m "not engine" && echo "tests without engines: $$(($$(date +%s) - begin)) s"
+	@begin=$$(date +%s); $(PYTEST) -m engine && echo "tests on engines: $$(($$(date +%s) - begin)) s"
 
 lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
 	$(BIN)/ruff check .

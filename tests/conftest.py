@@ -1,12 +1,25 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and how they are shared out to processes."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.tiny_model import write_tiny_model
+
+# without byte code in its environment each start of an engine compiles 10,000 files, for longer than all else it does
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of pytest-xdist, where it shares the tests out to several processes."""
+    from helpers.sharing import SharedRecordings
+
+    return SharedRecordings(config, log)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Real engines for the tests: built once into the cache folder; a missing engine is a failure, not a skip."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from helpers.engine import plain, record, then
 from tracekit.demo.model import ensure_demo_model
 from tracekit.engines.env import EngineEnv, ensure
+from tracekit.trace.reader import Trace
 
 
 def say(text: str) -> None:
@@ -33,8 +36,26 @@ def demo_model() -> Path:
     return ensure_demo_model(say)
 
 
-@pytest.fixture(autouse=True)
-def eager_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU builds compile two small sampler functions for up to minutes; nothing tested here is about that."""
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    monkeypatch.setenv("TRACEKIT_STRICT", "1")
+@pytest.fixture(scope="session")
+def v0_recorded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
+    """One process of V0 whose engines are those of three jobs, and where their views are.
+
+    The first of them ran before that with the recorder dormant.
+    """
+    folder = tmp_path_factory.mktemp("v0")
+    command = plain("preempted_v0.py", tiny_model, folder / "without.json")
+    command += then("preempted_v0.py", tiny_model, folder / "preempted.json")
+    command += then("client_view_v0.py", tiny_model, folder / "view.json")
+    command += then("kv_blocks_v0.py", tiny_model, folder / "truth.json")
+    return folder, record("v0", folder / "trace.arrow", command)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_environment() -> Iterator[None]:
+    """How every engine runs; the CPU builds compile two small functions for minutes, and nothing here is about that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        patch.setenv("TRACEKIT_STRICT", "1")
+        patch.delenv("TRACEKIT_DAEMON", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")  # a second one spins for a core that another engine has
+        yield

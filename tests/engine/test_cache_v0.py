@@ -6,18 +6,27 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
-from helpers.traced import numbers, record
+from helpers.engine import run_cli
+from helpers.traced import OneEngine, numbers
 from tracekit.tables import PREEMPTED
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
+ENGINE = 2  # of those that share a process
+
 
 @pytest.fixture(scope="module")
-def recorded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("cache-v0")
-    trace = record(folder / "trace.arrow", JOBS / "kv_blocks_v0.py", tiny_model, folder / "truth.json")
-    return folder, trace, json.loads((folder / "truth.json").read_text())
+def recorded(v0_recorded: tuple[Path, Trace]) -> Any:
+    folder, trace = v0_recorded
+    return folder, OneEngine(trace, ENGINE), json.loads((folder / "truth.json").read_text())
+
+
+def says_of(folder: Path, rule: str) -> str:
+    """What lint says by this rule, once, of this engine."""
+    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
+    (found,) = (one["detail"] for one in fired if (one["id"], one["where"]) == (rule, f"engine {ENGINE}"))
+    return str(found)
 
 
 def hits(trace: Any) -> list[list[Any]]:
@@ -61,16 +70,14 @@ def test_doctor_finds_it_sound_with_requests_that_hit_what_they_lost(recorded: A
 
 def test_lint_names_the_resumption_on_other_requests_blocks(recorded: Any) -> None:
     folder, trace, truth = recorded
-    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
-    (says,) = [one["detail"] for one in fired if one["id"] == "resumed-on-foreign-blocks"]
+    says = says_of(folder, "resumed-on-foreign-blocks")
     assert says.startswith(f"1 resumptions: request {numbers(trace)[truth['hits'][-1][0]]} in engine step")
     assert says.endswith(": 4 blocks")
 
 
 def test_lint_names_the_stale_hits_and_no_other(recorded: Any) -> None:
     folder, trace, _ = recorded
-    fired = json.loads(run_cli("lint", folder / "trace.arrow", "--json").stdout)["fired"]
-    (says,) = [one["detail"] for one in fired if one["id"] == "stale-prefix-hits"]
+    says = says_of(folder, "stale-prefix-hits")
     stale = ["stale", "stale-whole", "rewritten", "mixed"]
     later = [name for name, *_ in hits(trace) if name.startswith("r") and name != "rewritten"]
     assert says.startswith(f"{len(stale) + len(later)} hits: ")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.engine import JOBS, run_cli
+from helpers.engine import job, record, run_cli
+from tracekit.jobs import rollout
 from tracekit.tables import PREEMPTED, RESUMED
 from tracekit.trace.reader import open_trace
 
@@ -17,12 +18,7 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module", params=["v1", "latest"])
 def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"doctor-{request.param}")
-    job = ("python", JOBS / "stale_hits.py", tiny_model, folder / "view.jsonl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        done = run_cli("record", "--engine", request.param, "-o", folder / "trace.arrow", "--", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
+    record(request.param, folder / "trace.arrow", job("stale_hits.py", tiny_model, folder / "view.jsonl"))
     return folder
 
 
@@ -67,22 +63,42 @@ def test_lint_names_the_hits_on_blocks_of_the_old_weights(recorded: Path) -> Non
     assert not {"deleted-token", "pause-keep-deletes-a-token"} & set(found)
 
 
-@pytest.mark.parametrize("engine", ["v0", "v1"])
-def test_prompts_that_preempt_each_other_are_sound_beside_the_completions(
-    engine: str, tiny_model: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module", params=["v0", "v1"])
+def prompted(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tracekit record --prompts` leaves: prompts that preempt each other, and one of every kind."""
+    folder = tmp_path_factory.mktemp(f"prompts-{request.param}")
     shared = [i % 900 + 300 for i in range(72)]
-    prompts = [{"prompt_token_ids": [i + 5, *shared], "max_tokens": 90, "ignore_eos": True} for i in range(8)]
+    prompts: list[dict[str, Any]] = [
+        {"prompt_token_ids": [i + 5, *shared], "max_tokens": 90, "ignore_eos": True} for i in range(8)
+    ]
     prompts += [{"prompt_token_ids": shared[:20], "n": 2, "max_tokens": 8}]
     prompts += [{"prompt_token_ids": shared[:20], "stop": ["e", "a"], "max_tokens": 60}]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    small = ("block_size=32", "num_gpu_blocks_override=24", "max_model_len=256", "enforce_eager=true")
+    prompts += [{"prompt": "Hello", "n": 2, "seed": 1}]
+    prompts += [{"messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"28": 100.0}}]
+    prompts += [{"prompt_token_ids": [5, 6, 7], "temperature": 0}]
+    (folder / "p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    small = ("block_size=32", "num_gpu_blocks_override=24", "max_model_len=256", "enforce_eager=true", "dtype=float32")
     arguments = [word for pair in small for word in ("--engine-arg", pair)]
-    into = ("--completions", tmp_path / "view.jsonl", "-o", tmp_path / "t.arrow")
-    what = ("--model", tiny_model, "--prompts", tmp_path / "p.jsonl", "--sampling", "temperature=0.7")
-    done = run_cli("record", "--engine", engine, *what, *arguments, *into)
+    arguments += ["--sampling", "temperature=0.7", "--sampling", "max_tokens=6"]
+    into = ("--completions", folder / "view.jsonl", "-o", folder / "t.arrow")
+    what = ("--model", tiny_model, "--prompts", folder / "p.jsonl")
+    done = run_cli("record", "--engine", request.param, *what, *arguments, *into)
     assert done.returncode == 0, done.stderr[-4000:]
-    done = run_cli("doctor", tmp_path / "t.arrow", "--completions", tmp_path / "view.jsonl")
-    assert done.returncode == 0 and "11 completions compared" in done.stdout, done.stdout
-    flags = open_trace(tmp_path / "t.arrow").table("scheduled").column("flags").to_numpy()
+    return folder
+
+
+def test_prompts_that_preempt_each_other_are_sound_beside_the_completions(prompted: Path) -> None:
+    done = run_cli("doctor", prompted / "t.arrow", "--completions", prompted / "view.jsonl")
+    assert done.returncode == 0 and "15 completions compared" in done.stdout, done.stdout
+    flags = open_trace(prompted / "t.arrow").table("scheduled").column("flags").to_numpy()
     assert (flags & PREEMPTED).any()
+
+
+def test_the_driver_writes_the_clients_view(prompted: Path) -> None:
+    rows = rollout.read_view(prompted / "view.jsonl")[11:]
+    assert [(row["request"], row["index"]) for row in rows] == [(10, 0), (10, 1), (11, 0), (12, 0)]
+    assert rows[3]["prompt_token_ids"] == [5, 6, 7]
+    assert rows[2]["token_ids"] == [28] * 6
+    for row in rows:
+        assert row["finish_reason"] in ("length", "stop")
+        assert len(row["logprobs"]) == len(row["token_ids"]) <= 6

@@ -9,7 +9,6 @@ import pytest
 
 from tracekit.engines import env, recipes
 from tracekit.engines.env import EngineEnv
-from tracekit.jobs import rollout
 
 pytestmark = pytest.mark.engine
 
@@ -81,33 +80,6 @@ def test_an_environment_given_by_its_python_is_the_same_engine(v1_env):
     own = env.from_python(v1_env.python)
     assert own.vllm_version.partition("+")[0] == "0.18.1"
     assert own.python == v1_env.python
-
-
-@pytest.mark.parametrize("name", ["v0", "v1"])
-def test_the_driver_writes_the_clients_view(name, tiny_model, tmp_path):
-    found = env.ensure(name)
-    job = {
-        "model": str(tiny_model),
-        "engine_args": {"max_model_len": 256, "enforce_eager": True, "max_num_seqs": 8},
-        "sampling": {"temperature": 0.7, "max_tokens": 6},
-        "prompts": [
-            {"prompt": "Hello", "sampling": {"n": 2, "seed": 1}},
-            {"messages": [{"role": "user", "content": "Hi"}], "sampling": {"logit_bias": {"28": 100.0}}},
-            {"prompt_token_ids": [5, 6, 7], "sampling": {"temperature": 0}},
-        ],
-        "output": str(tmp_path / "view.jsonl"),
-    }
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [found.python, "-m", "tracekit.jobs.rollout", str(tmp_path / "job.json")]
-    done = subprocess.run(command, env={**os.environ, **found.environ}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = rollout.read_view(tmp_path / "view.jsonl")
-    assert [(row["request"], row["index"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]
-    assert rows[3]["prompt_token_ids"] == [5, 6, 7]
-    assert rows[2]["token_ids"] == [28] * 6
-    for row in rows:
-        assert row["finish_reason"] in ("length", "stop")
-        assert len(row["logprobs"]) == len(row["token_ids"]) <= 6
 
 
 def test_what_the_engine_refuses_is_one_line(v1_env, tmp_path):

@@ -25,8 +25,8 @@ def output_of(trace: Trace, request: int) -> list[int]:
     return [r["token_id"] for r in rows if r["request"] == request and r["flags"] & ACCEPTED]
 
 
-def test_llm_generate(demo_model: Path, tmp_path: Path) -> None:
-    trace, said = record(tmp_path, EXAMPLES / "llm_generate.py", demo_model)
+def test_llm_generate(tiny_model: Path, tmp_path: Path) -> None:
+    trace, said = record(tmp_path, EXAMPLES / "llm_generate.py", tiny_model)
     requests = trace.table("requests").to_pylist()
     assert len(requests) == 4 and {r["index"] for r in requests} == {0, 1}
     for request in requests:
@@ -48,8 +48,8 @@ def test_async_weight_update(tiny_model: Path, tmp_path: Path) -> None:
         assert f"{request['external_id']} {output_of(trace, request['request'])}" in said
 
 
-def test_serve_and_ask(demo_model: Path, tmp_path: Path) -> None:
-    trace, said = record(tmp_path, EXAMPLES / "serve_and_ask.py", demo_model)
+def test_serve_and_ask(tiny_model: Path, tmp_path: Path) -> None:
+    trace, said = record(tmp_path, EXAMPLES / "serve_and_ask.py", tiny_model)
     requests = trace.table("requests").to_pylist()
     assert len(requests) == 2
     assert all(r["external_id"].startswith(("chatcmpl-", "cmpl-")) for r in requests)

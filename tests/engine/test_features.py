@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
+from helpers.engine import job, record, run_cli
 from helpers.odd_models import write_adapter, write_tiny_moe
 from helpers.tiny_model import write_tiny_model
 from tracekit.tables import NEW
-from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
@@ -39,15 +39,8 @@ def recorded(request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_f
     folder = tmp_path_factory.mktemp(f"features-{request.param}")
     for name, path in models.items():
         (folder / name).symlink_to(path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        job = ("python", JOBS / "features.py", folder)
-        done = run_cli(
-            "record", "--engine", request.param, "--logprobs", "both", "-o", folder / "trace.arrow", "--", *job
-        )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return request.param, folder, open_trace(folder / "trace.arrow"), json.loads((folder / "truth.json").read_text())
+    trace = record(request.param, folder / "trace.arrow", job("features.py", folder), "--logprobs", "both")
+    return request.param, folder, trace, json.loads((folder / "truth.json").read_text())
 
 
 def of_engine(trace: Trace, table: str, engine: int) -> list[dict[str, Any]]:

@@ -1,16 +1,14 @@
 """TRACEKIT_LOGPROBS=both: every token has both values, those of vLLM to the bit, and only the trace sees them."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers.engine import JOBS, engine_environ, run_cli
-from tracekit.engines.env import ensure
-from tracekit.trace.reader import Trace, open_trace
+from helpers.engine import plain, record, run_cli, then
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
@@ -21,18 +19,10 @@ JOB = {"v1": "all_logprobs.py", "latest": "all_logprobs.py", "v0": "all_logprobs
 def runs(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same job without a recorder, and recorded with both logprobs."""
     folder = tmp_path_factory.mktemp(request.param)
-    trace, plain, recorded = folder / "trace.arrow", folder / "plain.json", folder / "recorded.json"
-    job = JOBS / JOB[request.param]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        patch.delenv("TRACEKIT_DAEMON", raising=False)
-        environ = engine_environ(ensure(request.param))
-        subprocess.run(["python", job, tiny_model, plain], env=environ, check=True, timeout=600)
-        options = ("--engine", request.param, "--logprobs", "both", "-o", trace)
-        done = run_cli("record", *options, "--", "python", job, tiny_model, recorded)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return open_trace(trace), json.loads(plain.read_text()), json.loads(recorded.read_text())
+    without, recorded, name = folder / "without.json", folder / "recorded.json", JOB[request.param]
+    command = plain(name, tiny_model, without) + then(name, tiny_model, recorded)
+    trace = record(request.param, folder / "trace.arrow", command, "--logprobs", "both")
+    return trace, json.loads(without.read_text()), json.loads(recorded.read_text())
 
 
 def tokens_of(trace: Trace) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -51,9 +41,9 @@ def bits(value: float) -> str:
 
 
 def test_the_client_sees_what_it_sees_without_a_recorder(runs: Any) -> None:
-    _, plain, recorded = runs
+    _, without, recorded = runs
     for mode, run in recorded.items():
-        assert run["client"] == plain[mode]["client"], mode
+        assert run["client"] == without[mode]["client"], mode
         seen = run["client"]
         assert any(c["logprobs"] is None for c in seen) and any(c["logprobs"] for c in seen)
 

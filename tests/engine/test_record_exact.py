@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
+from helpers.engine import job, record
 from helpers.traced import assert_alternatives, completions
 from tracekit.tables import NEW, PARTIAL
-from tracekit.trace.reader import open_trace
 
 pytestmark = pytest.mark.engine
 
@@ -18,13 +17,9 @@ pytestmark = pytest.mark.engine
 def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
     trace, view = folder / "trace.arrow", folder / "view.json"
-    job = ("python", JOBS / "client_view.py", tiny_model, view)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        done = run_cli("record", "--engine", request.param, "-o", trace, "--", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return open_trace(trace), json.loads(view.read_text())
+    return record(request.param, trace, job("client_view.py", tiny_model, view, "float32")), json.loads(
+        view.read_text()
+    )
 
 
 def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> None:

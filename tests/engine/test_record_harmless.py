@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, engine_environ, job_folder, tokens_of, wait_for
+from helpers.engine import engine_environ, job, job_folder, plain, then, tokens_of, wait_for
 from tracekit.engines.env import EngineEnv
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
 from tracekit.trace.reader import open_trace
@@ -22,18 +22,27 @@ NUM_TOKENS = 2 * 8 * 40
 
 
 @pytest.fixture(scope="module")
-def reference(v1_env: EngineEnv, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def absent(v1_env: EngineEnv, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One process: the job with the recorder dormant, then with one whose daemon is not there; and where that is."""
+    folder = tmp_path_factory.mktemp("absent")
+    folders = [job_folder(folder / name, wait=False) for name in ("dormant", "absent")]
+    command = plain("two_halves.py", tiny_model, folders[0]) + then("two_halves.py", tiny_model, folders[1])
+    environ = engine_environ(v1_env, TRACEKIT_DAEMON=f"unix:{folder}/nobody.sock")
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
+    return folder, done, folders
+
+
+@pytest.fixture(scope="module")
+def reference(absent: Any) -> Any:
     """What the engine samples with no recorder attached."""
-    folder = job_folder(tmp_path_factory.mktemp("reference") / "job", wait=False)
-    environ = engine_environ(v1_env, TORCHDYNAMO_DISABLE="1")
-    environ.pop("TRACEKIT_DAEMON", None)
-    subprocess.run(["python", JOBS / "two_halves.py", tiny_model, folder], env=environ, check=True, timeout=600)
-    return tokens_of(folder)
+    _, done, (dormant, _) = absent
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tokens_of(dormant)
 
 
 def start_recorded(trace: Path, tiny_model: Path, folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tracekit", "record", "--engine", "v1", "-o", str(trace), "--"]
-    command += ["python", str(JOBS / "two_halves.py"), str(tiny_model), str(folder)]
+    command += job("two_halves.py", tiny_model, folder)
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -49,14 +58,10 @@ def daemon_of(recorder_pid: int) -> int:
     return 0
 
 
-def test_absent_daemon(v1_env: EngineEnv, tiny_model: Path, reference: Any, tmp_path: Path) -> None:
-    folder = job_folder(tmp_path / "job", wait=False)
-    environ = engine_environ(v1_env, TRACEKIT_DAEMON=f"unix:{tmp_path}/nobody.sock")
-    argv = ["python", JOBS / "two_halves.py", tiny_model, folder]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_absent_daemon(absent: Any, reference: Any) -> None:
+    home, done, (_, folder) = absent
     assert tokens_of(folder) == reference
-    (note,) = tmp_path.glob("undelivered-*.json")
+    (note,) = home.glob("undelivered-*.json")
     told = json.loads(note.read_text())
     assert told["rows"]["tokens"] == NUM_TOKENS and told["rows"]["requests"] == 16
     assert [line for line in done.stderr.splitlines() if line.startswith("tracekit:")]
@@ -97,8 +102,8 @@ def test_killed_for_good_the_loss_is_counted_to_the_row(
     address, spool = f"unix:{home}/d.sock", tmp_path / "spool"
     daemon = subprocess.Popen([sys.executable, "-m", "tracekitd", "--listen", address, "--spool", str(spool)])
     wait_for(lambda: (home / "d.sock").exists(), "the daemon", 30)
-    command = [sys.executable, "-m", "tracekit", "record", "--engine", "v1", "--daemon", address, "--", "python"]
-    command += [str(JOBS / "two_halves.py"), str(tiny_model), str(folder)]
+    command = [sys.executable, "-m", "tracekit", "record", "--engine", "v1", "--daemon", address, "--"]
+    command += job("two_halves.py", tiny_model, folder)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (folder / "half").exists() or process.poll() is not None, "the first half")
     time.sleep(1)  # the first half is sent and confirmed

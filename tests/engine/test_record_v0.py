@@ -7,23 +7,24 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import EXAMPLES, JOBS, engine_environ, run_cli
-from helpers.traced import assert_alternatives, completions, numbers, record
+from helpers.engine import EXAMPLES, engine_environ, record, run_cli
+from helpers.traced import OneEngine, assert_alternatives, completions, numbers
 from tracekit.engines.env import EngineEnv
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
+PREEMPTING, AWKWARD = 0, 1  # engines that share a process
+
 
 @pytest.fixture(scope="module")
-def recorded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("v0")
-    trace = record(folder / "trace.arrow", JOBS / "client_view_v0.py", tiny_model, folder / "view.json")
-    return trace, json.loads((folder / "view.json").read_text())
+def recorded(v0_recorded: tuple[Path, Trace]) -> Any:
+    folder, trace = v0_recorded
+    return OneEngine(trace, AWKWARD), json.loads((folder / "view.json").read_text())
 
 
-def rows_of(trace: Trace, table: str, name: str) -> list[dict[str, Any]]:
+def rows_of(trace: OneEngine, table: str, name: str) -> list[dict[str, Any]]:
     return [row for row in trace.table(table).to_pylist() if row["request"] == numbers(trace)[name]]
 
 
@@ -93,7 +94,7 @@ def test_tokens_of_a_prefix_hit_are_not_counted_as_computed(
     assert sum(s["num_tokens"] for s in prefill) == num_prompt - num_cached
 
 
-def check_steps(trace: Trace) -> None:
+def check_steps(trace: Trace | OneEngine) -> None:
     """Each step accounts for its requests and tokens, and each request's tokens are computed one after another."""
     tokens = trace.table("tokens").to_pylist()
     scheduled = trace.table("scheduled").to_pylist()
@@ -145,15 +146,11 @@ def test_an_abort_is_in_control(recorded: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def preempted(v0_env: EngineEnv, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def preempted(v0_recorded: tuple[Path, Trace]) -> Any:
     """The trace of a seeded job with too few KV blocks and weights that change, its tokens, and those without us."""
-    folder = tmp_path_factory.mktemp("preempted")
-    job = (JOBS / "preempted_v0.py", tiny_model)
-    trace = record(folder / "trace.arrow", *job, folder / "view.json")
-    environ = engine_environ(v0_env, TORCHDYNAMO_DISABLE="1")
-    environ.pop("TRACEKIT_DAEMON", None)
-    subprocess.run(["python", *job, folder / "without.json"], env=environ, check=True, timeout=600)
-    return trace, json.loads((folder / "view.json").read_text()), json.loads((folder / "without.json").read_text())
+    folder, trace = v0_recorded
+    views = [json.loads((folder / name).read_text()) for name in ("preempted.json", "without.json")]
+    return OneEngine(trace, PREEMPTING), *views
 
 
 def test_a_seeded_run_samples_the_same_with_and_without_the_recorder(preempted: Any) -> None:
@@ -203,7 +200,7 @@ def test_the_driver_tells_what_it_is_and_its_weights(preempted: Any) -> None:
     trace, _, _ = preempted
     (worker,) = trace.table("workers").to_pylist()
     config = json.loads(worker["config"])
-    assert config["model_runner_version"] == "v0" and config["head"]["dtype"] == "bfloat16"
+    assert config["model_runner_version"] == "v0" and config["head"]["dtype"] == "float32"
     assert config["attention"] == [[{"backend": "TORCH_SDPA"}]]
     rows = trace.table("fingerprints").to_pylist()
     assert {row["weight_version"] for row in rows} == {0, 1, 2, 3, 4} and None not in {row["hash"] for row in rows}
@@ -214,7 +211,7 @@ def test_the_driver_tells_what_it_is_and_its_weights(preempted: Any) -> None:
 
 
 def test_the_api_servers_engine_process(tiny_model: Path, tmp_path: Path) -> None:
-    trace = record(tmp_path / "trace.arrow", EXAMPLES / "serve_and_ask.py", tiny_model)
+    trace = record("v0", tmp_path / "trace.arrow", ["python", EXAMPLES / "serve_and_ask.py", tiny_model])
     (engine,) = trace.engines()
     assert engine["kind"] == "v0"
     assert trace.complete and trace.table("tokens").num_rows > 0

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
+from helpers.engine import job, record, run_cli
 from tracekit.recorder.vllm.recording import DIRECT
-from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
@@ -25,15 +25,11 @@ def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory:
     folder = tmp_path_factory.mktemp(f"weights-{request.param}")
     trace, view = folder / "trace.arrow", folder / "view.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
         patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         if request.param == "v1":
             patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        job = ("python", JOBS / "weight_paths.py", tiny_model, view)
-        done = run_cli("record", "--engine", request.param, "-o", trace, "--", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return request.param, open_trace(trace), json.loads(view.read_text()), trace
+        recorded = record(request.param, trace, job("weight_paths.py", tiny_model, view))
+    return request.param, recorded, json.loads(view.read_text()), trace
 
 
 def changes(trace: Trace) -> list[dict[str, Any]]:

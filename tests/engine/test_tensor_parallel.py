@@ -5,21 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
-from tracekit.trace.reader import open_trace
+from helpers.engine import job, record, run_cli
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("engine", ["v0", "v1", "latest"])
 def test_two_workers_are_one_engine(engine: str, tiny_model: Path, tmp_path: Path) -> None:
-    job = ("python", JOBS / "tensor_parallel.py", tiny_model, tmp_path / "view.jsonl")
-    done = run_cli("record", "--engine", engine, "--logprobs", "both", "-o", tmp_path / "trace.arrow", "--", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = job("tensor_parallel.py", tiny_model, tmp_path / "view.jsonl")
+    trace = record(engine, tmp_path / "trace.arrow", command, "--logprobs", "both")
     done = run_cli("doctor", tmp_path / "trace.arrow", "--completions", tmp_path / "view.jsonl", "--json")
     facts = json.loads(done.stdout)
     assert facts["violations"] == [] and facts["excused"] == [] and facts["completions"] == 6
-    trace = open_trace(tmp_path / "trace.arrow")
     assert trace.complete
     (row,) = trace.engines()
     assert json.loads(row["config"])["vllm"]["parallel_config"]["tensor_parallel_size"] == 2

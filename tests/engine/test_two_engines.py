@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, job_folder, run_cli, tokens_of, wait_for
+from helpers.engine import job, job_folder, run_cli, tokens_of, wait_for
 from tracekit.engines.env import EngineEnv
 from tracekit.rpc.client import wait_ready
 from tracekit.trace.reader import Trace, open_trace
@@ -30,8 +30,8 @@ def test_one_daemon_records_two_generations_at_once_on_one_clock(
         folders = {kind: job_folder(tmp_path / kind, wait=True) for kind in ("v0", "v1")}
         jobs = {kind: start(kind, address, tiny_model, folder) for kind, folder in folders.items()}
         for kind, folder in folders.items():
-            job = jobs[kind]
-            wait_for(lambda: (folder / "half").exists() or job.poll() is not None, f"the first half on {kind}")  # noqa: B023
+            process = jobs[kind]
+            wait_for(lambda: (folder / "half").exists() or process.poll() is not None, f"the first half on {kind}")  # noqa: B023
         # the second half on v1 lies between the two on v0
         for kind in ("v1", "v0"):
             (folders[kind] / "go").touch()
@@ -57,7 +57,7 @@ def test_one_daemon_records_two_generations_at_once_on_one_clock(
 
 def start(kind: str, address: str, model: Path, folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "tracekit", "record", "--engine", kind, "--daemon", address, "--"]
-    command += ["python", str(JOBS / "two_halves.py"), str(model), str(folder)]
+    command += job("two_halves.py", model, folder)
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from helpers.engine import JOBS, run_cli
+from helpers.engine import job, record, run_cli
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
-from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
@@ -26,13 +26,9 @@ HOW = {"v1": "pause", "latest": "in-process"}
 @pytest.fixture(scope="module", params=HOW)
 def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(f"updates-{request.param}")
-    job = ("python", JOBS / "updates.py", tiny_model, folder, HOW[request.param])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        done = run_cli("record", "--engine", request.param, "-o", folder / "trace.arrow", "--", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return request.param, folder, open_trace(folder / "trace.arrow"), json.loads((folder / "truth.json").read_text())
+    command = job("updates.py", tiny_model, folder, HOW[request.param])
+    trace = record(request.param, folder / "trace.arrow", command)
+    return request.param, folder, trace, json.loads((folder / "truth.json").read_text())
 
 
 def view(folder: Path) -> dict[str, Any]:

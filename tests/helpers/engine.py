@@ -5,15 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tracekit.engines.env import EngineEnv
+from tracekit.trace.reader import Trace, open_trace
 
 JOBS = Path(__file__).parents[1] / "engine" / "jobs"
-
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -23,12 +22,38 @@ def engine_environ(env: EngineEnv, **more: str) -> dict[str, str]:
     return {**os.environ, **env.environ, "PATH": path, **more}
 
 
+def job(name: str, *arguments: object) -> list[str]:
+    """The command of one job; `then` adds another to run in the same process."""
+    return ["python", str(JOBS / "run.py"), str(JOBS / name), *map(str, arguments)]
+
+
+def then(name: str, *arguments: object) -> list[str]:
+    return ["--", str(JOBS / name), *map(str, arguments)]
+
+
+def plain(name: str, *arguments: object) -> list[str]:
+    """The command of one job that runs with the recorder dormant; those that `then` adds are recorded."""
+    return ["python", str(JOBS / "run.py"), f"plain:{JOBS / name}", *map(str, arguments)]
+
+
 def run_cli(
     *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``tracekit`` in a process of its own."""
     command = [sys.executable, "-m", "tracekit", *map(str, argv)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+
+
+def record(engine: str, trace: Path, command: Sequence[object], *options: object) -> Trace:
+    """Run a command under the recorder in this engine environment."""
+    done = run_cli("record", "--engine", engine, *options, "-o", trace, "--", *command)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return open_trace(trace)
+
+
+def run_plain(env: EngineEnv, command: Sequence[object]) -> None:
+    """Run a command in this engine environment with no daemon named."""
+    subprocess.run([str(word) for word in command], env=engine_environ(env), check=True, timeout=600)
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_secs: float = 300) -> Any:

@@ -16,7 +16,7 @@ from helpers.wire import DaemonProcess
 from tracekit.engines.env import EngineEnv
 
 START_SECS = 600
-OPTIONS = ("--served-model-name", "policy", "--enforce-eager", "--max-model-len", "256")
+OPTIONS = ("--served-model-name", "policy", "--enforce-eager", "--max-model-len", "256", "--dtype", "float32")
 
 
 class Server:

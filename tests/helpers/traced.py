@@ -1,17 +1,30 @@
 """What a trace of a real engine says, in the shape in which its client saw it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from helpers.engine import run_cli
 from tracekit.tables import ACCEPTED
-from tracekit.trace.reader import Trace, open_trace
+from tracekit.trace.reader import Trace
 
 
-def completions(trace: Trace) -> dict[tuple[str, str], dict[str, Any]]:
+class OneEngine:
+    """What a trace of several engines holds of one of them."""
+
+    def __init__(self, trace: Trace, engine: int) -> None:
+        self._trace, self._engine = trace, engine
+        self.path, self.complete = trace.path, trace.complete
+
+    def engines(self) -> list[dict[str, Any]]:
+        return [row for row in self._trace.engines() if row["engine"] == self._engine]
+
+    def table(self, name: str) -> pa.Table:
+        return self._trace.table(name).filter(pc.field("engine") == self._engine)
+
+
+def completions(trace: Trace | OneEngine) -> dict[tuple[str, str], dict[str, Any]]:
     """Accepted tokens and logprobs by (external id, index of the completion)."""
     requests = {r["request"]: r for r in trace.table("requests").to_pylist()}
     reasons = {f["request"]: f["reason"] for f in trace.table("finishes").to_pylist()}
@@ -35,7 +48,7 @@ def completions(trace: Trace) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def assert_alternatives(trace: Trace, view: Any) -> None:
+def assert_alternatives(trace: Trace | OneEngine, view: Any) -> None:
     """The topk table has the two alternatives that each child of "many" asked for, and nobody else's."""
     numbers = {(r["external_id"], str(r["index"])): r["request"] for r in trace.table("requests").to_pylist()}
     topk = trace.table("topk").to_pylist()
@@ -55,16 +68,6 @@ def assert_alternatives(trace: Trace, view: Any) -> None:
             assert {row["position"] for row in mine[2 * i : 2 * i + 2]} == {10 + i}
 
 
-def record(trace: Path, *job: object) -> Trace:
-    """Run a job in the V0 environment under the recorder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")
-        patch.setenv("TRACEKIT_STRICT", "1")
-        done = run_cli("record", "--engine", "v0", "-o", trace, "--", "python", *job)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return open_trace(trace)
-
-
-def numbers(trace: Trace) -> dict[str, int]:
+def numbers(trace: Trace | OneEngine) -> dict[str, int]:
     """Number of each request by the caller's id (of the last completion where there are several)."""
     return {r["external_id"]: r["request"] for r in trace.table("requests").to_pylist()}

@@ -1,6 +1,6 @@
 """A job full of awkward requests on AsyncLLM; writes what each client received, bit for bit.
 
-client_view.py MODEL OUT.json
+client_view.py MODEL OUT.json [DTYPE]
 """
 
 import asyncio
@@ -44,8 +44,9 @@ def params(kind=RequestOutputKind.DELTA, **fields):
     )
 
 
-async def main(model, out):
+async def main(model, out, dtype="auto"):
     args = {"max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 8, "enforce_eager": True, "seed": 0}
+    args["dtype"] = dtype
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **args))
     final = RequestOutputKind.FINAL_ONLY
     await asyncio.gather(

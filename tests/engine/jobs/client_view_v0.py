@@ -46,7 +46,7 @@ def params(kind=RequestOutputKind.DELTA, **fields):
 
 async def main(model, out):
     args = {"max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 8, "enforce_eager": True, "seed": 0}
-    args |= {"enable_chunked_prefill": True, "enable_prefix_caching": True, "block_size": 16}
+    args |= {"enable_chunked_prefill": True, "enable_prefix_caching": True, "block_size": 16, "dtype": "float32"}
     engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=model, **args))
     final = RequestOutputKind.FINAL_ONLY
     long = [i % 900 + 300 for i in range(300)]

@@ -16,7 +16,14 @@ def scale_norm(worker):
 
 def main(model, out):
     # 5 requests of 120 + 40 tokens in 44 blocks of 16
-    args = {"max_model_len": 256, "max_num_seqs": 8, "enforce_eager": True, "seed": 0, "block_size": 16}
+    args = {
+        "max_model_len": 256,
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "seed": 0,
+        "block_size": 16,
+        "dtype": "float32",
+    }
     engine = LLMEngine.from_engine_args(EngineArgs(model=model, num_gpu_blocks_override=44, **args))
     for i in range(5):
         params = SamplingParams(temperature=0.8, top_k=50, seed=i, max_tokens=40, logprobs=0, ignore_eos=True)

@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
     model, folder = sys.argv[1], Path(sys.argv[2])
-    llm = LLM(model=model, max_model_len=512, enforce_eager=True, max_num_seqs=16, seed=0)
+    llm = LLM(model=model, max_model_len=512, enforce_eager=True, max_num_seqs=16, seed=0, dtype="float32")
     params = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=40, logprobs=0, ignore_eos=True)
     seen = []
     for half in range(2):
