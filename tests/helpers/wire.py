@@ -1,7 +1,9 @@
 """What the tests of the wire and the daemon share: tables of every kind, a real daemon, a client without manners."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -67,6 +69,16 @@ def numbered_tokens(start: int, rows: int):
     columns = {name: zeros for name in WIRE_TABLES["tokens"]}
     columns |= {"position": ids, "token_id": ids, "flags": np.ones(rows, "u1"), "rollout_logprob": -ids.astype("f4")}
     return {"tokens": columns}
+
+
+def engine_row():
+    """The row of `engines` about this process, empty but for where it runs."""
+    known = {"pid": np.array([os.getpid()], "u4"), "host": [socket.gethostname()]}
+    columns = {}
+    for name, kind in WIRE_TABLES["engines"].items():
+        is_text = kind.startswith("str")
+        columns[name] = known.get(name, [""] if is_text else np.zeros(1, kind.rstrip("?")))
+    return {"engines": columns}
 
 
 def assert_same(left, right):

@@ -22,7 +22,7 @@ from tracekit.trace.reader import open_trace
 JOB = """
 import os, resource, signal, sys, time
 from pathlib import Path
-from helpers.wire import numbered_tokens
+from helpers.wire import engine_row, numbered_tokens
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 
@@ -32,7 +32,7 @@ if how == "orphan" and os.fork():  # the job ends before its engine
         time.sleep(0.02)
     os._exit(0)
 stream = Stream(os.environ["TRACEKIT_DAEMON"], os.urandom(16).hex())
-stream.put(numbered_tokens(0, 10))
+stream.put(engine_row() | numbered_tokens(0, 10))
 with ControlClient(os.environ["TRACEKIT_DAEMON"]) as daemon:
     while not any(engine.durable_seq for engine in daemon.list_engines()):
         time.sleep(0.02)
@@ -199,6 +199,17 @@ def test_impatience_after_the_job_is_answered_first_and_obeyed_then(record):
     assert recording.process.wait(5) == EXIT_FAILED
     assert recording.said()[-1].endswith(f"what was recorded is kept in {recording.out}.spool")
     assert open_trace(f"{recording.out}.spool").table("tokens").num_rows == 10
+
+
+def test_an_engine_that_outlives_the_job_is_named(record):
+    recording = record("orphan")
+    recording.wait_ready()
+    assert recording.process.wait(60) == EXIT_DATA_LOST
+    (engine,) = recording.processes()
+    assert recording.said()[-1].startswith(f"tracekit: the job's engine process {engine} still runs")
+    os.kill(engine, signal.SIGKILL)
+    recording.end()
+    check_sealed(recording)
 
 
 def test_when_we_are_killed_the_job_goes_on_and_its_recording_is_sealed(record):

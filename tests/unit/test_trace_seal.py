@@ -1,5 +1,6 @@
 """Sealing: everything in request-major order, nothing overwritten, every loss told, plain readers served."""
 
+import errno
 import os
 import stat
 import tracemalloc
@@ -102,6 +103,21 @@ def test_what_appears_during_the_work_is_not_overwritten(tmp_path):
         out.write_text("precious")
     assert out.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_disk_without_hard_links_takes_a_trace(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "t.arrow"
+    with new_file(out) as file:
+        file.write(b"ours")
+    assert out.read_bytes() == b"ours" and list(tmp_path.iterdir()) == [out]
+    out.unlink()
+    with pytest.raises(OutputError, match="exists already"), new_file(out) as file:
+        out.write_text("precious")
+    assert out.read_text() == "precious" and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path):

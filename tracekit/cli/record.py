@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, EngineEnvError, UsageError
 
 if TYPE_CHECKING:
     from tracekit.jobs.recorded import Ended
+    from tracekit.trace.reader import Trace
 
 
 @click.command("record")
@@ -86,9 +88,18 @@ def _tell(ended: Ended, output: Path | None) -> int:
         sys.stdout.flush()
         for line in report.lost_lines(trace.all_losses()):
             click.echo(line, err=True)
+        for pid in _still_running(trace):
+            click.echo(report.still_running_line(pid), err=True)
     if ended.code:
         click.echo(report.job_ended_line(ended.code, nothing), err=True)
         return ended.code
     if nothing:
         raise EngineEnvError(report.NOBODY_REPORTED)
     return EXIT_OK if ended.complete else EXIT_DATA_LOST
+
+
+def _still_running(trace: Trace) -> list[int]:
+    """Return the engine processes that outlived the job: vLLM's does not notice that who started it was killed."""
+    here = socket.gethostname()
+    open_ends = [row for row in trace.engines() if not trace.tallies[row["engine"]].last and row.get("host") == here]
+    return [row["pid"] for row in open_ends if Path(f"/proc/{row['pid']}").exists()]

@@ -61,6 +61,11 @@ def lost_lines(losses: Iterable[object]) -> Iterator[str]:
         yield f"tracekit: lost: {loss}"
 
 
+def still_running_line(pid: int) -> str:
+    """Return the line about an engine process that outlived the job."""
+    return f"tracekit: the job's engine process {pid} still runs, and is not recorded any more: kill {pid} ends it"
+
+
 def undelivered_line(path: Path, rows: Mapping[str, int] | None, reason: str) -> str:
     """Return the line about a recorder's note of rows that nobody took; `rows` is None where it cannot be read."""
     if rows is None:
