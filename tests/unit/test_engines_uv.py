@@ -68,3 +68,13 @@ def test_a_missing_uv_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "uv", None)
     with pytest.raises(EngineEnvError, match="-m pip install uv"):
         uvtool.uv_binary()
+
+
+def test_uv_gets_a_cache_of_ours_where_home_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "disk"))
+    assert uvtool.own_cache({}) == {}
+    monkeypatch.setattr(uvtool.os, "access", lambda path, mode: False)  # root may write everywhere
+    assert uvtool.own_cache({}) == {"UV_CACHE_DIR": str(tmp_path / "disk" / "uv")}
+    assert uvtool.own_cache({"XDG_CACHE_HOME": str(tmp_path / "x")}) == {"UV_CACHE_DIR": str(tmp_path / "disk" / "uv")}
+    assert uvtool.own_cache({"UV_CACHE_DIR": "/mine"}) == {}

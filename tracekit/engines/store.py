@@ -45,7 +45,9 @@ def locked(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = open(folder.with_name(folder.name + ".lock"), "w")
     except OSError as error:
-        raise EngineEnvError(f"the cache folder cannot be written ({error.strerror}): {folder.parent}") from None
+        raise EngineEnvError(
+            f"the cache folder cannot be written ({error.strerror}; TRACEKIT_CACHE names another): {folder.parent}"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tracekit.engines import store
 from tracekit.errors import EngineEnvError
 
 Progress = Callable[[str], None]
@@ -115,6 +116,15 @@ def source_environ(settings: Mapping[str, str], environ: Mapping[str, str]) -> d
     return added
 
 
+def own_cache(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that gives uv a cache beside our environments, where it cannot write its own."""
+    if environ.get("UV_CACHE_DIR"):
+        return {}
+    folder = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uv"
+    folder = next(place for place in (folder, *folder.parents) if place.exists())
+    return {} if os.access(folder, os.W_OK) else {"UV_CACHE_DIR": str(store.cache_dir() / "uv")}
+
+
 def pip_install(python: Path, arguments: Sequence[str], progress: Progress, torch_index: str | None = None) -> None:
     """Run `uv pip install --no-deps` with `arguments` into the environment of `python`.
 
@@ -134,6 +144,7 @@ def run(arguments: Sequence[str], progress: Progress, environ: Mapping[str, str]
     last: deque[str] = deque(maxlen=12)
     # a virtual environment that is active around us must not be taken for the one uv works on
     env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"} | dict(environ or {})
+    env |= own_cache(os.environ)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     assert process.stdout is not None
     try:
