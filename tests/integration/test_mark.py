@@ -54,7 +54,7 @@ def test_two_engines_are_labelled_on_the_disk(daemon, tmp_path, monkeypatch):
         assert labels(daemon.spool) == first
         (mark,) = client.mark_weights("step-2", "s3://bucket/step-2", engines=[1, 1])
         assert mark.engine == 1
-    done = mark_cli(daemon.address, "--label", "step-3", "--engine", "0", "--json")
+    done = mark_cli(daemon.address, "--label", "step-3", "--only", "0", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)[0]["weight_version"] == 3, done.stderr
     done = mark_cli(daemon.address, "--label", "step-4")
     assert done.stdout.count("weight version 3 from engine step 7") == 2

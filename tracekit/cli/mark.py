@@ -14,7 +14,7 @@ from tracekit.errors import EXIT_FAILED, EXIT_OK, NotMarkedError
 @click.argument("address", metavar="ADDR")
 @click.option("--label", required=True, help="Your name of these weights, such as step-120.")
 @click.option("--checkpoint", metavar="PATH", help="Where they are stored; `tracekit replay` looks there.")
-@click.option("--engine", "engines", type=click.IntRange(min=0), multiple=True, metavar="N",
+@click.option("--only", "engines", type=click.IntRange(min=0), multiple=True, metavar="N",
               help="Only this engine of the trace; may be repeated  [default: all that have not ended]")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECS",
               help="How long engines may take to confirm.")  # fmt: skip
