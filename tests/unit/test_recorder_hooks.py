@@ -189,6 +189,15 @@ def test_a_hook_that_calls_after_is_switched_off_below_others(owner: Any) -> Non
     assert seen == [["call"]]
 
 
+def test_a_hook_below_a_wrap_that_forgets_our_mark_stays_off_when_it_is_put_in_again(owner: Any) -> None:
+    hooks.wrap(owner, "call", says("ours"))
+    ours = owner.call
+    owner.call = lambda self: ["theirs", *ours(self)]
+    hooks.reinstall(hooks.uninstall())
+    hooks.wrap(owner, "call", says("ours"))
+    assert owner().call() == ["ours", "theirs", "call"]
+
+
 def test_a_step_is_not_recorded_once_the_hooks_are_out(scheduler: Any) -> None:
     schedule, update = type(scheduler).schedule, type(scheduler).update_from_output
     scheduler.update_from_output(scheduler.schedule(), SAMPLED)

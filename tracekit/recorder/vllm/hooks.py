@@ -133,6 +133,7 @@ def _take_out(hook: Hook) -> bool:
 
 
 def _switch_on(owner: Any, name: str, purpose: object) -> None:
-    for hook in _hooks:
+    for hook in reversed(_hooks):
         if hook.owner is owner and hook.name == name and hook.purpose == purpose:
             hook.active = True
+            return  # an older one stays off: somebody's wrap that forgets our mark stands between the two
