@@ -155,8 +155,13 @@ class Connection:
         if malformed and self.answered:
             return Ending(Then.SUSPECT, details)
         if malformed or code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
-            return Ending(Then.GIVE_UP, f"the daemon at {self._address} refuses this recorder: {details}")
+            return Ending(Then.GIVE_UP, refusal(self._address, details))
         return Ending(Then.TRY_AGAIN)
+
+
+def refusal(address: str, details: str) -> str:
+    """Say that the daemon will have nothing of this recorder, in the daemon's own words."""
+    return f"the daemon at {address} refuses this recorder: {details}"
 
 
 def _open_channel(address: str) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tracekit.errors import TracekitError
-from tracekit.recorder.connection import Connection, Ending, Then
+from tracekit.recorder.connection import Connection, Ending, Then, refusal
 from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
@@ -230,7 +230,7 @@ class Stream:
             with self._cond:
                 if self._window.refused(ending.reason):
                     return
-            self._give_up(f"the daemon at {self.address} refuses this recorder: {ending.reason}")
+            self._give_up(refusal(self.address, ending.reason))
         elif ending.then is Then.GIVE_UP:
             self._give_up(ending.reason)
 

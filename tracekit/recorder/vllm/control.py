@@ -5,19 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from tracekit.recorder.guard import never_raise
-from tracekit.recorder.session import Session
 from tracekit.recorder.vllm.events import TableRow
+from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.snapshot import dumps
-
-
-class Recording(Protocol):
-    """What all generations' recordings have."""
-
-    engine_step: int
-    session: Session
 
 
 def recorded(of: Callable[[Any], Recording | None]) -> Callable[..., Any]:
