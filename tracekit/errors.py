@@ -5,6 +5,7 @@ TracekitError                       exit 1: something failed, one sentence says 
 │   └── NoSuchEngineError           the trace has engines, and not this one
 ├── EngineEnvError                  an engine environment is missing, broken or could not be built
 ├── ModelError                      a model folder is missing, not loadable, or of another vocabulary
+│   └── NoModelFolderError          it is missing
 ├── TraceError                      a trace cannot be read
 │   ├── UnreadableTraceError        the system does not let us read it
 │   ├── NotATraceError              not Arrow, or Arrow that is not ours
@@ -60,6 +61,11 @@ class EngineEnvError(TracekitError):
 
 class ModelError(TracekitError):
     pass
+
+
+class NoModelFolderError(ModelError):
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(f"there is no model folder: {folder}")
 
 
 class TraceError(TracekitError):

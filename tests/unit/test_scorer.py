@@ -199,7 +199,7 @@ def test_an_empty_prompt_is_refused(folders: dict[str, Path]) -> None:
 
 
 def test_folders_that_hold_no_model_get_one_sentence(tmp_path: Path, folders: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match="no model folder at"):
+    with pytest.raises(ModelError, match="there is no model folder"):
         Scorer.load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"no config\.json"):
         Scorer.load(tmp_path)

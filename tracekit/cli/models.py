@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tracekit.errors import ModelError
+from tracekit.errors import NoModelFolderError
 
 
 def model_folder(name: str) -> Path:
     """Return the folder of a model; `demo` is SmolLM2-135M-Instruct, made on first use.
 
     Raises:
-        ModelError: there is no such folder.
+        NoModelFolderError: there is no such folder.
         EngineEnvError: the demo model could not be made.
     """
     if name == "demo":
@@ -21,5 +21,5 @@ def model_folder(name: str) -> Path:
         with Talk() as talk:
             return ensure_demo_model(talk)
     if not Path(name).is_dir():
-        raise ModelError(f"there is no model folder: {name}")
+        raise NoModelFolderError(name)
     return Path(name).absolute()

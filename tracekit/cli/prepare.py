@@ -76,7 +76,7 @@ def rollout(
 
     Raises:
         UsageError: the prompts or a field are wrong, or there is no such engine.
-        ModelError: there is no such model folder.
+        NoModelFolderError: there is no such model folder.
         EngineEnvError: the engine environment or the demo model cannot be had.
     """
     from tracekit.cli.models import model_folder

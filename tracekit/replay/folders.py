@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from tracekit.diagnose.result import Weights
-from tracekit.errors import ModelError, ReplayRefused, UsageError
+from tracekit.errors import NoModelFolderError, ReplayRefused, UsageError
 from tracekit.replay.claims import Claim
 
 Given = Mapping[int, str | Path]
@@ -50,7 +50,7 @@ def choose_weights(
         UsageError: weights are given for a version that nobody needs, or no model is given and the trace names none
             that is here.
         ReplayRefused: weights of a version are not known.
-        ModelError: a folder is not there.
+        NoModelFolderError: a folder is not there.
     """
     unused = sorted(set(given) - set(versions) - {oldest.get(v, v) for v in versions} - {0})
     if unused:
@@ -112,7 +112,7 @@ def _of_version(version: int, oldest: Mapping[int, int], given: Given, of_group:
 def _resolved(weights: Weights) -> Weights:
     folder = Path(weights.folder)
     if not folder.is_dir():
-        raise ModelError(f"there is no model folder: {folder}")
+        raise NoModelFolderError(folder)
     return Weights(weights.version, str(folder.resolve()), weights.source, weights.label, weights.same_as)
 
 

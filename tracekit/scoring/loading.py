@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from tracekit.errors import ModelError, UsageError
+from tracekit.errors import ModelError, NoModelFolderError, UsageError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -26,7 +26,7 @@ def load_model(folder: Path, *, dtype: str, device: torch.device) -> PreTrainedM
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not folder.is_dir():
-        raise ModelError(f"no model folder at {folder}")
+        raise NoModelFolderError(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"no config.json, so no model that can be loaded, in {folder}")
     # transformers renamed the argument; the config's attribute tells which name this one takes.
