@@ -166,11 +166,14 @@ def test_files_that_hold_no_replay_are_refused(tmp_path, recorded):
     (tmp_path / "text.arrow").write_text("no Arrow file, and longer than its magic")
     with pytest.raises(NotATraceError, match="not an Arrow file"):
         read_replay(tmp_path / "text.arrow")
-    table = pa.table({"a": [1]}).replace_schema_metadata({"tracekit.result": '{"schema_version": 9}'})
-    with pa.OSFile(str(tmp_path / "new.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+    for version in (9, 1):
+        table = pa.table({"a": [1]}).replace_schema_metadata({"tracekit.result": f'{{"schema_version": {version}}}'})
+        with pa.OSFile(str(tmp_path / f"{version}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
     with pytest.raises(SchemaTooNewError, match="version 9, and this tracekit reads 1"):
-        read_replay(tmp_path / "new.arrow")
+        read_replay(tmp_path / "9.arrow")
+    with pytest.raises(NotATraceError, match="the result in this file lacks 'tracekit_version'"):
+        read_replay(tmp_path / "1.arrow")
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(tmp_path, recorded, tracekit):

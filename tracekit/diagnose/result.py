@@ -108,7 +108,8 @@ class Result:
         """Return the result that `to_dict` was called on.
 
         Raises:
-            ValueError: it was made by a newer tracekit, or is not a result.
+            ValueError: it was made by another version of tracekit.
+            KeyError: a field is missing.
         """
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:

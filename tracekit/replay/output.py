@@ -116,4 +116,6 @@ def read_replay(path: str | os.PathLike[str]) -> Replay:
         result = Result.from_dict(json.loads(stored))
     except ValueError as error:
         raise SchemaTooNewError(f"{error}: {path}") from error
+    except KeyError as error:
+        raise NotATraceError(f"the result in this file lacks {error}: {path}") from error
     return Replay(result, table.replace_schema_metadata(None))
