@@ -31,8 +31,9 @@ lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed  ## Make docs/trace-format.md from tracekit/tables.py.
+docs: $(VENV)/.installed  ## Make docs/trace-format.md and docs/result.schema.json from the code.
 	$(BIN)/python scripts/gen_trace_format.py
+	$(BIN)/python scripts/gen_schema.py
 
 proto: $(VENV)/.installed  ## Regenerate the wire messages from proto/.
 	$(BIN)/python scripts/gen_proto.py
