@@ -9,7 +9,7 @@ from tracekit.recorder.session import Session
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.events import Dispatch, Step
-from tracekit.recorder.vllm.generation import generation_config
+from tracekit.recorder.vllm.generation_config import generation_config
 from tracekit.recorder.vllm.opening import open_recording
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
 from tracekit.recorder.vllm.v1.groups import kv_groups

@@ -36,5 +36,5 @@ def _cached(name: str, revision: str | None) -> Any:
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, FILE, revision=revision)
-    # a value that is no path says that the hub has no such file
+    # a value that is not a path says that the hub has no such file
     return json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, str) else None if path is None else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tracekit.recorder.vllm.generation import generation_config
+from tracekit.recorder.vllm.generation_config import generation_config
 
 
 def config(model: object, source: object = "auto", read: Any = None) -> Any:
