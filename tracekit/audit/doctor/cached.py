@@ -9,6 +9,7 @@ import numpy as np
 from tracekit.audit.doctor.sums import sum_by
 from tracekit.audit.findings import MISLEADS, Array, Broken, Check, Columns, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.report.plural import plural
 from tracekit.tables import NEW, RESUMED
 from tracekit.trace.join import pick
 
@@ -47,7 +48,8 @@ def _coverage(rows: EngineRows) -> Iterator[Broken]:
         tokens = sum_by(sequence_key(hits), sequence_key(mine), mine["num_tokens"])
 
         def says(i: int, number: int = number, tokens: Array = tokens) -> str:
-            return f"{hits['num_computed'][i]} tokens cached, its blocks of KV group {number} hold {tokens[i]}"
+            cached = plural(hits["num_computed"][i], "token")
+            return f"{cached} cached, its blocks of KV group {number} hold {tokens[i]}"
 
         yield Broken(tokens != hits["num_computed"], hits, says)
 

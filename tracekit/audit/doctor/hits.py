@@ -10,6 +10,7 @@ import numpy as np
 
 from tracekit.audit.findings import MISLEADS, Broken, Check
 from tracekit.audit.rows import EngineRows
+from tracekit.report.plural import plural
 
 
 def _beyond_prompt(rows: EngineRows) -> Iterator[Broken]:
@@ -18,14 +19,16 @@ def _beyond_prompt(rows: EngineRows) -> Iterator[Broken]:
     yield Broken(
         (prompt > 0) & (hits["num_computed"] >= prompt),
         hits,
-        lambda i: f"{hits['num_computed'][i]} tokens cached of a prompt of {prompt[i]}",
+        lambda i: f"{plural(hits['num_computed'][i], 'token')} cached of a prompt of {prompt[i]}",
     )
 
 
 def _without_cache(rows: EngineRows) -> Iterator[Broken]:
     if rows.setting("cache_config", "enable_prefix_caching") is False and not rows.setting("kv_transfer_config"):
         found = rows.first_hits["num_computed"]
-        yield Broken(found > 0, rows.first_hits, lambda i: f"{found[i]} tokens cached with prefix caching off")
+        yield Broken(
+            found > 0, rows.first_hits, lambda i: f"{plural(found[i], 'token')} cached with prefix caching off"
+        )
 
 
 def _unexplained(rows: EngineRows) -> Iterator[Broken]:
@@ -48,7 +51,9 @@ def _unexplained(rows: EngineRows) -> Iterator[Broken]:
             continue
         found = sources[length].get((identity[row], ids.astype("<u4").tobytes()), [])
         alone[i] = not any(first <= step and source != row for source, first in found)
-    yield Broken(alone, hits, lambda i: f"{hits['num_computed'][i]} tokens cached that no earlier request computed")
+    yield Broken(
+        alone, hits, lambda i: f"{plural(hits['num_computed'][i], 'token')} cached that no earlier request computed"
+    )
 
 
 def _first_computed(rows: EngineRows, length: int, identity: list[Any]) -> dict[Any, list[tuple[int, int]]]:
