@@ -1,7 +1,7 @@
 """A made-up capture for the benchmarks: a 64-way continuous batch of Zipf-like text.
 
-It is no real rollout. Token ids are phrases of Zipf-distributed ids, logprobs are the fp32 log-softmax of bf16-rounded
-logits of a peaked mixture, sampled at temperature 1, as vLLM computes them.
+It is not a real rollout. Token ids are phrases of Zipf-distributed ids, logprobs are the fp32 log-softmax of
+bf16-rounded logits of a peaked mixture, sampled at temperature 1, as vLLM computes them.
 """
 
 import numpy as np

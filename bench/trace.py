@@ -1,4 +1,4 @@
-"""Bytes a token and rows a second of the trace writer, against JSON lines with zstd-3, in one call.
+"""Bytes per token and rows per second of the trace writer, against JSON lines with zstd-3, in one call.
 
     python bench/trace.py [--trace FILE] [--tokens N] [--runs N] [--json]
 
@@ -184,13 +184,13 @@ def as_text(result):
     return "\n".join(
         [
             f"{result['source']}: {result['tokens']:,} tokens in {result['batches']} batches, {result['runs']} runs",
-            f"{'':10}{'bytes a token':>15}{'rows a CPU second':>20}{'times JSONL':>14}",
+            f"{'':10}{'bytes per token':>15}{'rows per CPU second':>20}{'times JSONL':>14}",
             f"{'hot':10}{size['hot']:>15.2f}{speed['hot']:>20,.0f}{ratio['hot']:>14.1f}",
             f"{'seal':10}{size['sealed']:>15.2f}{speed['seal']:>20,.0f}{ratio['seal']:>14.1f}",
             f"{'hot+seal':10}{'':>15}{speed['hot+seal']:>20,.0f}{ratio['hot+seal']:>14.1f}",
             f"{'JSONL':10}{size['jsonl']:>15.2f}{speed['jsonl']:>20,.0f}{1:>14.1f}",
             f"sealed is {result['times_smaller_than_jsonl']} times smaller than JSONL with zstd-3",
-            "sealed, bytes a token by column:",
+            "sealed, bytes per token by column:",
             *(f"  {name:32}{share:>8.3f}" for name, share in result["sealed_bytes_per_token_by_column"].items()),
         ]
     )

@@ -73,7 +73,7 @@ class TokenNoise:
     d: F8  # replayed − recorded, nats, of the compared semantic
     sigma: F8  # nats
     beyond: Mask
-    shifts: Shifts  # one entry a rollout
+    shifts: Shifts  # one entry per rollout
     floor: NoiseFloor
 
 

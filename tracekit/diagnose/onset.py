@@ -83,7 +83,7 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
         noise: the noise of every token under that semantic.
 
     Returns:
-        One entry a rollout, in the run's order. Tokens whose recorded value is not a number start nothing.
+        One entry per rollout, in the run's order. Tokens whose recorded value is not a number start nothing.
     """
     sigma, beyond = noise.sigma, noise.beyond
     different = run.valid & ~bit_equal(run.rollout_logprob, replay)

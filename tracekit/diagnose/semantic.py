@@ -91,7 +91,7 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
     ranked.sort(key=lambda h: -h.log_likelihood)
     best, second = ranked[0], ranked[1]
     if best.name not in noise and _excess(best, noise) > 1:
-        # what does not explain the values is no ground for naming a parameter: only raw or processed is left to say
+        # what does not explain the values is not a ground for naming a parameter: only raw or processed is left to say
         best, second = (h for h in ranked if h.name in noise)
     margin = best.log_likelihood - second.log_likelihood
     excess = _excess(best, noise)

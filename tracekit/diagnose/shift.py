@@ -22,7 +22,7 @@ _CAP = 600.0  # nats: exp stays finite
 
 @dataclass(frozen=True)
 class Shifts:
-    """Evidence for a sustained shift, one entry a rollout.
+    """Evidence for a sustained shift, one entry per rollout.
 
     Attributes:
         log_e: [R] log of the e-value, nats.

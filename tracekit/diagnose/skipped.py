@@ -1,4 +1,4 @@
-"""Why recorded requests are left out of a replay: one row a reason."""
+"""Why recorded requests are left out of a replay: one row per reason."""
 
 from __future__ import annotations
 

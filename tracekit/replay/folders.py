@@ -44,7 +44,7 @@ def choose_weights(
         models: that the engines of the trace name; the weights of version 0 where none are given.
 
     Returns:
-        One entry a version, and one for version 0 where its weights serve another.
+        One entry per version, and one for version 0 where its weights serve another.
 
     Raises:
         UsageError: weights are given for a version that nobody needs, or no model is given and the trace names none

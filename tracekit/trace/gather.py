@@ -55,7 +55,7 @@ class Weights:
         self._num_fresh += len(found)
         if self._num_fresh > MERGE_PAIRS:
             self._fresh = [self.by_request()]
-            self._num_fresh = 0  # of new ones: the merged are at most one a request
+            self._num_fresh = 0  # of new ones: the merged are at most one per request
 
     def by_request(self) -> tuple[Array, Array]:
         """Return the requests, ascending, and what each weighs."""

@@ -1,4 +1,4 @@
-"""The subjects of a recorded trace: one an engine."""
+"""The subjects of a recorded trace: one per engine."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ RULES = (
         "in-flight-update",
         NOTE,
         "A replay has to score each token under the weights that sampled it, and over the KV that older ones left.",
-        "tracekit replay --weights VERSION=PATH, once a version",
+        "tracekit replay --weights VERSION=PATH, once per version",
         "https://github.com/vllm-project/vllm/issues/54443",
         _in_flight,
     ),

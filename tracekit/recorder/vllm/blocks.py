@@ -25,7 +25,7 @@ Written = tuple[int, int, int]  # versions, and tokens from the block's begin th
 class Provenance:
     """Weight versions by physical block; a block that is not in it was computed by nobody who was seen.
 
-    At most one entry a block of the engine.
+    At most one entry per block of the engine.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """vLLM V0 (0.8.5): class-level wraps, in the process that holds the LLMEngine.
 
-`SchedulerContext.append_output` is called once a step, after the forward and before the next schedule, by the sync, the
-async and the multiprocessing engine alike; the driver worker's `execute_model` is where a step meets its weights
+`SchedulerContext.append_output` is called once per step, after the forward and before the next schedule, by the sync,
+the async and the multiprocessing engine alike; the driver worker's `execute_model` is where a step meets its weights
 (vllm/engine/llm_engine.py, vllm/engine/async_llm_engine.py, vllm/worker/worker_base.py).
 """
 

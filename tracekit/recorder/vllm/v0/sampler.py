@@ -18,7 +18,7 @@ Score = tuple[float, float | None]  # processed and raw, of one sampled token
 
 
 class Scored(list[Any]):
-    """The outputs of a step, one a group; `scores` has a `Score` for each that sampled and None for the others."""
+    """The outputs of a step, one per group; `scores` has a `Score` for each that sampled and None for the others."""
 
     scores: list[Score | None]
 
