@@ -14,6 +14,7 @@ from tracekit.trace.ledger import lost_tables
 from tracekit.trace.reader import Trace
 
 AGREES, VIOLATED, EXCUSED = "agrees", "violated", "explained by lost rows"
+NOT_OFFERED = "these metrics do not offer it"
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,14 @@ def _report(rows: EngineRows, label: str, before: Counters, after: Counters, los
         if quantity.name not in offered:
             if quantity.name.startswith(FINISHED) and quantity.low == 0:
                 continue  # a reason that was never counted has no series in V0
-            unsaid[quantity.name] = "these metrics do not offer it"
+            unsaid[quantity.name] = NOT_OFFERED
         elif quantity.name == IN_FLIGHT and moving:
             unsaid[quantity.name] = "requests come and go while the trace is read"
         else:
             compared.append(_judge(quantity, before.get(quantity.name, 0), after[quantity.name], lost))
     for name in QUANTITIES:
         if name not in offered and name not in unsaid:
-            unsaid[name] = "these metrics do not offer it"
+            unsaid[name] = NOT_OFFERED
     return EngineReport(rows.engine, label, moving, compared, dict(sorted(unsaid.items())))
 
 
