@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.demo import checkpoint
-from tracekit.demo.model import TOKENIZER_FILES, ensure_demo_model
+from tracekit.demo.model import ensure_demo_model
 from tracekit.engines.uvtool import Progress, quiet
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def write_tiny_model(

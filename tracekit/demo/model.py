@@ -27,7 +27,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # changes when the folder that is written changes
 RECIPE = "1"
 NUM_BYTES = 700_000_000
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 # GGUF's names of a layer's tensors -> Hugging Face's
 LAYER_NAMES = {
