@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.factories import ENGINE_ID, make_tables, write_spool, write_trace
+from helpers.factories import ENGINE_ID, make_engine, make_tables, write_spool, write_trace
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.reader import open_trace
@@ -67,10 +67,77 @@ def test_info_of_a_trace_that_is_being_written_is_clean(tmp_path):
     assert done.returncode == 0 and "being written" in done.stdout
 
 
-def test_info_of_a_trace_without_tokens_says_so(tmp_path):
+def without(*tables):
+    return {name: columns for name, columns in make_tables().items() if name not in tables}
+
+
+NOTHING = {
+    "no engine was recorded": [],
+    "no token was recorded": [{"engines": make_engine()}],
+    "no request finished": [without("finishes")],
+}
+
+
+@pytest.mark.parametrize("command", ["info", "doctor", "lint"])
+@pytest.mark.parametrize("lacks", NOTHING)
+def test_of_a_trace_that_holds_nothing_to_judge_nothing_good_is_said(tmp_path, command, lacks):
+    write_trace(tmp_path / "t.arrow", NOTHING[lacks])
+    done = tracekit(command, tmp_path / "t.arrow")
+    assert done.returncode == 1 and f"NOTHING TO JUDGE: {lacks}\n" in done.stdout
+    assert "nothing was lost" not in done.stdout and "sound: the trace" not in done.stdout
+    done = tracekit(command, tmp_path / "t.arrow", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 1 and facts["lacks"] == lacks and facts.get("sound", False) is False
+
+
+@pytest.mark.parametrize("command", ["info", "doctor", "lint"])
+def test_a_trace_that_is_being_written_may_hold_nothing_yet(tmp_path, command):
+    with SpoolWriter(tmp_path / "spool") as writer:
+        assert tracekit(command, tmp_path / "spool").returncode == 0
+        tables = {"engines": make_engine()}
+        writer.append(to_record_batch(tables, 0), BatchMeta(0, ENGINE_ID, 1, {"engines": 1}))
+        done = tracekit(command, tmp_path / "spool")
+    assert done.returncode == 0 and "sound: the trace" not in done.stdout
+    assert command != "doctor" or "no token was recorded yet: there is nothing to judge" in done.stdout
+
+
+def test_unfinished_requests_of_an_engine_that_was_killed_are_a_loss(tmp_path):
+    write_trace(tmp_path / "t.arrow", NOTHING["no request finished"], last=False)
+    for command in ("info", "doctor", "lint"):
+        done = tracekit(command, tmp_path / "t.arrow")
+        assert done.returncode == 3 and "NOTHING TO JUDGE" not in done.stdout
+
+
+def test_counters_of_zero_prove_nothing_of_a_trace_that_holds_nothing(tmp_path):
+    write_trace(tmp_path / "t.arrow", NOTHING["no token was recorded"])
+    (tmp_path / "metrics").write_text('vllm:generation_tokens_total{engine="0",model_name="m"} 0.0\n')
+    done = tracekit("doctor", tmp_path / "t.arrow", "--live", tmp_path / "metrics")
+    assert done.returncode == 1 and "NOTHING TO JUDGE: no token was recorded" in done.stdout
+    with SpoolWriter(tmp_path / "spool") as writer:
+        tables = {"engines": make_engine()}
+        writer.append(to_record_batch(tables, 0), BatchMeta(0, ENGINE_ID, 1, {"engines": 1}))
+        done = tracekit("doctor", tmp_path / "spool", "--live", tmp_path / "metrics")
+    assert done.returncode == 0 and "nothing to judge" in done.stdout
+
+
+def test_completions_that_hold_no_line_are_refused(sealed, tmp_path):
+    (tmp_path / "client.jsonl").touch()
+    done = tracekit("doctor", sealed, "--completions", tmp_path / "client.jsonl")
+    assert done.returncode == 2 and done.stdout == "" and "client.jsonl is empty" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_cat_says_of_a_table_without_rows_that_it_has_none(sealed, form):
+    done = tracekit("cat", sealed, "topk", form)
+    assert done.returncode == 0 and done.stdout.count("\n") == (form == "--csv")
+    assert done.stderr == "tracekit: the trace has no rows in topk\n"
+    assert tracekit("cat", sealed, "tokens", "--head", 0).stderr == ""
+
+
+def test_export_says_of_a_trace_that_holds_nothing_what_it_lacks(tmp_path):
     write_trace(tmp_path / "t.arrow", [])
-    done = tracekit("info", tmp_path / "t.arrow")
-    assert done.returncode == 0 and "tokens           none" in done.stdout and "no engine" in done.stdout
+    done = tracekit("export", tmp_path / "t.arrow", "--parquet", tmp_path / "out")
+    assert done.returncode == 0 and done.stderr.strip() == "NOTHING TO JUDGE: no engine was recorded"
 
 
 @pytest.mark.parametrize("command", ["info", "cat", "export"])

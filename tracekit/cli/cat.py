@@ -18,12 +18,15 @@ def command(trace: str, table: str, head: int | None, form: str) -> None:
 
     Floats are printed with every digit of their value; a logprob that is not a finite number is printed as a string.
     """
-    from tracekit.report.rows import csv_line, json_line
+    from tracekit.report.rows import csv_line, json_line, no_rows
     from tracekit.trace.reader import open_trace
 
-    rows = open_trace(trace).table(table).slice(0, head)
+    whole = open_trace(trace).table(table)
+    rows = whole.slice(0, head)
     if form == "csv":
         click.echo(csv_line(rows.column_names))
     for batch in rows.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
             click.echo(csv_line(row.values()) if form == "csv" else json_line(row))
+    if not whole.num_rows:
+        click.echo(no_rows(table), err=True)

@@ -35,7 +35,7 @@ def command(
     tracekit doctor trace.arrow
     tracekit doctor spool/ --live http://127.0.0.1:8000/metrics
 
-    Exit codes: 0 sound, 1 violations, 3 sound but data was lost.
+    Exit codes: 0 sound, 1 violations, or nothing recorded that could be sound, 3 sound but data was lost.
     """
     from tracekit.audit.doctor.examine import examine
     from tracekit.audit.live.source import reader

@@ -20,6 +20,8 @@ def command(ctx: click.Context, trace: str, folder: str) -> None:
     import pyarrow.parquet as pq
 
     from tracekit.report.export import NOT_COMPLETE, written_line
+    from tracekit.report.nothing import nothing
+    from tracekit.trace.lacking import lacking
     from tracekit.trace.output import new_file
     from tracekit.trace.reader import open_trace
 
@@ -38,6 +40,8 @@ def command(ctx: click.Context, trace: str, folder: str) -> None:
             with new_file(target / f"{name}.parquet") as file:
                 pq.write_table(rows, file, compression="zstd")
             click.echo(written_line(target / f"{name}.parquet", rows.num_rows))
+    if lacks := lacking(opened):
+        click.echo(nothing(lacks), err=True)
     if not opened.complete:
         click.echo(NOT_COMPLETE, err=True)
         ctx.exit(EXIT_DATA_LOST)

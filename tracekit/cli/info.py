@@ -6,7 +6,7 @@ import json
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
+from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK
 
 
 @click.command("info")
@@ -15,7 +15,8 @@ from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
 def command(trace: str, as_json: bool) -> int:
     """Say what TRACE holds: engines, rows, positions, weight versions, and whether anything was lost.
 
-    TRACE is a sealed file, a spool folder, a glob, or a trace that is still being written. Exit code 3: data was lost.
+    TRACE is a sealed file, a spool folder, a glob, or a trace that is still being written. Exit codes: 1 nothing in
+    it can be judged (no engine, no token, or no finished request), 3 data was lost.
     """
     from tracekit.report.info import to_lines
     from tracekit.trace.reader import open_trace
@@ -24,4 +25,6 @@ def command(trace: str, as_json: bool) -> int:
     opened = open_trace(trace)
     facts = summarize(opened)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts, opened.all_losses())))
+    if facts["lacks"]:
+        return EXIT_FAILED
     return EXIT_OK if facts["complete"] else EXIT_DATA_LOST

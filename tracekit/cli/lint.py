@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, UsageError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_FAILED, EXIT_OK, UsageError
 
 
 @click.command("lint")
@@ -38,13 +38,14 @@ def command(
     """Name the settings of TRACE, or of a file of engine arguments, that are known to break parity.
 
     Exit codes: 0 nothing breaks parity, 4 something does (risks and notes alone are 0), 3 nothing does in what is left
-    of a trace that lost data.
+    of a trace that lost data, 1 nor in a trace without an engine, a token or a finished request.
     """
     from tracekit.audit.lint.from_file import read_arguments, subject_of
     from tracekit.audit.lint.from_trace import subjects_of
     from tracekit.audit.lint.run import lint, to_facts
     from tracekit.audit.lint.trainer import read_trainer
     from tracekit.report.lint import to_lines
+    from tracekit.trace.lacking import lacking
     from tracekit.trace.reader import open_trace
 
     if (trace is None) == (engine_config is None):
@@ -57,8 +58,12 @@ def command(
     else:
         trainer = None if trainer_config is None else read_trainer(trainer_config)
         opened = open_trace(str(trace))
-        facts = to_facts(str(trace), lint(subjects_of(opened, trainer)), complete=opened.complete)
+        facts = to_facts(
+            str(trace), lint(subjects_of(opened, trainer)), complete=opened.complete, lacks=lacking(opened)
+        )
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts)))
     if facts["breaks_parity"]:
         return EXIT_DIVERGED
+    if facts["lacks"]:
+        return EXIT_FAILED
     return EXIT_OK if facts["complete"] else EXIT_DATA_LOST

@@ -15,7 +15,7 @@ def completions(path: Path) -> list[dict[str, Any]]:
     """Read what the client received, as `record --completions` writes it.
 
     Raises:
-        UsageError: the file cannot be read, or holds something else.
+        UsageError: the file cannot be read, holds nothing, or something else.
     """
     from tracekit.jobs.rollout import read_view
 
@@ -25,6 +25,8 @@ def completions(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"the completions cannot be read: {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"the completions are not JSON lines: {path}") from error
+    if not rows:
+        raise UsageError(f"the completions are none: {path} is empty")
     if any(not isinstance(row, dict) or not set(row) >= _NEEDED for row in rows):
         raise UsageError(f"each line of the completions needs {', '.join(sorted(_NEEDED))}: {path}")
     return rows

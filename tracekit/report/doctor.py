@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tracekit.report import live
+from tracekit.report.nothing import nothing
 from tracekit.report.plural import plural
 
 SHOWN = 5  # examples of each finding
@@ -22,6 +23,7 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
     yield f"rows    {', '.join(f'{name} {count:,}' for name, count in facts['rows'].items() if count) or 'none'}"
     if facts["completions"] is not None:
         yield f"client  {plural(facts['completions'], 'completion')} compared, bit for bit"
+        yield from (f"        not compared: {text}" for text in facts["not_compared"])
     for title, key in (("VIOLATED", "violations"), ("explained by lost rows", "excused")):
         for found in facts[key]:
             yield ""
@@ -29,7 +31,14 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
     yield ""
     for loss in losses:
         yield f"lost: {loss}"
-    yield "sound: the trace agrees with itself" if facts["sound"] else "NOT SOUND: the trace contradicts itself"
+    if facts["violations"]:
+        yield "NOT SOUND: the trace contradicts itself"
+    elif facts["lacks"]:
+        yield nothing(facts["lacks"])
+    elif not facts["rows"]["tokens"]:
+        yield "no token was recorded yet: there is nothing to judge"
+    else:
+        yield "sound: the trace agrees with itself"
     if facts["live"] is not None:
         yield from live.to_lines(facts["live"])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tracekit.report.grid import grid
+from tracekit.report.nothing import nothing
 from tracekit.report.plural import plural
 
 _COLUMNS = {  # fact about an engine -> its column's head
@@ -42,6 +43,10 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
     cells = [[_cell(engine.get(key, "?")) for key in _COLUMNS] for engine in facts["engines"]]
     yield from grid([list(_COLUMNS.values()), *cells]) if cells else ["no engine was seen"]
     yield ""
+    if facts["lacks"]:
+        yield nothing(facts["lacks"])
+    if facts["complete"] and facts["lacks"]:
+        return
     if facts["complete"]:
         yield "complete: " + ("nothing lost so far" if facts["live"] else "nothing was lost")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tracekit.report.nothing import nothing
 from tracekit.report.plural import plural
 
 
@@ -12,7 +13,7 @@ def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for the terminal.
 
     Args:
-        facts: `rules`, `breaks_parity`, `complete`, `not_looked_at` and `fired`, as `lint --json` prints them.
+        facts: `rules`, `breaks_parity`, `complete`, `lacks`, `not_looked_at` and `fired`, as `lint --json` prints them.
     """
     for one in facts["fired"]:
         yield f"{one['severity'].upper()}  {one['id']}"
@@ -25,6 +26,8 @@ def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"no rule looks at: {', '.join(facts['not_looked_at'])}"
     if not facts["complete"]:
         yield "data was lost in this trace: what is missing could not be judged"
+    if facts["lacks"]:
+        yield nothing(facts["lacks"])
     hold, breaks = len(facts["fired"]), facts["breaks_parity"]
     yield (
         f"{plural(facts['rules'], 'rule')}, {hold} {'holds' if hold == 1 else 'hold'}, "

@@ -24,5 +24,10 @@ def csv_line(cells: Iterable[Any]) -> str:
     return line.getvalue()
 
 
+def no_rows(table: str) -> str:
+    """Return the line about a table that is empty."""
+    return f"tracekit: the trace has no rows in {table}"
+
+
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from tracekit.tables import TABLES
 from tracekit.trace.batch import rows_of
+from tracekit.trace.lacking import lacking
 from tracekit.trace.reader import Trace
 
 _ENGINE_FACTS = ("engine", "engine_id", "kind", "engine_version", "recorder_version", "model", "logprobs_mode", "host")
@@ -53,6 +54,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
             | {"ended": trace.tallies[engine["engine"]].last}
             for engine in trace.engines()
         ],
+        "lacks": lacking(trace),
         "complete": not losses,
         "losses": losses,
     }

@@ -10,6 +10,7 @@ from tracekit.audit.doctor import (
     cached,
     chains,
     client,
+    client_checks,
     clock,
     counters,
     fingerprints,
@@ -20,10 +21,12 @@ from tracekit.audit.doctor import (
     topk,
     weights,
 )
+from tracekit.audit.doctor.pairs import Completion
 from tracekit.audit.findings import Broken, Check, Finding, gather
 from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.errors import EXIT_DATA_LOST, EXIT_FAILED, EXIT_OK
 from tracekit.tables import TABLES
+from tracekit.trace.lacking import lacking
 from tracekit.trace.ledger import Loss, lost_tables
 from tracekit.trace.reader import Trace
 
@@ -40,7 +43,7 @@ CHECKS: tuple[Check[Callable[[EngineRows], Iterator[Broken]]], ...] = (
     *finishes.CHECKS,
     *clock.CHECKS,
 )
-ALL: tuple[Check[Any], ...] = (counters.CONSERVED, *CHECKS, client.UNKNOWN, *client.CHECKS)
+ALL: tuple[Check[Any], ...] = (counters.CONSERVED, *CHECKS, *client_checks.OF_FILE, *client_checks.CHECKS)
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ class Report:
     path: str
     counts: dict[str, int]  # rows looked at, by table
     completions: int | None  # of the client's view; None where none was given
+    not_compared: list[str]  # of the client's view, what nobody can tell
     violations: list[Finding]
     excused: list[Finding]  # what rows that are known to be lost explain
     losses: list[Loss]
+    lacks: str | None  # what the trace must have to be judged, see `trace.lacking`
 
     @property
     def exit_code(self) -> int:
-        """1 where the trace contradicts itself, 3 where rows are known to be lost, else 0."""
-        if self.violations:
+        """1 where the trace contradicts itself or holds nothing to judge, 3 where rows are known to be lost, else 0."""
+        if self.violations or self.lacks:
             return EXIT_FAILED
         return EXIT_DATA_LOST if self.losses else EXIT_OK
 
@@ -65,17 +70,19 @@ class Report:
         """Return everything as JSON types."""
         return {
             "path": self.path,
-            "sound": not self.violations,
+            "sound": not self.violations and not self.lacks,
+            "lacks": self.lacks,
             "complete": not self.losses,
             "rows": self.counts,
             "completions": self.completions,
+            "not_compared": self.not_compared,
             "violations": [found.to_dict() for found in self.violations],
             "excused": [found.to_dict() for found in self.excused],
             "losses": [loss.to_dict() for loss in self.losses],
         }
 
 
-def examine(trace: Trace, view: Sequence[client.Completion] | None = None) -> Report:
+def examine(trace: Trace, view: Sequence[Completion] | None = None) -> Report:
     """Prove a trace against itself, and against what the client received where `view` is given.
 
     Raises:
@@ -85,10 +92,11 @@ def examine(trace: Trace, view: Sequence[client.Completion] | None = None) -> Re
     violations = [found for tally in trace.tallies.values() for found in counters.conserved(tally, losses)]
     engines = list(read_engines(trace))
     found = [one for rows in engines for check in CHECKS for one in gather(check, rows.engine, check.find(rows))]
-    if view is not None:
-        found += client.client_view(engines, view)
+    seen = client.ClientView([], []) if view is None else client.client_view(engines, view)
+    found += seen.findings
     missing = {rows.engine: lost_tables(losses, rows.engine) for rows in engines}
     excused = [one for one in found if one.check.needs & missing.get(one.engine, set())]
     violations += [one for one in found if one not in excused]
     counts = {name: trace.rows(name) for name in TABLES if name != "losses"}
-    return Report(trace.path, counts, None if view is None else len(view), violations, excused, losses)
+    completions = None if view is None else len(view)
+    return Report(trace.path, counts, completions, seen.not_compared, violations, excused, losses, lacking(trace))

@@ -22,7 +22,14 @@ def lint(subjects: Iterable[Subject]) -> list[Fired]:
     return sorted(found, key=lambda fired: SEVERITIES.index(fired.rule.severity))
 
 
-def to_facts(path: str, fired: Sequence[Fired], *, unread: Sequence[str] = (), complete: bool = True) -> dict[str, Any]:
+def to_facts(
+    path: str,
+    fired: Sequence[Fired],
+    *,
+    unread: Sequence[str] = (),
+    complete: bool = True,
+    lacks: str | None = None,
+) -> dict[str, Any]:
     """Return what `lint` found as JSON types.
 
     Args:
@@ -30,12 +37,14 @@ def to_facts(path: str, fired: Sequence[Fired], *, unread: Sequence[str] = (), c
         fired: the rules that hold.
         unread: settings of the file that no rule looks at.
         complete: whether nothing was lost in the trace.
+        lacks: what the trace does not have, see `trace.lacking`.
     """
     return {
         "path": path,
         "rules": len(RULES),
         "breaks_parity": sum(one.rule.severity == BREAKS for one in fired),
         "complete": complete,
+        "lacks": lacks,
         "not_looked_at": list(unread),
         "fired": [one.to_dict() for one in fired],
     }

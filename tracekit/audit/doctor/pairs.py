@@ -1,0 +1,90 @@
+"""A completion as its client has it beside the request of the trace that it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tracekit.audit.doctor import stops
+from tracekit.audit.findings import Columns, select
+from tracekit.audit.rows import EngineRows
+
+Completion = Mapping[str, Any]  # a row of jobs.rollout.read_view
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A completion and a request with the same name."""
+
+    seen: Completion
+    rows: EngineRows
+    row: int  # in requests
+
+    @property
+    def number(self) -> int:
+        """The request's number."""
+        return int(self.rows["requests"]["request"][self.row])
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Names the request among all engines."""
+        return self.rows.engine, self.row
+
+    @property
+    def prompt(self) -> list[int]:
+        """The prompt that the engine computed."""
+        found: list[int] = self.rows.requests.column("prompt_token_ids")[self.row].as_py()
+        return found
+
+    @cached_property
+    def tokens(self) -> Columns:
+        """The request's accepted tokens."""
+        begin, end = np.searchsorted(self.rows.accepted["request"], [self.number, self.number + 1])
+        return select(self.rows.accepted, slice(begin, end))
+
+    @property
+    def reason(self) -> str | None:
+        """Why it finished; None where it did not."""
+        at = np.flatnonzero(self.rows["finishes"]["request"] == self.number)
+        return self.rows.reasons[int(at[0])] if at.size else None
+
+    @property
+    def told(self) -> str | None:
+        """Why it finished, as the client was told."""
+        found: str | None = self.seen.get("finish_reason")
+        return found
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the client asked for."""
+        return self.rows.sampling[self.row]
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client ended it itself: it may have any part of the tokens."""
+        return self.told == "abort" or (self.told is None and self.reason in (None, "abort"))
+
+    @property
+    def frontend_ended(self) -> bool:
+        """Whether V1's frontend may have ended it on a stop string; V0's engine looks for them itself."""
+        strings = bool(self.sampling.get("stop"))
+        return strings and self.told in (None, "stop") and self.rows.about.get("kind") != "v0"
+
+    @property
+    def hangs_on_stops(self) -> bool:
+        """Whether `stops` decides if this is what its client may have."""
+        ours, theirs = self.tokens["token_id"].size, len(self.seen["token_ids"])
+        return self.frontend_ended and (theirs < ours or self.told not in (None, self.reason))
+
+    @cached_property
+    def stops(self) -> frozenset[int] | None:
+        """How many tokens it may have where a stop string ended it; None where nobody can tell."""
+        ours = self.tokens
+        # vLLM does not decode the stop token that ends a completion, unless the client wants to see it
+        hidden = self.reason == "stop" and not self.sampling.get("include_stop_str_in_output")
+        decoded = ours["token_id"][: ours["token_id"].size - hidden].tolist()
+        return stops.counts(self.rows, self.prompt, decoded, ours["engine_step"], self.sampling)
