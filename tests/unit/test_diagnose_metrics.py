@@ -60,6 +60,11 @@ def test_not_finite_values_are_counted_and_enter_nothing():
     assert found.ratio_mean == 1.0
 
 
+def test_what_only_the_scorer_lacks_is_not_said_of_the_record():
+    found = of([-1.0, -1.0], [np.nan, -1.0])
+    assert (found.num_tokens, found.num_not_finite) == (1, 0)
+
+
 def test_tokens_outside_the_kept_set_are_counted():
     assert of([-1.0, -1.0], [-1.0, -1.0], outside=[True, False]).num_outside == 1
 

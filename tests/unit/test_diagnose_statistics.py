@@ -1,13 +1,16 @@
 """Student's t, single-token residuals, and the e-value of a sustained shift."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from helpers.synthetic import Made, make_run
+from tracekit.diagnose.chance import chance_of
+from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.residual import JUMP_BEYOND, residuals
-from tracekit.diagnose.shift import find_shifts, log_e_of_run
+from tracekit.diagnose.shift import Shifts, find_shifts, log_e_of_run
 from tracekit.diagnose.student import fit_student, two_sided_quantile, two_sided_tail
 
 
@@ -87,8 +90,27 @@ def test_a_wider_scale_from_one_token_on_is_found_and_dated():
 
 
 def test_evidence_is_averaged_over_the_run():
-    found = shifts_of(np.zeros(96), 2)
+    found = shifts_of(np.r_[np.zeros(48), np.full(48, 6.0)], 2)
+    assert found.log_e[1] > found.log_e[0] + 10
     assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.log_e).mean())))
+
+
+def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_three():
+    run = make_run(Made())
+    none = np.zeros(run.token_id.size, dtype=bool)
+    quiet = Shifts(np.zeros(16), np.full(16, -1))
+    clean = replace(measure_noise(run, "raw"), beyond=none, shifts=quiet)
+    assert chance_of(run, clean) == 1.0
+    two = none.copy()
+    two[[3, 48 + 3]] = True  # in two of 16 rollouts
+    few = 1 - 0.99**16 - 16 * 0.01 * 0.99**15
+    assert chance_of(run, replace(clean, beyond=two)) == pytest.approx(3 * few)
+    many = none.copy()
+    many[:3] = True  # in one rollout
+    tail = 1 - math.exp(-0.16) * (1 + 0.16 + 0.16**2 / 2)
+    assert chance_of(run, replace(clean, beyond=many)) == pytest.approx(3 * tail)
+    one = Shifts(np.r_[np.log(16_000.0), np.full(15, -50.0)], np.zeros(16, dtype=np.int64))
+    assert chance_of(run, replace(clean, shifts=one)) == pytest.approx(3 / 1000)
 
 
 def test_rollouts_without_a_usable_token_say_nothing():

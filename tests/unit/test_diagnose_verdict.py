@@ -55,9 +55,15 @@ def test_raw_where_processed_is_expected_is_semantic_from_the_first_free_token()
 
 
 def test_processed_where_raw_is_expected_is_semantic():
-    verdict = judge(make_run(Made()), expect="raw")
+    run = make_run(Made())
+    verdict = judge(run, expect="raw")
     assert verdict.layer == "semantic"
     assert verdict.semantic.kind == "processed"
+    assert verdict.since is not None
+    (first,) = np.flatnonzero((run.rollout == verdict.since_rollout) & (run.position == verdict.since.position))
+    # what names the mismatch is told in the numbers that were expected, and so is its noise
+    assert verdict.since.d == run.trainer.raw_logprob[first] - run.rollout_logprob[first]
+    assert verdict.since.sigma == measure_noise(run, "raw").sigma[first]
 
 
 def test_raw_is_fine_for_a_trainer_that_expects_raw():
@@ -86,6 +92,14 @@ def test_changed_weights_are_found_near_the_first_token_affected():
     assert onsets.size >= 14
     assert np.median(np.abs(onsets - 16)) <= 2
     assert verdict.since is not None and abs(verdict.since.output_index - 16) <= 4
+
+
+def test_since_is_the_onset_that_was_sampled_first_whatever_its_position():
+    run = make_run(Made(shift=0.6, num_rollouts=8))
+    backwards = replace(run, engine_step=run.output_index + 1000 * (7 - run.rollout))
+    verdict = judge(backwards)
+    last = max(i for i, rollout in enumerate(verdict.rollouts) if rollout.onset)
+    assert verdict.since_rollout == last and verdict.since == verdict.rollouts[last].onset
 
 
 def test_a_fault_in_few_rollouts_is_found_in_those_alone():

@@ -30,6 +30,7 @@ from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFIL
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.ledger import Loss
 from tracekit.trace.reader import open_trace
+from tracekit.trace.segments import segment_paths
 from tracekit.trace.spool import SpoolWriter
 
 FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}
@@ -487,6 +488,26 @@ def test_lost_rows_excuse_what_they_explain_and_nothing_else(tmp_path):
     assert {f.check.id for f in report.violations} == {"logprob-positive"} and report.exit_code == 1
 
 
+def test_lost_rows_of_one_table_excuse_the_checks_that_need_it_beside_others(tmp_path):
+    tables = asking()
+    drop(tables, "tokens", at(tables, "tokens", request=1, position=12))
+    loss = {"engine_id": ENGINE_ID, "from_seq": 2, "to_seq": 2, "reason": "no daemon", "rows": {"tokens": 1}}
+    report = report_of(tmp_path, tables, last=False, extra_losses=[loss])
+    assert {f.check.id for f in report.excused} == {"finish-count", "row-without-token"}
+    assert report.violations == [] and report.exit_code == 3
+
+
+def test_damaged_bytes_of_an_unknown_engine_may_have_held_rows_of_any(tmp_path):
+    tables = asking()
+    drop(tables, "steps", 3)
+    (segment,) = segment_paths(write_spool(tmp_path / "spool", [tables]))
+    with open(segment, "ab") as file:
+        file.write(b"what a crash left")
+    report = examine(open_trace(tmp_path / "spool"))
+    assert [(loss.engine, loss.rows) for loss in report.losses] == [(None, {})]
+    assert report.violations == [] and "step-hole" in {f.check.id for f in report.excused}
+
+
 def test_counters_are_conserved(tmp_path):
     write_trace(tmp_path / "t.arrow", [asking()])
     trace = open_trace(tmp_path / "t.arrow")
@@ -594,6 +615,11 @@ def test_the_client_may_have_fewer_tokens_of_a_request_that_it_aborted(tmp_path,
     tables["finishes"]["reason"][0] = "abort"
     view[0].update(token_ids=view[0]["token_ids"][:5], logprobs=view[0]["logprobs"][:5], finish_reason=told)
     assert report_of(tmp_path, tables, view).violations == []
+    view[0].update(
+        token_ids=[*tables["tokens"]["token_id"][tables["tokens"]["request"] == 0].tolist(), 9], logprobs=None
+    )
+    (tmp_path / "more").mkdir()
+    assert found(report_of(tmp_path / "more", tables, view)) == {("client-tokens", 0, None)}
 
 
 def client_findings(path, tables, view):

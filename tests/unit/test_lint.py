@@ -398,6 +398,13 @@ def test_weights_that_come_before_the_first_step_or_after_the_last_find_no_block
     assert "prefix-caching-with-weight-updates" not in recorded(tmp_path, tables)
 
 
+def test_weights_that_come_between_the_last_two_steps_find_blocks(tmp_path):
+    tables = engine(make_tables(2, 8))
+    weights(tables, 7)
+    says = "no reset of the cache with 1 of 1 weight changes: before engine step 7"
+    assert recorded(tmp_path, tables)["prefix-caching-with-weight-updates"] == says
+
+
 def test_salts_that_no_two_versions_share_keep_blocks_apart(tmp_path):
     tables = engine(make_tables(2, 8))
     weights(tables, 4)

@@ -167,6 +167,27 @@ def test_a_null_is_not_a_zero_to_the_checksum():
         verify(to_record_batch(tables, 0), meta, "here")
 
 
+@pytest.mark.parametrize(
+    ("column", "written", "changed"),
+    [
+        (
+            "prompt_token_ids",
+            [np.array([1, 2], "u4"), np.array([3], "u4")],
+            [np.array([1], "u4"), np.array([2, 3], "u4")],
+        ),
+        ("request_id", ["ab", "c"], ["a", "bc"]),
+    ],
+)
+def test_where_one_list_or_text_ends_is_in_the_checksum(column, written, changed):
+    tables = make_tables(num_requests=2)
+    tables["requests"][column] = written
+    meta = from_metadata(to_metadata(to_record_batch(tables, 0), BatchMeta(0, "id", 1)), "here")
+    verify(to_record_batch(tables, 0), meta, "here")
+    tables["requests"][column] = changed
+    with pytest.raises(TraceCorruptError, match="table requests of here"):
+        verify(to_record_batch(tables, 0), meta, "here")
+
+
 def test_a_changed_description_fails_its_checksum():
     batch = to_record_batch({}, 0)
     metadata = to_metadata(batch, BatchMeta(0, "id", 17))

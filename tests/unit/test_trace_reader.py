@@ -11,6 +11,7 @@ from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, w
 from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, TraceTruncatedError
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
+from tracekit.trace.ledger import GAP, OPEN_END
 from tracekit.trace.reader import ORDER, open_trace
 from tracekit.trace.schema import arrow_schema, row_schema
 from tracekit.trace.segments import segment_paths
@@ -169,11 +170,12 @@ def test_a_cut_sealed_file_is_truncated(sealed):
         open_trace(sealed)
 
 
-def test_gaps_are_counted_to_the_row(tmp_path):
-    batches = [make_tables(first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(4)]
-    folder = write_spool(tmp_path / "spool", batches, skip={2, 3})
+@pytest.mark.parametrize("skip", [(2, 3), (1, 2)], ids=str)
+def test_gaps_are_counted_to_the_row(tmp_path, skip):
+    batches = [make_tables(first_request=3 * n, first_step=8 * n, engine=False) for n in range(4)]
+    folder = write_spool(tmp_path / "spool", batches, skip=skip)
     (loss,) = open_trace(folder).losses()
-    assert (loss["engine"], loss["from_seq"], loss["to_seq"]) == (0, 2, 3)
+    assert (loss["engine"], loss["from_seq"], loss["to_seq"], loss["reason"]) == (0, *skip, GAP)
     assert loss["rows"] == {"tokens": 48, "scheduled": 48, "steps": 16, "requests": 6, "finishes": 6}
 
 
@@ -184,6 +186,19 @@ def test_a_loss_that_the_recorder_reported_is_not_counted_twice(tmp_path):
     (loss,) = open_trace(folder).losses()
     assert (loss["reason"], loss["rows"]) == ("buffer full", lost)
     assert open_trace(folder).table("losses").num_rows == 1
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_loss_that_the_last_batch_reports_of_itself_is_counted_once_and_closes_no_end(tmp_path, last):
+    report = {"from_seq": [2], "to_seq": [2], "reason": ["too large"], "rows": [json.dumps({"tokens": 6})]}
+    with SpoolWriter(tmp_path / "spool") as writer:
+        produced = count_rows(TWO[0])
+        writer.append(to_record_batch(TWO[0], 0), BatchMeta(0, ENGINE_ID, 1, produced))
+        produced = produced | {"tokens": produced["tokens"] + 6}
+        writer.append(to_record_batch({"losses": report}, 0), BatchMeta(0, ENGINE_ID, 2, produced, last=last))
+    told, *more = open_trace(tmp_path / "spool").losses()
+    assert (told["from_seq"], told["reason"], told["rows"]) == (2, "too large", {"tokens": 6})
+    assert [(loss["from_seq"], loss["reason"]) for loss in more] == ([] if last else [(3, OPEN_END)])
 
 
 def test_rows_that_only_the_counter_knows_are_lost(tmp_path):

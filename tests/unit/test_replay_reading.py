@@ -1,0 +1,25 @@
+"""From a trace to its rollouts, without a scorer."""
+
+import numpy as np
+import pytest
+
+from helpers.factories import make_tables, write_trace
+from tracekit.replay.reading import read_rollouts
+from tracekit.trace.reader import open_trace
+
+
+@pytest.mark.parametrize(
+    ("params", "comparable"),
+    [
+        ({"temperature": 0.7, "top_p": 0.9}, True),
+        ({"repetition_penalty": 1.1}, False),
+        ({"logit_bias": {"7": 2.0}}, False),
+    ],
+)
+def test_a_rank_counts_only_where_no_parameter_changes_the_order_of_tokens(tmp_path, params, comparable):
+    tables = make_tables(2, 6, sampling_params=params)
+    write_trace(tmp_path / "t.arrow", [tables])
+    found = read_rollouts(open_trace(tmp_path / "t.arrow")).rollouts
+    for number, rollout in enumerate(found):
+        recorded = np.asarray(tables["tokens"]["rank"])[tables["tokens"]["request"] == number]
+        assert rollout.rank.tolist() == (recorded.tolist() if comparable else [0] * 6)
