@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from helpers.factories import make_engine, make_tables, write_spool, write_trace
+from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from tracekit.audit.live.compare import AGREES, EXCUSED, VIOLATED, compare
 from tracekit.audit.live.counters import (
     CACHED,
@@ -207,14 +207,15 @@ def test_prefix_hits_are_compared_and_more_lookups_are_fine_where_requests_waite
     assert report_of(tmp_path / "off", off, WITH_CACHE).not_compared[HITS] == "prefix caching is off"
 
 
-def test_rows_known_to_be_lost_explain_a_difference(tmp_path):
+@pytest.mark.parametrize(("table", "state"), [("tokens", EXCUSED), ("weights", VIOLATED)])
+def test_rows_known_to_be_lost_explain_a_difference_in_what_they_are_counted_from(tmp_path, table, state):
     tables = tables_of()
-    more = {name: {k: v[:] for k, v in tables[name].items()} for name in ("tokens",)}
+    more = {table: {**tables, "weights": make_weights(4)}[table]}
     folder = tmp_path / "spool"
     write_spool(folder, [tables, more, make_tables(0, 0, engine=False)], skip={2})
     counters = read_counters(metrics_of("v1", {**WITH_CACHE, GENERATION: 48}))
     (report,) = compare(open_trace(folder), counters, counters)
-    assert states(report) == {GENERATION: EXCUSED}
+    assert states(report) == {GENERATION: state}
 
 
 def two_engines(folder, ranks):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.wire import all_tables, assert_same
@@ -11,6 +11,7 @@ from tracekit.rpc import messages
 from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack, slice_rows, unpack
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 2**32))
 def test_every_table_comes_back_bit_for_bit(rows, seed):
     tables = all_tables(rows, seed)
@@ -109,6 +110,7 @@ def test_unpack_refuses_text_that_is_not_utf8():
         unpack(packed.SerializeToString())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_unpack_of_any_bytes_gives_tables_or_a_sentence(payload):
     try:
@@ -118,6 +120,7 @@ def test_unpack_of_any_bytes_gives_tables_or_a_sentence(payload):
     assert set(tables) <= set(WIRE_TABLES)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_unpack_of_a_damaged_payload_gives_tables_or_a_sentence(place, byte):
     payload = bytearray(pack(all_tables(3)))

@@ -14,10 +14,12 @@ import pytest
 from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 from tracekit.errors import OutputError
 from tracekit.trace import gather as gather_module
-from tracekit.trace.batch import rows_of
+from tracekit.trace.batch import BatchMeta, rows_of, to_record_batch
+from tracekit.trace.ledger import OPEN_END
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
+from tracekit.trace.spool import SpoolWriter
 
 
 def interleaved(count=6):
@@ -180,6 +182,15 @@ def test_gaps_and_open_ends_become_rows_of_the_losses_table(tmp_path):
     assert (gap["from_seq"], gap["to_seq"], gap["rows"]) == (3, 3, {"tokens": 20, "scheduled": 20, "steps": 4})
     assert (end["from_seq"], end["rows"]) == (7, {})
     assert len(rows_of(pa.ipc.open_file(tmp_path / "t.arrow").get_batch(0), "losses")) == 2
+
+
+def test_who_seals_while_it_holds_the_spool_says_that_it_is_over(tmp_path):
+    with SpoolWriter(tmp_path / "spool") as writer:
+        writer.append(to_record_batch(make_tables(), 0), BatchMeta(0, ENGINE_ID, 1, count_rows(make_tables())))
+        writer.sync()
+        assert open_trace(tmp_path / "spool").complete  # the engine may still come
+        report = seal(tmp_path / "spool", tmp_path / "t.arrow")
+    assert [(loss.from_seq, loss.reason) for loss in report.losses] == [(2, OPEN_END)]
 
 
 def test_undelivered_batches_are_losses_and_close_the_open_end(tmp_path):
