@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from tracekit.recorder.vllm import events
-from tracekit.recorder.vllm.events import Dispatch, Event, Fingerprints, Moves, TableRow
+from tracekit.recorder.vllm.events import Dispatch, Event, Fingerprints, Moves, TableRow, make
 from tracekit.recorder.vllm.rows import Rows
 from tracekit.recorder.vllm.v0.rows import V0Rows
 from tracekit.recorder.vllm.v1.rows import V1Rows
@@ -24,6 +24,11 @@ def kinds() -> set[type]:
 
 def test_every_kind_is_an_event() -> None:
     assert kinds() == set(get_args(Event))
+
+
+def test_an_event_made_without_its_constructor_is_the_same() -> None:
+    at = make(Dispatch, (1, 2, 3, 4, 5))
+    assert type(at) is Dispatch and at == Dispatch(1, 2, 3, 4, 5) and at.num_free_blocks == 5
 
 
 @pytest.mark.parametrize("rows", GENERATIONS, ids=lambda rows: type(rows).__name__)

@@ -71,6 +71,7 @@ def test_calls_with_keywords_are_recorded_like_any_other(scheduler: Any) -> None
     scheduler.schedule()
     events = scheduler._tracekit_recording.session.events
     assert [type(event) for event in events] == [Step, Finished, TableRow]
+    assert len(events[0]) == len(Step._fields) and events[0].moves == () and events[0].at.num_free_blocks == 5
     assert events[1][:2] == (["a"], "abort")
     assert events[2].table == "weights" and events[2].row["method"] == "load"
 

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 from tracekit.recorder.vllm.fingerprint import Tensors
 
+# `make(Step, (...))` is `Step(...)` without the Python frame of a NamedTuple's own constructor, and needs every field:
+# for the two that are made at every step, on the engine's thread
+make = tuple.__new__
+
 Pairs = Sequence[tuple[int, int]]
 
 EMPTY: Mapping[str, int] = MappingProxyType({})

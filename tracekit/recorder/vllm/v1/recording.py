@@ -8,7 +8,7 @@ from typing import Any
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import logprobs_option
 from tracekit.recorder.vllm.describe import Described
-from tracekit.recorder.vllm.events import Dispatch, Step
+from tracekit.recorder.vllm.events import Dispatch, Step, make
 from tracekit.recorder.vllm.generation_config import generation_config
 from tracekit.recorder.vllm.opening import open_recording
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
@@ -31,13 +31,9 @@ class V1Recording(V1Weights):
         """Stamp a step at dispatch. Runs at every step on the engine's thread: nothing here may cost."""
         if self.pending:
             self.start_versions()
-        self.dispatched[id(output)] = Dispatch(
-            self.engine_step,
-            time.monotonic_ns(),
-            self.weight_version,
-            len(scheduler.waiting),
-            self.block_pool.get_num_free_blocks(),
-        )
+        now, num_free_blocks = time.monotonic_ns(), self.block_pool.get_num_free_blocks()
+        fields = (self.engine_step, now, self.weight_version, len(scheduler.waiting), num_free_blocks)
+        self.dispatched[id(output)] = make(Dispatch, fields)
         self.engine_step += 1
 
     def on_output(self, scheduled: Any, outputs: Any, token_ids: Any, output: Any, column: Any) -> None:
@@ -52,7 +48,8 @@ class V1Recording(V1Weights):
         """
         at = self.dispatched.pop(id(scheduled), None)
         now = time.monotonic_ns()
-        event = Step(at, scheduled, outputs, now, token_ids, output.req_id_to_index, output.logprobs, column)
+        fields = (at, scheduled, outputs, now, token_ids, output.req_id_to_index, output.logprobs, column, ())
+        event = make(Step, fields)
         if at is not None:
             self.session.append(event)
         elif scheduled.total_num_scheduled_tokens:
