@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from tracekit.plural import plural
 from tracekit.report import live
 from tracekit.report.nothing import nothing
-from tracekit.report.plural import plural
 
 SHOWN = 5  # examples of each finding
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 NOT_COMPLETE = "tracekit: the trace is not complete: `tracekit info` says what was lost"
 

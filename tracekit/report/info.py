@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from tracekit.plural import plural
 from tracekit.report.grid import grid
 from tracekit.report.nothing import nothing
-from tracekit.report.plural import plural
 
 _COLUMNS = {  # fact about an engine -> its column's head
     "engine": "engine",

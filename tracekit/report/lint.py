@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tracekit.plural import plural
 from tracekit.report.nothing import nothing
-from tracekit.report.plural import plural
 
 
 def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:

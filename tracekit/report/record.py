@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 NOBODY_REPORTED = (
     "the job ended and no engine reported, so there is no trace: "

@@ -9,8 +9,8 @@ from tracekit.diagnose.metrics import Metrics
 from tracekit.diagnose.onset import RolloutOnsets
 from tracekit.diagnose.result import Result
 from tracekit.diagnose.verdict import Verdict
+from tracekit.plural import plural
 from tracekit.report import words
-from tracekit.report.plural import plural
 
 _TOP = 8
 # field, name on the screen, format
@@ -111,10 +111,7 @@ def _noise(verdict: Verdict) -> Iterator[str]:
 def _first_tokens(verdict: Verdict) -> Iterator[str]:
     hit = [r for r in verdict.rollouts if r.onset]
     equal = sum(r.first_not_bit_equal is None for r in verdict.rollouts)
-    yield (
-        f"{verdict.num_with_onset} of {len(verdict.rollouts)} rollouts leave their replay beyond noise; "
-        f"{equal} are bit-equal throughout"
-    )
+    yield (f"{words.with_onset(verdict)} their replay beyond noise; {equal} are bit-equal throughout")
     if not hit:
         return
     yield (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.result import Data, Weights
 from tracekit.diagnose.verdict import Verdict
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 from tracekit.scores import PROCESSED, RAW
 
 _REMEDY = {
@@ -33,7 +33,7 @@ def cause(verdict: Verdict) -> str:
         )
     if verdict.cause == "leaves replay":
         return (
-            f"The numbers mean what the trainer expects, but {_with_onset(verdict)} their replay by more than this "
+            f"The numbers mean what the trainer expects, but {with_onset(verdict)} their replay by more than this "
             "run's noise: the engine took the same tokens along another path."
         )
     return "The recorded values mean what the trainer expects and stay within this run's noise."
@@ -48,7 +48,7 @@ def left(verdict: Verdict) -> str | None:
             "inference path differs, too."
         )
     if verdict.left == "leaves replay":
-        return f"Under the right semantic {_with_onset(verdict, 'still ')} their replay beyond noise."
+        return f"Under the right semantic {with_onset(verdict, 'still ')} their replay beyond noise."
     if verdict.left == "none":
         return "Under the right semantic nothing beyond noise is left for the inference path."
     return None
@@ -137,5 +137,7 @@ def losses(data: Data) -> Iterator[str]:
         yield f"DATA LOST: at least {missing} missing from the trace"
 
 
-def _with_onset(verdict: Verdict, still: str = "") -> str:
-    return f"{verdict.num_with_onset} of {len(verdict.rollouts)} rollouts {still}leave"
+def with_onset(verdict: Verdict, still: str = "") -> str:
+    """How many rollouts leave, as the beginning of a sentence."""
+    leave = "leaves" if verdict.num_with_onset == 1 else "leave"
+    return f"{verdict.num_with_onset} of {plural(len(verdict.rollouts), 'rollout')} {still}{leave}"

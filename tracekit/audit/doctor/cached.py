@@ -9,7 +9,7 @@ import numpy as np
 from tracekit.audit.doctor.sums import sum_by
 from tracekit.audit.findings import MISLEADS, Array, Broken, Check, Columns, select
 from tracekit.audit.rows import EngineRows, sequence_key
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 from tracekit.tables import NEW, RESUMED
 from tracekit.trace.join import pick
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.plural import plural
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.join import lookup, pick
 
@@ -95,7 +96,7 @@ def _position_computed(rows: EngineRows) -> Iterator[Broken]:
     yield Broken(
         clean & (tokens["position"] != end),
         tokens,
-        lambda i: f"position {tokens['position'][i]} sampled when {end[i]} tokens were computed",
+        lambda i: f"position {tokens['position'][i]} sampled when {plural(int(end[i]), 'token')} had been computed",
     )
 
 

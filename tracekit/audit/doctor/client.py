@@ -21,7 +21,7 @@ from tracekit.audit.doctor.pairs import Completion, Pair
 from tracekit.audit.doctor.stops import tokenizer_path
 from tracekit.audit.findings import MAX_EXAMPLES, Check, Finding, Violation
 from tracekit.audit.rows import EngineRows
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 Known = Mapping[str, Mapping[int, Sequence[Pair]]]  # name -> which of the n -> requests; a caller may use a name twice
 Told = tuple[Check[Any], int, Violation]  # with the engine

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.audit.doctor.pairs import Pair
 from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Check
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 
 def _prompt(pair: Pair) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
+from tracekit.plural import plural
 from tracekit.trace.join import pick
 
 
@@ -29,7 +30,9 @@ def _count(rows: EngineRows) -> Iterator[Broken]:
     yield Broken(
         told != accepted,
         rows["finishes"],
-        lambda i: f"finished with an output of {told[i]} tokens, {accepted[i]} were accepted",
+        lambda i: (
+            f"finished with an output of {plural(int(told[i]), 'token')}, of which {accepted[i]} appear as accepted"
+        ),
     )
 
 

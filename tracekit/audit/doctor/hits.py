@@ -10,7 +10,7 @@ import numpy as np
 
 from tracekit.audit.findings import MISLEADS, Broken, Check
 from tracekit.audit.rows import EngineRows
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 
 def _beyond_prompt(rows: EngineRows) -> Iterator[Broken]:

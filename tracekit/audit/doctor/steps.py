@@ -9,6 +9,7 @@ import numpy as np
 from tracekit.audit.doctor.sums import sum_by
 from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.plural import plural
 from tracekit.tables import PARTIAL
 
 
@@ -33,7 +34,9 @@ def _step_requests(rows: EngineRows) -> Iterator[Broken]:
     yield Broken(
         steps["num_requests"] != there,
         steps,
-        lambda i: f"says that {steps['num_requests'][i]} requests ran, its scheduled rows are {there[i]}",
+        lambda i: (
+            f"says that it ran {plural(int(steps['num_requests'][i]), 'request')}, its scheduled rows are {there[i]}"
+        ),
     )
 
 
@@ -41,7 +44,9 @@ def _step_tokens(rows: EngineRows) -> Iterator[Broken]:
     steps, told = rows["steps"], rows["steps"]["num_scheduled_tokens"]
     there = sum_by(steps["engine_step"], rows.running["engine_step"], rows.running["num_tokens"])
     yield Broken(
-        told != there, steps, lambda i: f"says that {told[i]} tokens were scheduled, its rows sum to {there[i]}"
+        told != there,
+        steps,
+        lambda i: f"says that it scheduled {plural(int(told[i]), 'token')}, its rows sum to {there[i]}",
     )
 
 

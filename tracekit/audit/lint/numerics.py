@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tracekit.audit.lint.types import NOTE, RISK, Rule, Subject
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 FP32_HEAD_SINCE = (0, 26)
 CASCADE_GONE = (0, 32)  # 0.18.1 has it, 0.32.0 does not; nobody looked at those between

@@ -7,7 +7,7 @@ import numpy as np
 from tracekit.audit.lint.foreign import foreign_blocks
 from tracekit.audit.lint.temperature import LOWEST_TEMPERATURE
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 from tracekit.tables import PREEMPTED
 
 

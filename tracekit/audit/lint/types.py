@@ -10,7 +10,7 @@ from tracekit.audit.lint.defaults import Defaults
 from tracekit.audit.lint.temperature import GREEDY_BELOW, raised
 from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.rows import EngineRows
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 BREAKS = "breaks parity"
 RISK = "risk"

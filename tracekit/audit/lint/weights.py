@@ -10,7 +10,7 @@ from tracekit.audit.lint.resets import argument, clears, kept_blocks, salted
 from tracekit.audit.lint.running import crossings, num_running
 from tracekit.audit.lint.stale import stale_hits
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Subject
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 
 SHOWN = 5
 KEEP = 'pause_generation(mode="keep", clear_cache=False)'

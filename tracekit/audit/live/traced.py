@@ -14,7 +14,7 @@ import numpy as np
 from tracekit.audit.findings import Array
 from tracekit.audit.live.counters import CACHED, FINISHED, GENERATION, HITS, IN_FLIGHT, PREEMPTIONS, PROMPT, QUERIES
 from tracekit.audit.rows import EngineRows
-from tracekit.report.plural import plural
+from tracekit.plural import plural
 from tracekit.tables import NEW, PREEMPTED, PREFILL, RESUMED
 
 
