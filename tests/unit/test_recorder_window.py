@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracekit.recorder.window import ITEM_BYTES, Window
@@ -119,6 +119,7 @@ ACTIONS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ACTIONS, max_size=40))
 def test_produced_is_stored_plus_lost_for_every_prefix(actions):
     """A daemon that loses its connection at any time stores each batch once, and the counters always add up."""

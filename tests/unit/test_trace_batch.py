@@ -96,6 +96,7 @@ def test_rows_written_are_rows_read(tables, engine):
         assert found.rows.get(name, 0) == len(expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=30), st.sampled_from([np.uint32, np.uint64]))
 def test_sort_order_is_the_stable_order_of_tuples(rows, dtype):
     order = sort_order(np.array(rows, dtype).reshape(-1, 3).T)
