@@ -71,7 +71,7 @@ def test_doctor_finds_it_sound_with_requests_that_hit_what_they_lost(recorded: A
 def test_lint_names_the_resumption_on_other_requests_blocks(recorded: Any) -> None:
     folder, trace, truth = recorded
     says = says_of(folder, "resumed-on-foreign-blocks")
-    assert says.startswith(f"1 resumptions: request {numbers(trace)[truth['hits'][-1][0]]} in engine step")
+    assert says.startswith(f"1 resumption: request {numbers(trace)[truth['hits'][-1][0]]} in engine step")
     assert says.endswith(": 4 blocks")
 
 
