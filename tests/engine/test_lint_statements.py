@@ -11,7 +11,7 @@ import pytest
 from helpers.engine import JOBS, engine_environ
 from tracekit.audit.lint.from_file import DEFAULTS, VERSIONS, subject_of
 from tracekit.audit.lint.run import lint
-from tracekit.audit.lint.types import LOWEST_TEMPERATURE
+from tracekit.audit.lint.temperature import LOWEST_TEMPERATURE
 from tracekit.engines.env import ensure
 
 pytestmark = pytest.mark.engine
