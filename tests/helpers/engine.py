@@ -37,11 +37,11 @@ def plain(name: str, *arguments: object) -> list[str]:
 
 
 def run_cli(
-    *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *argv: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout_secs: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run ``tracekit`` in a process of its own."""
     command = [sys.executable, "-m", "tracekit", *map(str, argv)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_secs)
 
 
 def record(engine: str, trace: Path, command: Sequence[object], *options: object) -> Trace:
