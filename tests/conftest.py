@@ -13,6 +13,10 @@ from helpers.tiny_model import write_tiny_model
 # without byte code in its environment each start of an engine compiles 10,000 files, for longer than all else it does
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# programs that tests start as processes of their own find the helpers, as tests do by pytest's `pythonpath`
+_FOLDERS = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOLDERS))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
