@@ -62,7 +62,12 @@ finally:
 KILLED = "the job ended with exit status 137 (SIGKILL, as when the machine is out of memory)"
 
 
-class Recording:
+def _hang_up_ends_us() -> None:
+    """Tests may run under nohup, which `record` and the job would inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+class Job:
     """`tracekit record` of a job that ends in one way, in a session of its own."""
 
     def __init__(self, folder: Path, how: str, temporary: str = "") -> None:
@@ -71,7 +76,9 @@ class Recording:
         argv += ["--", sys.executable, "-c", JOB, how, str(self.ready)]
         environ = {**os.environ, "TMPDIR": str(folder / temporary), "THIS_RECORDING": str(folder)}
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(argv, stderr=log, stdout=log, env=environ, start_new_session=True)
+            self.process = subprocess.Popen(
+                argv, stderr=log, stdout=log, env=environ, start_new_session=True, preexec_fn=_hang_up_ends_us
+            )
         self.folder = folder
 
     def wait_ready(self) -> int:
@@ -104,11 +111,11 @@ class Recording:
 
 
 @pytest.fixture
-def record(short_path: Path) -> Iterator[Recording]:
-    started: list[Recording] = []
+def record(short_path: Path) -> Iterator[Job]:
+    started: list[Job] = []
 
-    def start(*how: str) -> Recording:
-        started.append(Recording(short_path, *how))
+    def start(*how: str) -> Job:
+        started.append(Job(short_path, *how))
         return started[-1]
 
     yield start
@@ -117,7 +124,7 @@ def record(short_path: Path) -> Iterator[Recording]:
             os.kill(pid, signal.SIGKILL)
 
 
-def check_sealed(recording: Recording, num_tokens: int = 10) -> None:
+def check_sealed(recording: Job, num_tokens: int = 10) -> None:
     assert open_trace(recording.out).table("tokens").column("token_id").to_pylist() == list(range(num_tokens))
     assert any(f"{recording.out}: {num_tokens} tokens, 0 requests, 1 engine" in line for line in recording.said())
     left = {path.name for path in recording.folder.iterdir()} - {"t.arrow", "ready", "log.txt"}
