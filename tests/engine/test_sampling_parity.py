@@ -35,6 +35,7 @@ EACH_ALONE = {
     "bad_word": {"bad_words_token_ids": [[7], [4, 9], [1, 2, 3, 8]]},
     "min_tokens": {"min_tokens": 4, "all_stop_token_ids": [2, 77]},
 }
+EDGE = 3e-6  # of probability; how the last bits of 49,152 sums fall is not the same in every process
 SMALLEST_LOGPROB = -87.0
 CHOICES = {
     "temperature": [0.0, 0.5, 0.7, 1.0, 1.3],
@@ -86,6 +87,23 @@ def ours(rows: list[dict], logits: np.ndarray) -> np.ndarray:
     return process(torch.from_numpy(logits.copy()), segments).survivors.log_softmax(dim=-1).numpy()
 
 
+def on_the_edge(row: dict, logits: np.ndarray, token: int) -> bool:
+    """Whether a nucleus ends at this token as closely as a float32 sum over the vocabulary can tell."""
+    scaled = logits.astype(np.float64) / row["sampling"]["temperature"]
+    probs = np.exp(scaled - scaled.max())
+    mass = probs[scaled <= scaled[token]].sum() / probs.sum()
+    return abs(mass - (1 - row["sampling"]["top_p"])) < EDGE
+
+
+def with_their_edge(row: dict, logits: np.ndarray, got: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Our logprobs over the tokens that vLLM kept, where the two differ by tokens on the edge alone."""
+    odd = np.flatnonzero(np.isfinite(got) != kept)
+    if not len(odd) or not all(on_the_edge(row, logits, token) for token in odd):
+        return got
+    scaled = np.where(kept, logits / np.float32(row["sampling"]["temperature"]), -np.inf)
+    return torch.from_numpy(scaled).log_softmax(dim=-1).numpy()
+
+
 @pytest.mark.parametrize("engine", ["v1", "latest"])
 def test_processed_logprobs_are_those_of_vllm(engine: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
@@ -111,7 +129,10 @@ def test_processed_logprobs_are_those_of_vllm(engine: str, tmp_path: Path) -> No
     for i, (name, rows) in enumerate(zip(names, batches, strict=True)):
         expected, got = theirs[f"logprobs{i}"], ours(rows, logits[i])
         assert expected.shape == got.shape
-        kept, ours_kept = np.isfinite(expected), np.isfinite(got)
+        kept = np.isfinite(expected)
+        if name == "truncated":
+            got = np.stack([with_their_edge(*each) for each in zip(rows, logits[i], got, kept, strict=True)])
+        ours_kept = np.isfinite(got)
         assert ours_kept[kept].all(), f"{name}: vLLM keeps tokens that we drop"
         # Beside a row with top-p, vLLM drops from the others what has a float32 probability of exactly zero.
         assert (got[ours_kept & ~kept] < SMALLEST_LOGPROB).all(), f"{name}: we keep tokens that vLLM drops"
