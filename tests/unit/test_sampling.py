@@ -168,7 +168,7 @@ def test_a_token_outside_the_kept_set_is_minus_infinity_and_still_has_a_forced_l
     segments = [
         Segment(Params(temperature=0.5, top_k=2), np.array([0], np.uint32), np.array([3, 1], np.uint32), 0, 2),
     ]
-    scores = score_rows(logits, torch.tensor([3, 1]), segments)
+    (scores,) = score_rows(logits, torch.tensor([3, 1]), [segments])
     assert scores.kept_count.tolist() == [2, 2]
     assert scores.processed_logprob.tolist() == pytest.approx([-math.inf, -math.log1p(math.exp(2.0))])
     assert scores.forced_logprob[0].item() == pytest.approx(-math.log(math.exp(6) + math.exp(4) + 1))
@@ -183,7 +183,7 @@ def test_a_token_outside_the_kept_set_is_minus_infinity_and_still_has_a_forced_l
 def test_the_edge_lets_the_next_token_in_and_never_drops_the_last() -> None:
     logits = torch.tensor([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]])
     segments = [Segment(Params(top_k=1), np.array([0], np.uint32), np.array([0, 1], np.uint32), 0, 2)]
-    scores = score_rows(logits, torch.tensor([0, 1]), segments)
+    (scores,) = score_rows(logits, torch.tensor([0, 1]), [segments])
     assert scores.kept_count.tolist() == [1, 1]
     assert scores.edge_logprobs[0].tolist() == pytest.approx([0.0, -math.log1p(math.exp(-4))])
     assert scores.edge_logprobs[1].tolist() == pytest.approx([-math.inf, 1 - math.log(math.exp(5) + math.exp(1))])
@@ -192,7 +192,7 @@ def test_the_edge_lets_the_next_token_in_and_never_drops_the_last() -> None:
 def test_a_masked_token_has_the_logit_it_would_have_had() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0]])
     params = Params(allowed_token_ids=(1, 2))
-    scores = score_rows(logits, torch.tensor([0]), segments_of(params, [0], [0]))
+    (scores,) = score_rows(logits, torch.tensor([0]), [segments_of(params, [0], [0])])
     assert scores.processed_logprob.item() == -math.inf
     assert scores.forced_logprob.item() == pytest.approx(2 - math.log(math.exp(2) + math.exp(1) + 1))
     assert scores.edge_logprobs.tolist() == [[-math.inf, -math.inf]]
@@ -203,7 +203,7 @@ def test_noise_gain_is_the_length_of_the_gradient(params: Params) -> None:
     logits = spread_logits(3, 8).double().mul_(0.2).requires_grad_()
     tokens = logits.detach().topk(3).indices[:, 1].tolist()
     segments = segments_of(params, [0], tokens)
-    scores = score_rows(logits.detach().float(), torch.tensor(tokens), segments)
+    (scores,) = score_rows(logits.detach().float(), torch.tensor(tokens), [segments])
     kept = process(logits.detach().float(), segments).survivors > -torch.inf
     scaled = (logits / params.temperature).masked_fill(~kept, -torch.inf)
     picked = scaled.log_softmax(dim=-1)[torch.arange(3), tokens]
@@ -211,8 +211,19 @@ def test_noise_gain_is_the_length_of_the_gradient(params: Params) -> None:
     torch.testing.assert_close(scores.processed_noise_gain, gradient.norm(dim=-1).float())
 
 
+def test_each_reading_is_scored_as_if_it_were_the_only_one() -> None:
+    logits = spread_logits(2, 5)
+    readings = [
+        segments_of(params, [0], [3, 1]) for params in (Params(temperature=0.5, top_k=2), Params(), Params(top_p=0.6))
+    ]
+    together = score_rows(logits.clone(), torch.tensor([3, 1]), readings)
+    for scores, segments in zip(together, readings, strict=True):
+        (alone,) = score_rows(logits.clone(), torch.tensor([3, 1]), [segments])
+        assert all(torch.equal(getattr(scores, name), value) for name, value in vars(alone).items())
+
+
 def test_noise_gain_of_a_near_certain_token_keeps_its_digits() -> None:
-    scores = score_rows(torch.tensor([[20.0, 0.0]]), torch.tensor([0]), segments_of(Params(), [0], [0]))
+    (scores,) = score_rows(torch.tensor([[20.0, 0.0]]), torch.tensor([0]), [segments_of(Params(), [0], [0])])
     assert scores.raw_noise_gain.item() == pytest.approx(math.sqrt(2) * math.exp(-20), rel=1e-3)
 
 

@@ -12,17 +12,23 @@ from tracekit.scoring.params import Params
 from tracekit.scoring.sampling import Processed, Segment, process, row_values
 
 
-def score_rows(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Scores[Tensor]:
-    """Score one recorded token a row.
+def score_rows(logits: Tensor, token_ids: Tensor, readings: Seq[Seq[Segment]]) -> list[Scores[Tensor]]:
+    """Score one recorded token a row, once for each way in which the sampling parameters are read.
 
     Args:
         logits: [R, V] float32 raw logits, overwritten.
         token_ids: [R] int64, the recorded token of each row.
-        segments: what the R rows are, in order.
+        readings: for each reading, what the R rows are, in order.
 
     Returns:
-        Scores of R tokens, as tensors on the device of the logits.
+        For each reading, scores of R tokens, as tensors on the device of the logits.
     """
+    *others, last = readings
+    return [*(_score(logits.clone(), token_ids, segments) for segments in others), _score(logits, token_ids, last)]
+
+
+def _score(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Scores[Tensor]:
+    """Score one reading; overwrites the logits."""
     chosen = token_ids.unsqueeze(1)
     argmax = logits.argmax(dim=-1)
     all_raw = logits.log_softmax(dim=-1)

@@ -120,11 +120,11 @@ class Scorer:
         """Score one batch; the rows are the completion tokens of its sequences, one after the other."""
         hidden = self._hidden_states(sequences)
         targets = torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)).to(hidden.device)
-        parts = []
+        parts: list[Scores[Tensor]] = []
         for first in range(0, len(hidden), self.chunk_rows):
             chunk = slice(first, first + self.chunk_rows)
             segments = list(_segments(sequences, first, min(chunk.stop, len(hidden))))
-            parts.append(score_rows(self.model.logits(hidden[chunk]), targets[chunk], segments))
+            parts += score_rows(self.model.logits(hidden[chunk]), targets[chunk], [segments])
             if on_tokens:
                 on_tokens(len(targets[chunk]))
         return Scores.join(parts, torch.cat)
