@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tracekit.errors import (
+    CacheError,
     ChecksumError,
     DaemonError,
     DamagedFooterError,
@@ -28,6 +29,7 @@ from tracekit.errors import (
     ModelError,
     NoModelFolderError,
     NoSuchEngineError,
+    NoSuchObjectError,
     NotAMetricError,
     NotArrowError,
     NotATraceError,
@@ -38,6 +40,7 @@ from tracekit.errors import (
     ProtocolMismatchError,
     ReplayRefused,
     SchemaTooNewError,
+    StoreError,
     TraceCorruptError,
     TraceError,
     TracekitError,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheError",
     "ChecksumError",
     "ControlClient",
     "DaemonError",
@@ -64,6 +68,7 @@ __all__ = [
     "ModelError",
     "NoModelFolderError",
     "NoSuchEngineError",
+    "NoSuchObjectError",
     "NotAMetricError",
     "NotATraceError",
     "NotArrowError",
@@ -74,6 +79,7 @@ __all__ = [
     "ProtocolMismatchError",
     "ReplayRefused",
     "SchemaTooNewError",
+    "StoreError",
     "TraceCorruptError",
     "TraceError",
     "TraceTruncatedError",

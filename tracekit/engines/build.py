@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tracekit.engines import elf, preload, selfinstall, store, uvtool
+from tracekit import cache
+from tracekit.engines import elf, preload, selfinstall, uvtool
 from tracekit.engines.interpreter import inspect
 from tracekit.engines.recipes import RECIPES, locks_of, python_request
 from tracekit.engines.uvtool import Progress
@@ -16,9 +17,9 @@ RECORDER_MARKER = "tracekit-recorder.json"
 
 def build(name: str, variant: str, folder: Path, progress: Progress, torch_index: str | None) -> None:
     """Build the environment in its final place (a venv does not survive a move) and write the marker last."""
-    store.remove_folder(folder)
+    cache.remove_folder(folder)
     recipe = RECIPES[name]
-    store.require_space(folder, recipe.num_bytes[variant], f"the engine environment {name}")
+    cache.require_space(folder, recipe.num_bytes[variant], f"the engine environment {name}")
     progress(f"building {name}: vLLM {recipe.vllm_version} ({variant}) in {folder}")
     lock, nvidia = locks_of(name, variant)
     request, version = python_request(name)
@@ -41,7 +42,7 @@ def build(name: str, variant: str, folder: Path, progress: Progress, torch_index
             file, symbol_version = recipe.weak_symbols
             elf.weaken_version(Path(found["site_packages"]) / file, symbol_version)
     facts = {"name": name, "variant": variant, "python": version, "vllm": found["vllm"], "torch": found["torch"]}
-    store.write_marker(folder, {**facts, "site_packages": found["site_packages"]})
+    cache.write_marker(folder, {**facts, "site_packages": found["site_packages"]})
 
 
 def name_it_vllm(site_packages: Path, version: str) -> None:
@@ -59,7 +60,7 @@ def name_it_vllm(site_packages: Path, version: str) -> None:
 
 def has_recorder(folder: Path) -> bool:
     """Return whether the recorder in the environment is that of the running tracekit."""
-    marker = store.read_marker(folder, RECORDER_MARKER) or {}
+    marker = cache.read_marker(folder, RECORDER_MARKER) or {}
     return bool(marker.get("fingerprint") == selfinstall.fingerprint(selfinstall.distribution()))
 
 
@@ -74,11 +75,11 @@ def ensure_recorder(folder: Path, progress: Progress) -> None:
     dist = selfinstall.distribution()
     progress(f"installing the recorder {dist.version} into {folder.name}")
     (folder / RECORDER_MARKER).unlink(missing_ok=True)
-    facts = store.read_marker(folder) or {}
+    facts = cache.read_marker(folder) or {}
     selfinstall.copy_into(Path(facts["site_packages"]), dist)
     check = "import grpc, google.protobuf, numpy, tracekit"
     done = subprocess.run([str(folder / "bin" / "python"), "-c", check], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it did not start"])[-1]
         raise EngineEnvError(f"the recorder does not import in the engine environment ({reason}): {folder}")
-    store.write_marker(folder, {"fingerprint": selfinstall.fingerprint(dist), "version": dist.version}, RECORDER_MARKER)
+    cache.write_marker(folder, {"fingerprint": selfinstall.fingerprint(dist), "version": dist.version}, RECORDER_MARKER)

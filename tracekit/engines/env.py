@@ -11,7 +11,8 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracekit.engines import preload, recipes, selfinstall, store
+from tracekit import cache
+from tracekit.engines import preload, recipes, selfinstall
 from tracekit.engines.build import build, ensure_recorder, has_recorder
 from tracekit.engines.environ import cpu_environ
 from tracekit.engines.interpreter import inspect
@@ -53,10 +54,10 @@ def ensure(name: str, progress: Progress = quiet, *, torch_index: str | None = N
     folder = recipes.folder_of(name, variant)
     if set(":;") & set(str(folder)):  # between these the loader takes the rest for another path
         raise EngineEnvError(f"no engine runs from a path with : or ; in it (set TRACEKIT_CACHE): {folder}")
-    if store.read_marker(folder) is not None and has_recorder(folder):
+    if cache.read_marker(folder) is not None and has_recorder(folder):
         return open_env(name, folder, progress)  # without a lock: the cache may be read-only
-    with store.locked(folder, progress):
-        if store.read_marker(folder) is None:
+    with cache.locked(folder, progress):
+        if cache.read_marker(folder) is None:
             build(name, variant, folder, progress, torch_index or os.environ.get("TRACEKIT_TORCH_INDEX"))
         ensure_recorder(folder, progress)
         return open_env(name, folder, progress)
@@ -64,7 +65,7 @@ def ensure(name: str, progress: Progress = quiet, *, torch_index: str | None = N
 
 def open_env(name: str, folder: Path, progress: Progress = quiet) -> EngineEnv:
     """Describe a whole environment folder: its interpreter and what to add to os.environ."""
-    facts = store.read_marker(folder) or {}
+    facts = cache.read_marker(folder) or {}
     variant = str(facts.get("variant", "cpu"))
     environ = {key: value for key, value in RECIPES[name].environ.items() if key not in os.environ}
     if variant == "cpu":

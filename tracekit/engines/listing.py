@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracekit.engines import recipes, store
+from tracekit import cache
+from tracekit.engines import recipes
 from tracekit.engines.build import RECORDER_MARKER
 
 
@@ -15,10 +16,10 @@ def list_envs() -> list[dict[str, Any]]:
     """
     variant = recipes.variant_here()
     current = {recipes.folder_of(name, variant): name for name in recipes.RECIPES}
-    present = sorted(path for path in (store.cache_dir() / "engines").glob("*-*") if path.is_dir())
+    present = sorted(path for path in (cache.cache_dir() / "engines").glob("*-*") if path.is_dir())
     rows = []
     for folder in [*current, *(path for path in present if path not in current)]:
-        facts = store.read_marker(folder) or {}
+        facts = cache.read_marker(folder) or {}
         name = current.get(folder) or str(facts.get("name") or folder.name.rpartition("-")[0])
         state = "not installed" if not folder.exists() else "broken" if not facts else "ready"
         if state == "ready" and folder not in current:
@@ -30,7 +31,7 @@ def list_envs() -> list[dict[str, Any]]:
                 "vllm": facts.get("vllm") or (recipe.vllm_version if recipe else ""),
                 "variant": facts.get("variant") or variant,
                 "state": state,
-                "recorder": (store.read_marker(folder, RECORDER_MARKER) or {}).get("version"),
+                "recorder": (cache.read_marker(folder, RECORDER_MARKER) or {}).get("version"),
                 "path": str(folder),
             }
         )

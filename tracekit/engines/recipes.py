@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracekit.engines import store
+from tracekit import cache
 
 LOCKS = Path(__file__).parent / "locks"
 BUILD = "2"  # raised when the way of building changes, so that older environments are not taken for today's
@@ -78,4 +78,4 @@ def locks_of(name: str, variant: str) -> tuple[Path, Path | None]:
 def folder_of(name: str, variant: str) -> Path:
     """Return where the environment is or will be; the name changes with the lock, the variant and the Python."""
     texts = [path.read_text() for path in locks_of(name, variant) if path is not None]
-    return store.cache_dir() / "engines" / f"{name}-{store.short_hash(BUILD, variant, python_request(name)[1], *texts)}"
+    return cache.cache_dir() / "engines" / f"{name}-{cache.short_hash(BUILD, variant, python_request(name)[1], *texts)}"

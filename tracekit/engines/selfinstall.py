@@ -15,7 +15,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from tracekit.engines.store import short_hash
+from tracekit.cache import short_hash
 from tracekit.errors import EngineEnvError
 
 DISTRIBUTION = "tracekit-rl"

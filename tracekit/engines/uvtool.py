@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tracekit.engines import store
+from tracekit import cache
 from tracekit.errors import EngineEnvError
 
 Progress = Callable[[str], None]
@@ -122,7 +122,7 @@ def own_cache(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     folder = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uv"
     folder = next(place for place in (folder, *folder.parents) if place.exists())
-    return {} if os.access(folder, os.W_OK) else {"UV_CACHE_DIR": str(store.cache_dir() / "uv")}
+    return {} if os.access(folder, os.W_OK) else {"UV_CACHE_DIR": str(cache.cache_dir() / "uv")}
 
 
 def pip_install(python: Path, arguments: Sequence[str], progress: Progress, torch_index: str | None = None) -> None:

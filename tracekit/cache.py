@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import EngineEnvError
+from tracekit.errors import CacheError
 
 MARKER = "tracekit-complete.json"
 
@@ -39,13 +39,13 @@ def locked(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
     """Hold the file lock `<folder>.lock`; a second process waits here, and a dead one holds nothing.
 
     Raises:
-        EngineEnvError: the cache folder cannot be written.
+        CacheError: the cache folder cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = open(folder.with_name(folder.name + ".lock"), "w")
     except OSError as error:
-        raise EngineEnvError(
+        raise CacheError(
             f"the cache folder cannot be written ({error.strerror}; TRACEKIT_CACHE names another): {folder.parent}"
         ) from None
     with lock:
@@ -86,16 +86,16 @@ def remove_folder(folder: Path) -> None:
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
-        raise EngineEnvError(f"a half-built folder cannot be removed: {folder}")
+        raise CacheError(f"a half-built folder cannot be removed: {folder}")
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Raise EngineEnvError when the disk under `folder` has less than `num_bytes` free."""
+    """Raise CacheError when the disk under `folder` has less than `num_bytes` free."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise EngineEnvError(
+        raise CacheError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB of disk and only {free / 1e9:.1f} GB are free "
             f"(set TRACEKIT_CACHE to use another disk): {folder}"
         )
