@@ -23,6 +23,7 @@ import torch
 from tracekit.cli.models import model_folder
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.spans import whole
 from tracekit.scoring.types import Sequence
 
 Score = Callable[[list[Sequence]], list[np.ndarray]]
@@ -44,7 +45,8 @@ def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, p
 
 def ours(scorer: Scorer, max_batch_tokens: int) -> Score:
     def score(sequences: list[Sequence]) -> list[np.ndarray]:
-        return [s.raw_logprob for s in scorer.score(sequences, max_batch_tokens=max_batch_tokens)]
+        found = scorer.score([whole(s) for s in sequences], max_batch_tokens=max_batch_tokens)
+        return [s.readings[0].raw_logprob for s in found]
 
     return score
 

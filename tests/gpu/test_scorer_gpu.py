@@ -9,6 +9,7 @@ import torch
 from tracekit.scores import Scores, Values
 from tracekit.scoring.params import parse_params
 from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.spans import whole
 from tracekit.scoring.types import Sequence
 
 pytestmark = [
@@ -61,7 +62,9 @@ def some_sequences() -> list[Sequence]:
 
 
 def score(folder: Path, dtype: str, device: str) -> list[Scores[Values]]:
-    return Scorer.load(folder, dtype=dtype, device=device).score(some_sequences(), max_batch_tokens=400)
+    spans = [whole(sequence) for sequence in some_sequences()]
+    found = Scorer.load(folder, dtype=dtype, device=device).score(spans, max_batch_tokens=400)
+    return [scores.readings[0] for scores in found]
 
 
 def largest_difference(ours: list[Scores[Values]], theirs: list[Scores[Values]], name: str) -> float:

@@ -19,6 +19,7 @@ from tracekit.replay.output import read_replay
 from tracekit.replay.runner import replay
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.spans import whole
 from tracekit.scoring.types import Sequence
 
 SCHEMA = Path(__file__).parents[2] / "docs/result.schema.json"
@@ -75,13 +76,13 @@ def recorded(tmp_path_factory) -> Recorded:
         Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
         for i, (p, t) in enumerate(zip(prompts, tokens, strict=True))
     ]
-    scores = Scorer.load(folder, dtype="float32").score(sequences, max_batch_tokens=64)
+    scores = Scorer.load(folder, dtype="float32").score([whole(s) for s in sequences], max_batch_tokens=64)
     return Recorded(
         folder,
         prompts,
         tokens,
-        np.stack([s.raw_logprob for s in scores]),
-        np.stack([s.forced_logprob for s in scores]),
+        np.stack([s.readings[0].raw_logprob for s in scores]),
+        np.stack([s.readings[0].forced_logprob for s in scores]),
     )
 
 
@@ -260,9 +261,9 @@ def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, record
         Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
         for i, (p, t) in enumerate(zip(recorded.prompts, recorded.tokens, strict=True))
     ]
-    scores = Scorer.load(other, dtype="float32").score(sequences, max_batch_tokens=64)
+    scores = Scorer.load(other, dtype="float32").score([whole(s) for s in sequences], max_batch_tokens=64)
     raw = recorded.raw.copy()
-    raw[:, 12:] = np.stack([s.raw_logprob for s in scores])[:, 12:]
+    raw[:, 12:] = np.stack([s.readings[0].raw_logprob for s in scores])[:, 12:]
     tables = recorded.tables(raw, mode="raw_logprobs")
     tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1
     write_trace(tmp_path / "t.arrow", [tables])
@@ -447,11 +448,11 @@ def test_a_scorer_that_does_not_agree_with_itself_gives_no_verdict(tmp_path, rec
         def __init__(self, scorer, field):
             self.scorer, self.field, self.calls = scorer, field, 0
 
-        def score(self, sequences, **how):
-            scores = self.scorer.score(sequences, **how)
+        def score(self, spans, **how):
+            scores = self.scorer.score(spans, **how)
             self.calls += 1
             if self.calls == 2:
-                values = getattr(scores[2], self.field)
+                values = getattr(scores[2].readings[0], self.field)
                 values[3] = np.nextafter(values[3], 0)
             return scores
 

@@ -17,6 +17,7 @@ from tracekit.scoring.batching import plan_batches
 from tracekit.scoring.head import SplitModel, _Float32Head
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
+from tracekit.scoring.spans import Span, whole
 from tracekit.scoring.types import Sequence
 
 NOTHING = Params()
@@ -43,6 +44,11 @@ def some_sequences(num: int = 5, params: Params = NOTHING, seed: int = 0) -> lis
     ]
 
 
+def score(scorer: Scorer, sequences: list[Sequence], **how: object) -> list[Scores[Values]]:
+    """The scores of whole sequences, read as they are."""
+    return [found.readings[0] for found in scorer.score([whole(s) for s in sequences], **how)]
+
+
 def own_logprobs(model: torch.nn.Module, sequence: Sequence) -> np.ndarray:
     """[T] by the model's own forward over the whole sequence and a log-softmax."""
     ids = torch.from_numpy(np.concatenate([sequence.prompt_token_ids, sequence.token_ids]).astype(np.int64))
@@ -62,7 +68,7 @@ def assert_same(ours: list[Scores[Values]], theirs: list[Scores[Values]], *, ato
 @pytest.mark.parametrize("name", configs())
 def test_raw_logprobs_are_those_of_the_models_own_forward(folders: dict[str, Path], name: str) -> None:
     sequences = some_sequences()
-    scores = Scorer.load(folders[name], dtype="float32", device="cpu").score(sequences, max_batch_tokens=64)
+    scores = score(Scorer.load(folders[name], dtype="float32", device="cpu"), sequences, max_batch_tokens=64)
     model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
     for sequence, its_scores in zip(sequences, scores, strict=True):
         np.testing.assert_allclose(its_scores.raw_logprob, own_logprobs(model, sequence), rtol=0, atol=2e-5)
@@ -72,7 +78,7 @@ def test_raw_logprobs_are_those_of_the_models_own_forward(folders: dict[str, Pat
 @pytest.mark.parametrize("name", ["llama", "qwen3-tied"])
 def test_the_head_is_float32_while_the_body_is_not(folders: dict[str, Path], name: str) -> None:
     sequence = some_sequences(1)[0]
-    (scores,) = Scorer.load(folders[name], device="cpu").score([sequence], max_batch_tokens=64)
+    (scores,) = score(Scorer.load(folders[name], device="cpu"), [sequence], max_batch_tokens=64)
     model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.bfloat16).eval()
     ids = torch.from_numpy(np.concatenate([sequence.prompt_token_ids, sequence.token_ids[:-1]]).astype(np.int64))
     with torch.inference_mode():
@@ -98,24 +104,24 @@ def test_a_tied_head_leaves_the_embedding_in_the_bodys_dtype(folders: dict[str, 
 def test_batch_shape_and_chunk_size_change_nothing_but_rounding(folders: dict[str, Path], name: str) -> None:
     sequences = some_sequences(9, SAMPLING)
     scorer = Scorer.load(folders[name], dtype="float32", device="cpu")
-    reference = scorer.score(sequences, max_batch_tokens=1)
+    reference = score(scorer, sequences, max_batch_tokens=1)
     for max_batch_tokens, chunk_rows in [(1, 1), (40, 3), (1000, 7), (1000, 1000)]:
         other = replace(scorer, chunk_rows=chunk_rows)
-        assert_same(other.score(sequences, max_batch_tokens=max_batch_tokens), reference, atol=5e-5)
+        assert_same(score(other, sequences, max_batch_tokens=max_batch_tokens), reference, atol=5e-5)
 
 
 def test_the_same_shape_gives_exactly_the_same_scores(folders: dict[str, Path]) -> None:
     sequences = some_sequences(6, SAMPLING)
     scorer = Scorer.load(folders["qwen3"], device="cpu")
-    assert_same(scorer.score(sequences, max_batch_tokens=64), scorer.score(sequences, max_batch_tokens=64), atol=0.0)
+    assert_same(score(scorer, sequences, max_batch_tokens=64), score(scorer, sequences, max_batch_tokens=64), atol=0.0)
     again = Scorer.load(folders["qwen3"], dtype="bfloat16", device="cpu")
-    assert_same(again.score(sequences, max_batch_tokens=64), scorer.score(sequences, max_batch_tokens=64), atol=0.0)
+    assert_same(score(again, sequences, max_batch_tokens=64), score(scorer, sequences, max_batch_tokens=64), atol=0.0)
 
 
 def test_results_are_in_the_order_of_the_sequences(folders: dict[str, Path]) -> None:
     sequences = some_sequences(7)
     sequences.insert(3, Sequence(0, 99, np.array([5], np.uint32), np.array([], np.uint32), Params()))
-    scores = Scorer.load(folders["llama"], dtype="float32", device="cpu").score(sequences, max_batch_tokens=30)
+    scores = score(Scorer.load(folders["llama"], dtype="float32", device="cpu"), sequences, max_batch_tokens=30)
     assert [len(s.raw_logprob) for s in scores] == [len(s.token_ids) for s in sequences]
     assert scores[3].edge_logprobs.shape == (0, 2)
     model = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32).eval()
@@ -138,7 +144,7 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(
 
     monkeypatch.setattr(_Float32Head, "forward", counting_forward)
     sequences = some_sequences(6)
-    scorer.score(sequences, max_batch_tokens=1000)
+    score(scorer, sequences, max_batch_tokens=1000)
     assert max(seen) == 4
     assert sum(seen) == sum(len(s.token_ids) for s in sequences), "only completion positions go through the head"
 
@@ -151,7 +157,7 @@ def test_a_chunk_of_logits_stays_within_its_bound(folders: dict[str, Path]) -> N
 def test_progress_adds_up_to_the_recorded_tokens(folders: dict[str, Path]) -> None:
     sequences = some_sequences(6)
     seen: list[int] = []
-    Scorer.load(folders["llama"], device="cpu").score(sequences, max_batch_tokens=32, on_tokens=seen.append)
+    score(Scorer.load(folders["llama"], device="cpu"), sequences, max_batch_tokens=32, on_tokens=seen.append)
     assert len(seen) > 1
     assert sum(seen) == sum(len(s.token_ids) for s in sequences)
 
@@ -160,7 +166,7 @@ def test_processed_logprobs_use_each_requests_own_parameters(folders: dict[str, 
     plain = some_sequences(4)
     hot = [Sequence(s.engine, s.request, s.prompt_token_ids, s.token_ids, Params(top_k=3)) for s in plain]
     scorer = Scorer.load(folders["llama"], dtype="float32", device="cpu")
-    mixed = scorer.score([plain[0], hot[1], plain[2], hot[3]], max_batch_tokens=1000)
+    mixed = score(scorer, [plain[0], hot[1], plain[2], hot[3]], max_batch_tokens=1000)
     for i in (0, 2):
         assert (mixed[i].processed_logprob == mixed[i].raw_logprob).all()
         assert (mixed[i].kept_count == VOCAB).all()
@@ -173,10 +179,10 @@ def test_processed_logprobs_use_each_requests_own_parameters(folders: dict[str, 
 def test_a_caller_who_lets_torch_round_float32_products_changes_nothing(folders: dict[str, Path]) -> None:
     sequences = some_sequences(3)
     scorer = Scorer.load(folders["llama"], dtype="float32", device="cpu")
-    exact = scorer.score(sequences, max_batch_tokens=64)
+    exact = score(scorer, sequences, max_batch_tokens=64)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert_same(scorer.score(sequences, max_batch_tokens=64), exact, atol=0.0)
+        assert_same(score(scorer, sequences, max_batch_tokens=64), exact, atol=0.0)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -186,16 +192,16 @@ def test_tokens_beyond_the_vocabulary_are_another_models(folders: dict[str, Path
     scorer = Scorer.load(folders["llama"], device="cpu")
     alien = Sequence(0, 0, np.array([5], np.uint32), np.array([7, VOCAB], np.uint32), Params())
     with pytest.raises(ModelError, match=f"token id {VOCAB} but the model's vocabulary is {VOCAB}: this is another"):
-        scorer.score([alien], max_batch_tokens=64)
+        score(scorer, [alien], max_batch_tokens=64)
     biased = Sequence(0, 0, np.array([5], np.uint32), np.array([7], np.uint32), Params(logit_bias=((5000, 1.0),)))
     with pytest.raises(ModelError, match="token id 5000"):
-        scorer.score([biased], max_batch_tokens=64)
+        score(scorer, [biased], max_batch_tokens=64)
 
 
 def test_an_empty_prompt_is_refused(folders: dict[str, Path]) -> None:
     empty = Sequence(0, 4, np.array([], np.uint32), np.array([7], np.uint32), Params())
     with pytest.raises(ReplayRefused, match="request 4 has an empty prompt"):
-        Scorer.load(folders["llama"], device="cpu").score([empty], max_batch_tokens=64)
+        score(Scorer.load(folders["llama"], device="cpu"), [empty], max_batch_tokens=64)
 
 
 def test_folders_that_hold_no_model_get_one_sentence(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -262,3 +268,21 @@ def test_batches_hold_like_lengths_within_the_bound() -> None:
     assert plan_batches([], 10) == []
     with pytest.raises(ValueError, match="at least 1"):
         plan_batches([1], 0)
+
+
+def test_a_part_of_a_sequence_gets_the_scores_of_its_tokens(folders: dict[str, Path]) -> None:
+    rng = np.random.default_rng(1)
+    prompt, tokens = (rng.integers(3, VOCAB, num).astype(np.uint32) for num in (6, 10))
+    sequence = Sequence(0, 0, prompt, tokens, SAMPLING)
+    scorer = Scorer.load(folders["llama"], dtype="float32", device="cpu")
+    (both,) = scorer.score([whole(sequence, [NOTHING, SAMPLING])], max_batch_tokens=64)
+    assert [len(reading.raw_logprob) for reading in both.readings] == [10, 10]
+    for reading, params in zip(both.readings, (NOTHING, SAMPLING), strict=True):
+        (alone,) = score(scorer, [replace(sequence, params=params)], max_batch_tokens=64)
+        assert_same([reading], [alone], atol=0.0)
+    head = Span(sequence=sequence, readings=(SAMPLING,), stop=9)
+    assert head.outputs == (0, 4)
+    (part,) = scorer.score([head], max_batch_tokens=64)
+    assert_same([part.readings[0]], [both.readings[1].each(lambda column: column[:4])], atol=1e-5)
+    with pytest.raises(ValueError, match="positions 3 to 9 of 15 over the KV of 0"):
+        Span(sequence=sequence, readings=(SAMPLING,), start=3, stop=9)

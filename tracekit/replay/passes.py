@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tracekit.replay.ladder import Pass
 from tracekit.replay.rollouts import I8, Rollout
 from tracekit.replay.scorers import Load
 from tracekit.scores import Scores, Values, put, unscored
+from tracekit.scoring.spans import whole
 
 
 def score_pass(
@@ -47,13 +47,12 @@ def score_pass(
         todo = [i for i, mask in wanted.items() if mask.any()]
         if not todo:
             continue
-        sequences = [rollouts[i].sequence for i in todo]
-        sequences = [replace(sequence, params=how.sampling(sequence.params)) for sequence in sequences]
+        spans = [whole(sequence, [how.sampling(sequence.params)]) for sequence in (rollouts[i].sequence for i in todo)]
         scorer = load(folder, how.dtype)
-        found = scorer.score(sequences, max_batch_tokens=how.max_batch_tokens, on_tokens=on_tokens)
+        found = scorer.score(spans, max_batch_tokens=how.max_batch_tokens, on_tokens=on_tokens)
         for i, scores in zip(todo, found, strict=True):
             index = np.flatnonzero(wanted[i])
-            put(out, bounds[i] + index, scores.each(itemgetter(index)))
+            put(out, bounds[i] + index, scores.readings[0].each(itemgetter(index)))
     return out
 
 

@@ -9,8 +9,7 @@ from typing import Protocol
 
 from tracekit.errors import ModelError, ReplayRefused
 from tracekit.replay.rollouts import Rollout
-from tracekit.scores import Scores, Values
-from tracekit.scoring.types import Sequence
+from tracekit.scoring.spans import Span, SpanScores, whole
 
 _NUM_IDENTITY = 4
 
@@ -30,10 +29,23 @@ class ScorerLike(Protocol):
     def vocab_size(self) -> int:
         """Rows of the head."""
 
+    @property
+    def packing(self) -> str:
+        """How sequences go through the body together."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What the body computes in."""
+
     def score(
-        self, sequences: list[Sequence], *, max_batch_tokens: int, on_tokens: Callable[[int], None] | None = None
-    ) -> list[Scores[Values]]:
-        """Score sequences, in their order, `max_batch_tokens` together; `on_tokens` hears of each batch."""
+        self,
+        spans: list[Span],
+        *,
+        max_batch_tokens: int,
+        share: bool = True,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> list[SpanScores]:
+        """Score spans, in their order, `max_batch_tokens` together; `on_tokens` hears of each batch."""
 
 
 Load = Callable[[Path, str], ScorerLike]
@@ -75,12 +87,13 @@ def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: 
     Raises:
         ReplayRefused: the two are not bit-equal, so that nothing the scorer says could be told from its own whims.
     """
-    few = [r.sequence for r in rollouts[:_NUM_IDENTITY]]
+    few = [whole(r.sequence) for r in rollouts[:_NUM_IDENTITY]]
     first, second = (scorer.score(few, max_batch_tokens=max_batch_tokens) for _ in range(2))
-    for sequence, a, b in zip(few, first, second, strict=True):
+    for span, one, other in zip(few, first, second, strict=True):
+        (a,), (b,) = one.readings, other.readings
         for name in ("raw_logprob", "forced_logprob"):
             if getattr(a, name).tobytes() != getattr(b, name).tobytes():
                 raise ReplayRefused(
-                    f"the scorer does not agree with itself on request {sequence.request} ({name} differs between two "
-                    "identical passes), so it gives no verdict"
+                    f"the scorer does not agree with itself on request {span.sequence.request} ({name} differs between "
+                    "two identical passes), so it gives no verdict"
                 )

@@ -38,6 +38,7 @@ class SplitModel:
             raise ModelError(f"{self._architecture} has no separate body and output embedding to score with")
         self.vocab_size = int(embedding.weight.shape[0])
         self.device: torch.device = embedding.weight.device
+        self.dtype = str(model.dtype).removeprefix("torch.")
         with torch.inference_mode():
             self._split_and_prove(_Float32Head(embedding))
 

@@ -19,7 +19,7 @@ from tracekit.scoring.head import SplitModel
 from tracekit.scoring.loading import load_model, pick_device
 from tracekit.scoring.rows import score_rows
 from tracekit.scoring.sampling import Segment
-from tracekit.scoring.types import Sequence
+from tracekit.scoring.spans import Span, SpanScores
 
 _CHUNK_BYTES = {"cpu": 64 << 20}  # bound on rows x vocabulary x 4 bytes
 _CHUNK_BYTES_GPU = 512 << 20
@@ -70,86 +70,109 @@ class Scorer:
         """The torch device of the weights."""
         return str(self.model.device)
 
+    @property
+    def packing(self) -> str:
+        """How sequences go through the body together: "by length", padded on the right."""
+        return "by length"
+
+    @property
+    def arithmetic(self) -> str:
+        """What the body computes in."""
+        return self.model.dtype
+
     def score(
         self,
-        sequences: list[Sequence],
+        spans: list[Span],
         *,
         max_batch_tokens: int,
+        share: bool = True,
         on_tokens: Callable[[int], None] | None = None,
-    ) -> list[Scores[Values]]:
-        """Score the completion tokens of each sequence given everything before them.
+    ) -> list[SpanScores]:
+        """Score the tokens of each span given everything before them.
 
         Args:
-            sequences: recorded requests.
+            spans: parts of recorded requests.
             max_batch_tokens: bound on the tokens, padding included, that go through the body together.
-            on_tokens: called with the number of completion tokens scored since the last call.
+            share: whether prefixes that spans have in common run once.
+            on_tokens: called with the number of tokens scored since the last call.
 
         Returns:
-            Scores in the order of the sequences, [T] each, as numpy arrays of float64 and int64.
+            Scores in the order of the spans, as numpy arrays of float64 and int64.
 
         Raises:
             ModelError: a token is beyond the model's vocabulary.
             ReplayRefused: a prompt is empty.
             ValueError: max_batch_tokens is below 1.
         """
-        for sequence in sequences:
-            self._check(sequence)
-        scores = [unscored(0)] * len(sequences)
-        todo = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids)]
-        lengths = [len(sequences[i].prompt_token_ids) + len(sequences[i].token_ids) - 1 for i in todo]
+        for span in spans:
+            self._check(span)
+            if span.past is not None or span.keep_kv:
+                raise ModelError("KV that other weights computed cannot be scored over yet")
+        scores = [SpanScores(tuple(unscored(0) for _ in span.readings)) for span in spans]
+        todo = [i for i, span in enumerate(spans) if span.num_scored]
         with torch.inference_mode(), _exact_float32():
-            for batch in plan_batches(lengths, max_batch_tokens):
+            for batch in plan_batches([spans[i].stop for i in todo], max_batch_tokens):
                 chosen = [todo[i] for i in batch]
-                rows = self._score_batch([sequences[i] for i in chosen], on_tokens).each(_to_numpy)
-                ends = np.cumsum([len(sequences[i].token_ids) for i in chosen])
+                found = [r.each(_to_numpy) for r in self._score_batch([spans[i] for i in chosen], on_tokens)]
+                ends = np.cumsum([spans[i].num_scored for i in chosen])
                 for i, end in zip(chosen, ends, strict=True):
-                    scores[i] = rows.each(itemgetter(slice(end - len(sequences[i].token_ids), end)))
+                    rows = slice(end - spans[i].num_scored, end)
+                    readings = found[: len(spans[i].readings)]
+                    scores[i] = SpanScores(tuple(reading.each(itemgetter(rows)) for reading in readings))
         return scores
 
-    def _check(self, sequence: Sequence) -> None:
+    def _check(self, span: Span) -> None:
+        sequence = span.sequence
         if not len(sequence.prompt_token_ids):
             raise ReplayRefused(f"request {sequence.request} has an empty prompt, so its first token has no context")
-        for ids in (sequence.prompt_token_ids, sequence.token_ids, np.asarray(sequence.params.named_ids, np.int64)):
+        named = np.asarray([token for params in span.readings for token in params.named_ids], np.int64)
+        for ids in (sequence.prompt_token_ids, sequence.token_ids, named):
             if len(ids) and int(ids.max()) >= self.vocab_size:
                 raise ModelError(
                     f"the trace has token id {int(ids.max())} but the model's vocabulary is {self.vocab_size}: "
                     "this is another model"
                 )
 
-    def _score_batch(self, sequences: list[Sequence], on_tokens: Callable[[int], None] | None) -> Scores[Tensor]:
-        """Score one batch; the rows are the completion tokens of its sequences, one after the other."""
-        hidden = self._hidden_states(sequences)
-        targets = torch.from_numpy(np.concatenate([s.token_ids for s in sequences]).astype(np.int64)).to(hidden.device)
-        parts: list[Scores[Tensor]] = []
+    def _score_batch(self, spans: list[Span], on_tokens: Callable[[int], None] | None) -> list[Scores[Tensor]]:
+        """Score one batch, once a reading; the rows are the tokens of its spans, one after the other."""
+        hidden = self._hidden_states(spans)
+        targets = np.concatenate([span.sequence.token_ids[slice(*span.outputs)] for span in spans])
+        chosen = torch.from_numpy(targets.astype(np.int64)).to(hidden.device)
+        parts = []
         for first in range(0, len(hidden), self.chunk_rows):
             chunk = slice(first, first + self.chunk_rows)
-            segments = list(_segments(sequences, first, min(chunk.stop, len(hidden))))
-            parts += score_rows(self.model.logits(hidden[chunk]), targets[chunk], [segments])
+            logits = self.model.logits(hidden[chunk])
+            readings = _readings(spans, first, first + len(logits))
+            parts.append(score_rows(logits, chosen[chunk], readings))
             if on_tokens:
-                on_tokens(len(targets[chunk]))
-        return Scores.join(parts, torch.cat)
+                on_tokens(len(logits))
+        return [Scores.join(list(reading), torch.cat) for reading in zip(*parts, strict=True)]
 
-    def _hidden_states(self, sequences: list[Sequence]) -> Tensor:
-        """[R, H] hidden states from which the completion tokens of a batch were sampled."""
-        inputs = [np.concatenate([s.prompt_token_ids, s.token_ids[:-1]]).astype(np.int64) for s in sequences]
-        ids = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
-        for row, tokens in zip(ids, inputs, strict=True):
-            row[: len(tokens)] = torch.from_numpy(tokens)
+    def _hidden_states(self, spans: list[Span]) -> Tensor:
+        """[R, H] hidden states from which the tokens of a batch were sampled."""
+        ids = torch.zeros(len(spans), max(span.stop for span in spans), dtype=torch.long)
+        for row, span in zip(ids, spans, strict=True):
+            row[: span.stop] = torch.from_numpy(span.input_ids)
         hidden = self.model.hidden_states(ids.to(self.model.device))
-        starts = [len(s.prompt_token_ids) - 1 for s in sequences]
-        return torch.cat(
-            [row[start : start + len(s.token_ids)] for row, start, s in zip(hidden, starts, sequences, strict=True)]
-        )
+        rows = zip(hidden, spans, strict=True)
+        return torch.cat([row[span.stop - span.num_scored : span.stop] for row, span in rows])
 
 
-def _segments(sequences: list[Sequence], first: int, end: int) -> Iterator[Segment]:
-    """What the rows first..end of a batch are."""
+def _readings(spans: list[Span], first: int, end: int) -> list[list[Segment]]:
+    """What the rows first..end of a batch are, for every reading that a span of it asks for."""
+    readings: list[list[Segment]] = [[] for _ in range(max(len(span.readings) for span in spans))]
     offset = 0
-    for sequence in sequences:
-        start, stop = max(first - offset, 0), min(end - offset, len(sequence.token_ids))
+    for span in spans:
+        start, stop = max(first - offset, 0), min(end - offset, span.num_scored)
         if start < stop:
-            yield Segment(sequence.params, sequence.prompt_token_ids, sequence.token_ids, start, stop)
-        offset += len(sequence.token_ids)
+            sequence, skipped = span.sequence, span.outputs[0]
+            for number, segments in enumerate(readings):
+                params = span.readings[min(number, len(span.readings) - 1)]
+                segments.append(
+                    Segment(params, sequence.prompt_token_ids, sequence.token_ids, skipped + start, skipped + stop)
+                )
+        offset += span.num_scored
+    return readings
 
 
 def _to_numpy(column: Tensor) -> Values:

@@ -26,3 +26,13 @@ class Sequence:
     """[T] ids of the completion, in order; T may be 0."""
     params: Params
     """What moves logprobs among the sampling parameters, after the engine merged its defaults."""
+
+    @property
+    def num_inputs(self) -> int:
+        """P + T - 1, the positions that a model has to run to score all of the completion (none for an empty one)."""
+        return max(len(self.prompt_token_ids) + len(self.token_ids) - 1, 0)
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]:
+        """[P + T - 1] ids of the tokens at those positions."""
+        return np.concatenate([self.prompt_token_ids, self.token_ids]).astype(np.int64)[: self.num_inputs]
