@@ -89,7 +89,7 @@ class TraceError(TracekitError):
 
 
 class UnreadableTraceError(TraceError):
-    def __init__(self, path: Path, error: OSError) -> None:
+    def __init__(self, path: str | Path, error: OSError) -> None:
         super().__init__(f"cannot read {path}: {error.strerror}")
 
 
@@ -98,7 +98,7 @@ class NotATraceError(TraceError):
 
 
 class NotArrowError(NotATraceError):
-    def __init__(self, path: Path, form: str = "file") -> None:
+    def __init__(self, path: str | Path, form: str = "file") -> None:
         super().__init__(f"this is not an Arrow {form}: {path}")
 
 
@@ -116,7 +116,7 @@ class ChecksumError(TraceCorruptError):
 
 
 class DamagedFooterError(TraceCorruptError):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__(f"the footer of the trace is damaged: {path}")
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
+from helpers.stores import ENVIRON, StoreServer
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
 from tracekit.errors import NotATraceError, ReplayRefused, SchemaTooNewError
@@ -297,6 +298,43 @@ def test_a_checkpoint_that_a_label_names_is_used_and_said_so(tmp_path, recorded,
     assert code == 0 and "taken from" not in out
     labelled(recorded.model, tmp_path / "elsewhere")
     assert "elsewhere is not here" in refused(tracekit, *args)
+
+
+@pytest.mark.parametrize("kind", ["moto", "rclone"])
+def test_trace_and_weights_are_read_from_where_they_are(tmp_path, recorded, tracekit, monkeypatch, kind):
+    for name, value in {**ENVIRON, "TRACEKIT_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    tables = recorded.tables()
+    tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(
+        tmp_path / "t.arrow", "--model", recorded.model, "--weights", f"1={recorded.model}", "--json"
+    )
+    local = json.loads(out)
+    with StoreServer(kind, tmp_path / "store") as store:
+        trace, model = (
+            store.put("t.arrow", (tmp_path / "t.arrow").read_bytes()),
+            store.put_folder("tiny", recorded.model),
+        )
+        there, out, _ = tracekit(trace, "--model", model, "--weights", f"1={model}", "--json")
+        assert there == code == 0
+        remote = json.loads(out)
+        assert [weights.pop("folder") for weights in remote["scoring"]["weights"]] == [model, model]
+        assert len(list((tmp_path / "cache" / "objects").rglob("*.safetensors"))) == 1
+        # a label may name a store, but not one of its own: a stranger's trace must not send us anywhere
+        tables["weights"] = make_weights(12, label=["step-9"], checkpoint=[model])
+        write_trace(tmp_path / "u.arrow", [tables])
+        assert "is not here" in refused(tracekit, tmp_path / "u.arrow", "--model", model)
+        tables["weights"]["checkpoint"] = [model.partition("?")[0]]
+        write_trace(tmp_path / "v.arrow", [tables])
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        code, out, _ = tracekit(tmp_path / "v.arrow", "--model", model)
+        assert code == 0 and "is taken from s3://runs/tiny, as the label" in out
+        code, _, err = tracekit(trace, "--model", "s3://runs/none", "--weights", f"1={model}")
+        assert code == 1 and "there is no such object: s3://runs/none" in err and err.count("\n") == 1
+    for weights in local["scoring"]["weights"]:
+        del weights["folder"]
+    assert remote == local
 
 
 @pytest.mark.parametrize("value", ["1", "x=there", "1="])

@@ -23,7 +23,8 @@ DIRECTIONS: dict[str, set[str]] = {
     "errors": set(),
     "plural": set(),
     "tables": set(),
-    "trace": set(),
+    "objects": set(),
+    "trace": {"objects"},
     "rpc": set(),
     "recorder": {"rpc"},
     "engines": set(),
@@ -32,7 +33,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "scores": set(),
     "diagnose": {"scores"},
     "scoring": {"scores"},
-    "replay": {"trace", "scoring", "diagnose", "scores"},
+    "replay": {"objects", "trace", "scoring", "diagnose", "scores"},
     "audit": {"trace"},
     "report": {"diagnose", "scores"},
     "tracekitd": {"trace", "rpc"},
@@ -104,13 +105,14 @@ def test_a_room_that_the_table_does_not_know_is_an_error(tmp_path: Path) -> None
 
 
 HEAVY = {"torch", "transformers", "vllm", "click", "pyarrow", "grpc", "google.protobuf", "numpy"}
-ROOMS = "trace rpc recorder engines demo jobs scoring replay diagnose audit report cli".split()
+ROOMS = "objects trace rpc recorder engines demo jobs scoring replay diagnose audit report cli".split()
 OURS = {f"tracekit.{name}" for name in ROOMS} | {"tracekitd"}
 
 # package -> what it may import beside the standard library, tracekit.errors and tracekit.tables
 ALLOWED = {
     "tracekit": set(),
-    "tracekit.trace": {"pyarrow", "numpy"},
+    "tracekit.objects": {"pyarrow", "numpy"},
+    "tracekit.trace": {"tracekit.objects", "pyarrow", "numpy"},
     "tracekit.rpc": {"grpc", "google.protobuf", "numpy"},
     "tracekit.recorder": {"tracekit.rpc", "grpc", "google.protobuf", "numpy"},
     "tracekit.engines": set(),
@@ -118,16 +120,17 @@ ALLOWED = {
     "tracekit.jobs": {"tracekit.rpc", "grpc", "google.protobuf"},
     "tracekit.scoring": {"torch", "transformers", "numpy"},
     "tracekit.replay": {
+        "tracekit.objects",
         "tracekit.trace",
         "tracekit.scoring",
         "tracekit.diagnose",
         *"torch transformers numpy pyarrow".split(),
     },
     "tracekit.diagnose": {"numpy"},
-    "tracekit.audit": {"tracekit.trace", "numpy", "pyarrow"},
+    "tracekit.audit": {"tracekit.objects", "tracekit.trace", "numpy", "pyarrow"},
     "tracekit.report": {"tracekit.diagnose", "numpy"},
     "tracekit.cli": OURS | {"click"},
-    "tracekitd": {"tracekit.trace", "tracekit.rpc", "grpc", "google.protobuf", "numpy", "pyarrow"},
+    "tracekitd": {"tracekit.objects", "tracekit.trace", "tracekit.rpc", "grpc", "google.protobuf", "numpy", "pyarrow"},
 }
 
 # what a light start must not pull in, though the package as a whole may use it

@@ -18,10 +18,10 @@ def command(trace: str, table: str, head: int | None, form: str) -> None:
 
     Floats are printed with every digit of their value; a logprob that is not a finite number is printed as a string.
     """
+    from tracekit.cli import sources
     from tracekit.report.rows import csv_line, json_line, no_rows
-    from tracekit.trace.reader import open_trace
 
-    whole = open_trace(trace).table(table)
+    whole = sources.opened(trace).table(table)
     rows = whole.slice(0, head)
     if form == "csv":
         click.echo(csv_line(rows.column_names))

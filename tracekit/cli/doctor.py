@@ -42,7 +42,7 @@ def command(
     from tracekit.audit.live.watch import watch
     from tracekit.cli import sources
     from tracekit.report.doctor import to_lines
-    from tracekit.trace.reader import Trace, open_trace
+    from tracekit.trace.reader import Trace
 
     if live is None and daemon is not None:
         raise UsageError("--daemon goes with --live")
@@ -50,7 +50,7 @@ def command(
         raise UsageError("a completion does not say which engine made it: give either --completions or --only")
 
     def opened() -> Trace:
-        return open_trace(trace) if only is None else open_trace(trace).only(only)
+        return sources.opened(trace) if only is None else sources.opened(trace).only(only)
 
     view = None if completions is None else sources.completions(completions)
     watched = None

@@ -19,13 +19,13 @@ def command(ctx: click.Context, trace: str, folder: str) -> None:
     """Write every table of TRACE as DIR/TABLE.parquet. Exit code 3: written, but TRACE itself has lost data."""
     import pyarrow.parquet as pq
 
+    from tracekit.cli import sources
     from tracekit.report.export import NOT_COMPLETE, written_line
     from tracekit.report.nothing import nothing
     from tracekit.trace.lacking import lacking
     from tracekit.trace.output import new_file
-    from tracekit.trace.reader import open_trace
 
-    opened = open_trace(trace)
+    opened = sources.opened(trace)
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ def command(trace: str, as_json: bool) -> int:
     TRACE is a sealed file, a spool folder, a glob, or a trace that is still being written. Exit codes: 1 nothing in
     it can be judged (no engine, no token, or no finished request), 3 data was lost.
     """
+    from tracekit.cli import sources
     from tracekit.report.info import to_lines
-    from tracekit.trace.reader import open_trace
     from tracekit.trace.summary import summarize
 
-    opened = open_trace(trace)
+    opened = sources.opened(trace)
     facts = summarize(opened)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts, opened.all_losses())))
     if facts["lacks"]:

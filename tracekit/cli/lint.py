@@ -44,9 +44,9 @@ def command(
     from tracekit.audit.lint.from_trace import subjects_of
     from tracekit.audit.lint.run import lint, to_facts
     from tracekit.audit.lint.trainer import read_trainer
+    from tracekit.cli import sources
     from tracekit.report.lint import to_lines
     from tracekit.trace.lacking import lacking
-    from tracekit.trace.reader import open_trace
 
     if (trace is None) == (engine_config is None):
         raise UsageError("give either a TRACE or --engine-config FILE")
@@ -57,7 +57,7 @@ def command(
         facts = to_facts(str(engine_config), lint([subject]), unread=unread)
     else:
         trainer = None if trainer_config is None else read_trainer(trainer_config)
-        opened = open_trace(str(trace))
+        opened = sources.opened(str(trace))
         facts = to_facts(
             str(trace), lint(subjects_of(opened, trainer)), complete=opened.complete, lacks=lacking(opened)
         )

@@ -7,9 +7,10 @@ import click
 
 @click.command(name="replay")
 @click.argument("trace", type=click.Path())
-@click.option("--model", metavar="DIR|demo", help="Folder of the weights the trainer scores with  [default: the folder "
-              "that the trace names as the engine's model]")  # fmt: skip
-@click.option("--weights", multiple=True, metavar="V=PATH", help="Weights of version V, where they changed in the run.")
+@click.option("--model", metavar="DIR|URL|demo", help="Folder, or s3:// URL, of the weights the trainer scores with  "
+              "[default: the folder that the trace names as the engine's model]")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="V=PATH", help="Folder, or s3:// URL, of the weights of version V, "
+              "where they changed in the run.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
               help="What the trainer takes the recorded logprobs for.")  # fmt: skip
@@ -33,7 +34,9 @@ def command(
 
     Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
     """
+    from tracekit.cli import sources
     from tracekit.cli.models import model_folder
+    from tracekit.objects.address import is_url
     from tracekit.replay.output import write_replay
     from tracekit.replay.runner import replay
     from tracekit.report.json import to_json
@@ -44,8 +47,8 @@ def command(
     if output:
         check_output(output)
     found = replay(
-        trace,
-        model_folder(model) if model else None,
+        sources.opened(trace),
+        model_folder(model) if model and not is_url(model) else model,
         expect=expect,
         weights=folders,
         dtype=dtype,

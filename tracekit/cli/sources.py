@@ -1,14 +1,31 @@
-"""What `tracekit doctor` compares a trace with: what the client received, and a daemon that is still writing."""
+"""What commands read: a trace, and what `tracekit doctor` compares it with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from tracekit.errors import DaemonError, TracekitError, UsageError
 
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
 _NEEDED = {"request_id", "index", "prompt_token_ids", "token_ids"}
+
+
+def opened(trace: str) -> Trace:
+    """Open a trace, which may lie in an object store; see `tracekit.trace.reader.open_trace`."""
+    from tracekit.trace.reader import open_trace
+
+    return open_trace(trace, say=say)
+
+
+def say(line: str) -> None:
+    """Tell the user, aside from the results."""
+    click.echo(line, err=True)
 
 
 def completions(path: Path) -> list[dict[str, Any]]:

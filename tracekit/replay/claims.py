@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracekit.objects.address import is_url
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -21,8 +23,9 @@ class Claim:
 
     @property
     def is_here(self) -> bool:
-        """Whether the folder is on this machine."""
-        return Path(self.checkpoint).is_dir()
+        """Whether the folder is on this machine, or in an object store."""
+        # a trace may come from a stranger, who does not say which server is sent our requests
+        return (is_url(self.checkpoint) and "?" not in self.checkpoint) or Path(self.checkpoint).is_dir()
 
 
 def find_claims(rows: Iterable[Mapping[str, Any]], sampled: Iterable[tuple[int, int]]) -> dict[int, Claim]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tracekit.diagnose.result import Weights
 from tracekit.errors import NoModelFolderError, ReplayRefused, UsageError
+from tracekit.objects.address import is_url
 from tracekit.replay.claims import Claim
 
 Given = Mapping[int, str | Path]
@@ -39,7 +40,7 @@ def choose_weights(
     Args:
         versions: those that sampled tokens.
         oldest: see `same_weights`.
-        given: folders that the caller gave, by version.
+        given: folders that the caller gave, by version: paths, or `s3://` URLs, which are not asked here.
         claims: see `needed_claims`.
         models: that the engines of the trace name; the weights of version 0 where none are given.
 
@@ -85,7 +86,7 @@ def model_of(models: Seq[str]) -> str:
         raise UsageError(f"the trace does not name its engine's model: {ask}")
     if len(models) > 1:
         raise UsageError(f"the engines of this trace ran different models ({', '.join(models)}): {ask}")
-    if not Path(models[0]).is_dir():
+    if not is_url(models[0]) and not Path(models[0]).is_dir():
         raise UsageError(f"the engine ran the model {models[0]}, which is not a folder on this machine: {ask}")
     return models[0]
 
@@ -110,6 +111,8 @@ def _of_version(version: int, oldest: Mapping[int, int], given: Given, of_group:
 
 
 def _resolved(weights: Weights) -> Weights:
+    if is_url(weights.folder):
+        return weights
     folder = Path(weights.folder)
     if not folder.is_dir():
         raise NoModelFolderError(folder)

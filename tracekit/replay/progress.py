@@ -12,6 +12,11 @@ _REDRAW_SECS = 0.2
 _LINE_SECS = 10.0  # where the stream is a file, a line each
 
 
+def talk(line: str) -> None:
+    """Say a line beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts tokens towards a total; use as a context manager so that the line is ended."""
 

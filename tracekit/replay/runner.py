@@ -13,12 +13,13 @@ from tracekit.diagnose.data import NONE, OTHER_PRECISION
 from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
 from tracekit.diagnose.verdict import Verdict, judge
 from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, UsageError
+from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.claims import find_claims
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.ladder import Pass, plan_passes
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.passes import num_tokens, score_pass
-from tracekit.replay.progress import Progress
+from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
 from tracekit.replay.rollouts import Rollouts
 from tracekit.replay.scorers import Load, OneAtATime, ScorerLike, identity_test, torch_loader
@@ -48,8 +49,9 @@ def replay(
     """Score a trace with the trainer's weights and say where it diverges.
 
     Args:
-        trace: an open trace, or the path of one.
-        model: folder of the weights of version 0; without it the folder that the trace names, where it is here.
+        trace: an open trace, or the path or `s3://` URL of one.
+        model: folder or `s3://` URL of the weights of version 0; without it the folder that the trace names, where it
+            is here.
         expect: what the trainer takes recorded logprobs for, "processed" or "raw".
         weights: folders of further weight versions; version 0 overrides `model`. A version that is left out is
             taken from the checkpoint that a label in the trace names, where it is on this machine.
@@ -68,6 +70,7 @@ def replay(
             model is given and the trace names none that is here.
         ModelError: a folder cannot be loaded or has another vocabulary.
         TraceError: the trace cannot be read.
+        StoreError, CacheError: what lies behind a URL cannot be had.
 
     Example:
         found = tracekit.replay("trace.arrow", model="./checkpoint-0", weights={1: "./checkpoint-1"})
@@ -78,7 +81,7 @@ def replay(
         raise UsageError(f"expect must be raw or processed, not {expect}")
     rollouts = read_rollouts(open_trace(trace) if isinstance(trace, str | os.PathLike) else trace)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
-    folders = {weights.version: Path(weights.folder) for weights in taken}
+    folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
     scorers = OneAtATime(load or torch_loader(device))
     first = scorers(folders[rollouts.versions[0]], dtype)
     shape = max_batch_tokens or BATCH_TOKENS.get(first.device.split(":")[0], BATCH_TOKENS_GPU)

@@ -1,11 +1,11 @@
-"""Read a trace in any of its forms: a sealed file, a spool folder, a glob, one still being written."""
+"""Read a trace in any of its forms: a sealed file, here or in an object store, a spool folder, a glob, a live one."""
 
 from __future__ import annotations
 
 import copy
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit.errors import NoSuchEngineError, NotATraceError, TraceError
+from tracekit.objects.address import is_url
+from tracekit.objects.fetch import local_file, quiet
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import batch_of_structs, rows_of, sort_order
 from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, so_far, unreported
@@ -149,14 +151,21 @@ class Trace:
         return not self.all_losses()
 
 
-def open_trace(path: str | os.PathLike[str]) -> Trace:
+def open_trace(path: str | os.PathLike[str], *, say: Callable[[str], None] = quiet) -> Trace:
     """Open a sealed file, a spool folder, a hot segment, or a glob over files.
+
+    Args:
+        path: of it, or the `s3://` URL of a sealed file, which is copied into the cache folder.
+        say: is handed a line of text now and then, where the copying takes long.
 
     Raises:
         TraceError: there is nothing there, or it cannot be read.
         NotATraceError, TraceTruncatedError, TraceCorruptError, SchemaTooNewError
+        StoreError, CacheError, UsageError: the file behind a URL cannot be had; the URL is not one.
     """
     text = os.fspath(path)
+    if is_url(text):
+        return Trace(text, [Source.sealed(local_file(text, say), text)])
     paths = [Path(text)] if os.path.lexists(text) else [Path(match) for match in sorted(glob.glob(text))]
     if not paths:
         raise TraceError(f"there is no such trace: {text}")

@@ -43,30 +43,35 @@ class SealedBatch:
 class SealedFile:
     """A sealed trace on the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         """Open the file and verify its frame: magic at both ends, schema, number and order of the batches.
+
+        Args:
+            path: of the file.
+            name: what errors call it, where it is a copy of something; the path by default.
 
         Raises:
             NotATraceError, SchemaTooNewError, TraceTruncatedError, TraceCorruptError, TraceError
         """
         self.path = path
-        _check_ends(path)
+        self.name = name or str(path)
+        _check_ends(path, self.name)
         reader = self._open(None)
-        self.schema_version = check_schema(reader.schema, str(path))
+        self.schema_version = check_schema(reader.schema, self.name)
         try:
             count = reader.num_record_batches
             if count == 0:
                 _check_empty(path)
         except DAMAGE:
-            raise DamagedFooterError(path) from None
+            raise DamagedFooterError(self.name) from None
         self.batches = [SealedBatch(self, self.read(index, ["engines"])[1]) for index in range(count)]
         if any(batch.meta.of != count for batch in self.batches):
             told = "1 batch" if count == 1 else f"{count} batches"
-            raise TraceCorruptError(f"the footer tells of {told}, the batches of another number: {path}")
+            raise TraceCorruptError(f"the footer tells of {told}, the batches of another number: {self.name}")
 
     def read(self, index: int, tables: Sequence[str] | None) -> tuple[pa.RecordBatch, BatchMeta]:
         """Read and verify the named tables of one batch, counted from 0, and what it says about itself."""
-        where = f"batch {index + 1} of {self.path}"
+        where = f"batch {index + 1} of {self.name}"
         try:
             read = self._open(tables).get_batch_with_custom_metadata(index)
             batch, metadata = read.batch, dict(read.custom_metadata or {})
@@ -85,10 +90,10 @@ class SealedFile:
             source = pa.OSFile(str(self.path), "rb")
             return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
         except DAMAGE:
-            raise DamagedFooterError(self.path) from None
+            raise DamagedFooterError(self.name) from None
 
 
-def _check_ends(path: Path) -> None:
+def _check_ends(path: Path, name: str) -> None:
     try:
         with open(path, "rb") as file:
             head = file.read(len(MAGIC) + 2)
@@ -96,11 +101,11 @@ def _check_ends(path: Path) -> None:
             tail = file.read()
             size = file.tell()
     except OSError as error:
-        raise UnreadableTraceError(path, error) from None
+        raise UnreadableTraceError(name, error) from None
     if not head or not head.startswith(MAGIC[: len(head)]):
-        raise NotArrowError(path)
+        raise NotArrowError(name)
     if tail != MAGIC or size <= len(head) + len(MAGIC):
-        raise TraceTruncatedError(f"the trace ends before its own end, after {size} bytes: {path}")
+        raise TraceTruncatedError(f"the trace ends before its own end, after {size} bytes: {name}")
 
 
 def _check_empty(path: Path) -> None:

@@ -41,9 +41,9 @@ class Source:
         self.damage: list[Damage] = []
 
     @classmethod
-    def sealed(cls, path: Path) -> Source:
-        """Open a sealed file."""
-        source, file = cls(), SealedFile(path)
+    def sealed(cls, path: Path, name: str | None = None) -> Source:
+        """Open a sealed file, which errors call `name`."""
+        source, file = cls(), SealedFile(path, name)
         source.schema_version, source.is_sealed = file.schema_version, True
         source.files = [path]
         source.batches = list(file.batches)
