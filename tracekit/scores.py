@@ -37,6 +37,9 @@ class Scores(Generic[Array]):
         raw_noise_gain: [N] of raw_logprob.
         processed_noise_gain: [N] of forced_logprob.
         edge_logprobs: [N, 2] processed_logprob with one token fewer, and one more, at the edge of the kept set.
+        entropy: [N] of the raw distribution, in nats.
+        kept_mass: [N] probability of the kept set after penalties and temperature, before masks and truncation
+            renormalise it; 1 where they drop nothing.
     """
 
     raw_logprob: Array
@@ -47,6 +50,8 @@ class Scores(Generic[Array]):
     raw_noise_gain: Array
     processed_noise_gain: Array
     edge_logprobs: Array
+    entropy: Array
+    kept_mass: Array
 
     def logprob(self, semantic: str) -> Array:
         """Return the logprobs of one semantic, [N]; processed ones are the forced kind, so that all are finite."""

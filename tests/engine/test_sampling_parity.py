@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.distribution import processed_logprobs
 from helpers.engine import JOBS
 from tracekit.engines.env import ensure
 from tracekit.scoring.params import parse_params
-from tracekit.scoring.sampling import Segment, process
+from tracekit.scoring.sampling import Segment
 
 pytestmark = pytest.mark.engine
 
@@ -84,7 +85,7 @@ def ours(rows: list[dict], logits: np.ndarray) -> np.ndarray:
         )
         for row in rows
     ]
-    return process(torch.from_numpy(logits.copy()), segments).survivors.log_softmax(dim=-1).numpy()
+    return processed_logprobs(torch.from_numpy(logits), segments).numpy()
 
 
 def on_the_edge(row: dict, logits: np.ndarray, token: int) -> bool:

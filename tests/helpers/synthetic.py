@@ -137,6 +137,8 @@ def score(logits: np.ndarray, token: np.ndarray, temperature: float, top_p: floa
         raw_noise_gain=_gain(raw, token),
         processed_noise_gain=_gain(forced, token) / temperature,
         edge_logprobs=np.column_stack(edges),
+        entropy=-(np.exp(raw) * raw).sum(axis=1),
+        kept_mass=(np.exp(log_softmax(logits / temperature)) * inside).sum(axis=1),
     )
 
 

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.distribution import is_kept, processed_logprobs
 from tracekit.errors import ReplayRefused
+from tracekit.scoring import selection, truncation
 from tracekit.scoring.params import Params, parse_params, untestable
 from tracekit.scoring.rows import score_rows
-from tracekit.scoring.sampling import Segment, process
-from tracekit.scoring.truncation import _top_p_by_head, _top_p_by_sort
+from tracekit.scoring.sampling import Segment, reweigh
+from tracekit.scoring.sweep import Sweep
+from tracekit.scoring.truncation import Limits, truncate
 
 VOCAB = 24
 
@@ -72,7 +75,7 @@ def segments_of(params: Params, prompt: list[int], tokens: list[int]) -> list[Se
 
 def assert_matches_reference(params: Params, prompt: list[int], tokens: list[int], seed: int = 0) -> None:
     logits = spread_logits(len(tokens), seed)
-    got = process(logits.clone(), segments_of(params, prompt, tokens)).survivors.log_softmax(dim=-1)
+    got = processed_logprobs(logits, segments_of(params, prompt, tokens))
     for t in range(len(tokens)):
         expected = torch.tensor(reference(logits[t].tolist(), params, prompt, tokens[:t]))
         torch.testing.assert_close(got[t], expected.float(), rtol=1e-4, atol=1e-4)
@@ -142,25 +145,44 @@ def test_rows_of_different_requests_do_not_touch_each_other() -> None:
     logits = spread_logits(len(everyone) * 3, 1)
     prompt, tokens = np.array([11, 4], np.uint32), np.array(TOKENS, np.uint32)
     segments = [Segment(params, prompt, tokens, 2, 5) for params in everyone]
-    together = process(logits.clone(), segments).survivors
+    together = processed_logprobs(logits, segments)
     for i, segment in enumerate(segments):
-        alone = process(logits[3 * i : 3 * i + 3].clone(), [segment]).survivors
+        alone = processed_logprobs(logits[3 * i : 3 * i + 3], [segment])
         assert torch.equal(together[3 * i : 3 * i + 3], alone)
 
 
-@pytest.mark.parametrize("spread", [0.5, 3.0, 12.0])
+def top_p_by_sort(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """[R, V] bool: drop from the least likely up, as long as what was dropped adds up to no more than 1 - p."""
+    ordered, index = logits.double().sort(dim=-1, stable=True)
+    dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p.unsqueeze(1)
+    dropped[:, -1] = False
+    return torch.empty_like(dropped).scatter_(1, index, ~dropped)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 12.0])
 @pytest.mark.parametrize("ties", [False, True])
-def test_top_p_from_the_head_of_the_vocabulary_is_top_p_of_the_whole(spread: float, ties: bool) -> None:
-    logits = torch.randn(24, 20_000, generator=torch.Generator().manual_seed(3)) * spread
+def test_top_p_without_sorting_is_top_p_by_sorting(spread: float, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(24, 20_011, generator=torch.Generator().manual_seed(3)) * spread
+    logits[::2, 77] += 4.0  # one likely token before a flat rest
     if ties:
         logits = logits.bfloat16().float()
     top_p = torch.linspace(0.02, 0.999, 24)
-    whole = _top_p_by_sort(logits, top_p)
-    head, settled = _top_p_by_head(logits, top_p)
-    assert torch.equal(head[settled], whole[settled])
-    assert settled.any()
-    assert settled.all() == (spread > 3)
-    assert not settled[(whole > -torch.inf).sum(dim=-1) > 1024].any()
+    sorted_widths: list[int] = []
+    by_sort = selection.descending
+    monkeypatch.setattr(truncation, "descending", lambda rows: sorted_widths.append(rows.shape[1]) or by_sort(rows))
+    limits = Limits(torch.ones(24), torch.zeros(24), torch.zeros(24, dtype=torch.long), top_p)
+    sweep = Sweep(logits)
+    kept = torch.cat(
+        [
+            is_kept(logits[block], truncate(logits[block], sweep.plain(block), limits[block]), torch.ones(24)[block])
+            for block in sweep.blocks()
+        ]
+    )
+    expected = top_p_by_sort(logits, top_p)
+    differing = (kept != expected).sum(dim=-1)
+    assert differing.max() <= 1, "a float32 total puts the edge within a rounding of it"
+    assert (differing > 0).sum() <= 2
+    assert 20_011 not in sorted_widths or spread == 0.0 or ties, "no whole row is sorted"
 
 
 def test_a_token_outside_the_kept_set_is_minus_infinity_and_still_has_a_forced_logprob() -> None:
@@ -204,11 +226,51 @@ def test_noise_gain_is_the_length_of_the_gradient(params: Params) -> None:
     tokens = logits.detach().topk(3).indices[:, 1].tolist()
     segments = segments_of(params, [0], tokens)
     (scores,) = score_rows(logits.detach().float(), torch.tensor(tokens), [segments])
-    kept = process(logits.detach().float(), segments).survivors > -torch.inf
+    kept = processed_logprobs(logits.detach().float(), segments) > -torch.inf
     scaled = (logits / params.temperature).masked_fill(~kept, -torch.inf)
     picked = scaled.log_softmax(dim=-1)[torch.arange(3), tokens]
     (gradient,) = torch.autograd.grad(picked.sum(), logits)
     torch.testing.assert_close(scores.processed_noise_gain, gradient.norm(dim=-1).float())
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        Params(),
+        Params(temperature=0.7),
+        Params(top_p=0.9),
+        Params(temperature=1.3, top_p=0.95),
+        Params(top_k=300, top_p=0.8),
+        Params(top_k=3),
+        Params(min_p=1e-4),
+        Params(top_p=0.9, allowed_token_ids=tuple(range(0, 17_000, 2)), frequency_penalty=0.5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("spread", [1.0, 5.0])
+def test_scores_are_those_of_a_float64_softmax(params: Params, spread: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(12, 17_003, generator=generator) * spread
+    tokens = torch.randint(0, 17_003, (12,), generator=generator)
+    tokens[:6] = logits[:6].topk(4).indices[:, 2]
+    segments = segments_of(params, [0], tokens.tolist())
+    whole = processed_logprobs(logits, segments).double()
+    (scores,) = score_rows(logits.clone(), tokens, [segments])
+
+    raw = logits.double().log_softmax(dim=-1)
+    picked = torch.arange(12), tokens
+    assert (scores.raw_logprob - raw[picked]).abs().max() < 1e-5
+    torch.testing.assert_close(scores.entropy.double(), -(raw.exp() * raw).sum(dim=-1), rtol=1e-5, atol=1e-5)
+    assert scores.argmax_token_id.tolist() == logits.argmax(dim=-1).tolist()
+    torch.testing.assert_close(scores.processed_logprob.double(), whole[picked], rtol=1e-5, atol=1e-5)
+    kept = whole > -torch.inf
+    assert scores.kept_count.tolist() == kept.sum(dim=-1).tolist()
+    reweigh(logits, segments)
+    before = (logits.double() / params.temperature).log_softmax(dim=-1)
+    torch.testing.assert_close(scores.kept_mass.double(), (before.exp() * kept).sum(dim=-1), rtol=1e-5, atol=1e-6)
+    kept[picked] = True
+    forced = before.masked_fill(~kept, -torch.inf).log_softmax(dim=-1)
+    torch.testing.assert_close(scores.forced_logprob.double(), forced[picked], rtol=1e-5, atol=1e-5)
 
 
 def test_each_reading_is_scored_as_if_it_were_the_only_one() -> None:

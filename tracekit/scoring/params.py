@@ -46,8 +46,12 @@ class Params:
     @property
     def reorders(self) -> bool:
         """Whether the most likely token may be another one than that of the model's own logits."""
-        masks = self.allowed_token_ids or self.bad_words or self.stop_token_ids
-        return self.penalizes or bool(self.logit_bias or masks)
+        return self.penalizes or self.masks or bool(self.logit_bias)
+
+    @property
+    def masks(self) -> bool:
+        """Whether a token may be barred."""
+        return bool(self.allowed_token_ids or self.bad_words or self.stop_token_ids)
 
     @property
     def named_ids(self) -> tuple[int, ...]:

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from tracekit.scores import Scores
-from tracekit.scoring.params import Params
-from tracekit.scoring.sampling import Processed, Segment, process, row_values
+from tracekit.scoring.processed import Drawn, drawn_from, noise_gain, processed
+from tracekit.scoring.sampling import Segment, mask, reweigh, row_values
+from tracekit.scoring.sweep import Sums, Sweep
+from tracekit.scoring.truncation import Limits
+
+Columns = dict[str, Tensor]
 
 
 def score_rows(logits: Tensor, token_ids: Tensor, readings: Seq[Seq[Segment]]) -> list[Scores[Tensor]]:
@@ -23,65 +27,69 @@ def score_rows(logits: Tensor, token_ids: Tensor, readings: Seq[Seq[Segment]]) -
     Returns:
         For each reading, scores of R tokens, as tensors on the device of the logits.
     """
-    *others, last = readings
-    return [*(_score(logits.clone(), token_ids, segments) for segments in others), _score(logits, token_ids, last)]
+    limits = [_limits(segments, logits.device) for segments in readings]
+    apart = [i for i, segments in enumerate(readings) if any(s.params.reorders for s in segments)]
+    beside = [i for i in range(len(readings)) if i not in apart]
+    raw: list[Columns] = []
+    parts: list[list[Columns]] = [[] for _ in readings]
+    sweep = Sweep(logits)
+    for block in sweep.blocks():
+        plain = sweep.plain(block)
+        raw.append(_raw(sweep, plain, block, token_ids[block]))
+        for i in beside:
+            sums = _tempered(sweep, plain, limits[i][block])
+            drawn = drawn_from(logits[block], token_ids[block], sums, limits[i][block].temperature)
+            parts[i].append(processed(logits[block], sums, limits[i][block], drawn))
+    for i in apart:
+        own = logits if i == apart[-1] else logits.clone()
+        parts[i] = _reweighed(own, token_ids, readings[i], limits[i])
+    return [Scores(**_joined(raw), **_joined(its_parts)) for its_parts in parts]
 
 
-def _score(logits: Tensor, token_ids: Tensor, segments: Seq[Segment]) -> Scores[Tensor]:
-    """Score one reading; overwrites the logits."""
-    chosen = token_ids.unsqueeze(1)
-    argmax = logits.argmax(dim=-1)
-    all_raw = logits.log_softmax(dim=-1)
-    raw = all_raw.gather(1, chosen).squeeze(1)
-    raw_gain = _noise_gain(all_raw, chosen)
-    del all_raw
-    if all(segment.params == Params() for segment in segments):
-        count = torch.full_like(argmax, logits.shape[1])
-        return Scores(raw, raw, raw, count, argmax, raw_gain, raw_gain, torch.stack([raw, raw], dim=1))
+def _reweighed(logits: Tensor, token_ids: Tensor, segments: Seq[Segment], limits: Limits) -> list[Columns]:
+    """Score a reading that moves or bars single tokens; overwrites the logits."""
+    reweigh(logits, segments)
+    sweep = Sweep(logits)
+    before: list[Drawn] = []
+    if any(s.params.masks for s in segments):
+        for block in sweep.blocks():
+            sums = _tempered(sweep, sweep.plain(block), limits[block])
+            before.append(drawn_from(logits[block], token_ids[block], sums, limits[block].temperature))
+        mask(logits, segments)
+    parts = []
+    for i, block in enumerate(sweep.blocks()):
+        sums = _tempered(sweep, sweep.plain(block), limits[block])
+        drawn = drawn_from(logits[block], token_ids[block], sums, limits[block].temperature)
+        if before:
+            drawn = drawn.unmasked(before[i], limits[block].temperature)
+        parts.append(processed(logits[block], sums, limits[block], drawn))
+    return parts
 
-    done = process(logits, segments)
-    processed = done.survivors.log_softmax(dim=-1).gather(1, chosen).squeeze(1)
-    kept_total = done.survivors.logsumexp(dim=-1).double()
-    logit = done.logits.gather(1, chosen).squeeze(1).double()
-    inside = done.survivors.gather(1, chosen).squeeze(1) > -torch.inf
-    processed = processed.masked_fill(~inside, -torch.inf)
-    forced_total = torch.where(inside, kept_total, torch.logaddexp(kept_total, logit))
-    forced = torch.where(inside, processed, (logit - forced_total).float())
-    truncates = row_values([s.params.truncates for s in segments], segments, logits.device).bool()
-    edge = torch.where(truncates.unsqueeze(1), _edge(done, chosen, kept_total), processed.double().unsqueeze(1))
-    gain = _noise_gain(done.survivors - forced_total.float().unsqueeze(1), chosen)
-    return Scores(
-        raw_logprob=raw,
-        processed_logprob=processed,
-        forced_logprob=forced,
-        kept_count=(done.survivors > -torch.inf).sum(dim=-1),
-        argmax_token_id=argmax,
-        raw_noise_gain=raw_gain,
-        processed_noise_gain=gain / row_values([s.params.temperature for s in segments], segments, logits.device),
-        edge_logprobs=edge,
+
+def _limits(segments: Seq[Segment], device: torch.device) -> Limits:
+    params = [s.params for s in segments]
+    return Limits(
+        temperature=row_values([p.temperature for p in params], segments, device),
+        min_p=row_values([p.min_p for p in params], segments, device),
+        top_k=row_values([p.top_k for p in params], segments, device).long(),
+        top_p=row_values([p.top_p for p in params], segments, device),
     )
 
 
-def _noise_gain(logprobs: Tensor, chosen: Tensor) -> Tensor:
-    """[R] sqrt((1 - p)^2 + sum of p_j^2 over the others): the gradient's length of the chosen logprob in the logits.
-
-    1 - p is summed over the others, because the subtraction would lose it where p is near 1.
-    """
-    others = logprobs.exp().scatter_(1, chosen, 0.0)
-    rest = others.sum(dim=-1)
-    return (rest.square() + others.square_().sum(dim=-1)).sqrt()
+def _tempered(sweep: Sweep, plain: Sums, limits: Limits) -> Sums:
+    return plain if bool((limits.temperature == 1).all()) else sweep.tempered(plain, limits.temperature)
 
 
-def _edge(done: Processed, chosen: Tensor, kept_total: Tensor) -> Tensor:
-    """[R, 2] float64 logprob of the chosen token with the least likely kept token gone, and the next one let in."""
-    kept = done.survivors > -torch.inf
-    logit = done.masked.gather(1, chosen).squeeze(1).double()
-    inside = kept.gather(1, chosen).squeeze(1)
-    last_in = done.survivors.masked_fill(~kept, torch.inf).amin(dim=-1).double()
-    next_in = done.masked.masked_fill(kept, -torch.inf).amax(dim=-1).double()
-    alone = kept.sum(dim=-1) == 1
-    fewer_total = torch.where(alone, kept_total, kept_total + torch.log1p(-(last_in - kept_total).exp().clamp(max=1.0)))
-    fewer = torch.where(inside & (alone | (logit > last_in)), logit - fewer_total, -torch.inf)
-    more_total = torch.logaddexp(kept_total, next_in)
-    more = torch.where(inside | ((logit == next_in) & (logit > -torch.inf)), logit - more_total, -torch.inf)
-    return torch.stack([fewer, more], dim=1)
+def _raw(sweep: Sweep, plain: Sums, block: slice, token_ids: Tensor) -> Columns:
+    drawn = drawn_from(sweep.logits[block], token_ids, plain, torch.ones_like(plain.best))
+    inside = torch.ones_like(token_ids, dtype=torch.bool)
+    return {
+        "raw_logprob": (drawn.gap - plain.log_total).float(),
+        "argmax_token_id": plain.best_token,
+        "raw_noise_gain": noise_gain(plain.rest, plain.squares, drawn, inside, plain.log_total),
+        "entropy": sweep.entropy(plain).float(),
+    }
+
+
+def _joined(parts: Seq[Columns]) -> Columns:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
