@@ -1,8 +1,10 @@
-"""Which sequences go through the body together."""
+"""Which sequences, or which pieces of a forest, go through the body together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+
+from tracekit.scoring.forest import Forest
 
 
 def plan_batches(lengths: Seq[int], max_batch_tokens: int) -> list[list[int]]:
@@ -18,8 +20,7 @@ def plan_batches(lengths: Seq[int], max_batch_tokens: int) -> list[list[int]]:
     Raises:
         ValueError: max_batch_tokens is below 1.
     """
-    if max_batch_tokens < 1:
-        raise ValueError("max_batch_tokens must be at least 1")
+    _check(max_batch_tokens)
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -29,3 +30,41 @@ def plan_batches(lengths: Seq[int], max_batch_tokens: int) -> list[list[int]]:
         batches[-1].append(index)
         room -= 1
     return batches
+
+
+def plan_packs(forest: Forest, max_batch_tokens: int) -> list[list[int]]:
+    """Fill packs with pieces; only a tree that is larger than a pack is spread over several.
+
+    Args:
+        forest: the pieces.
+        max_batch_tokens: bound on the tokens of a pack; a longer piece goes alone.
+
+    Returns:
+        Indices of pieces, a parent never after its child, larger trees first.
+
+    Raises:
+        ValueError: max_batch_tokens is below 1.
+    """
+    _check(max_batch_tokens)
+    packs: list[list[int]] = []
+    rooms: list[int] = []
+    lengths = [len(piece.ids) for piece in forest.pieces]
+    for tree in sorted(forest.trees, key=lambda tree: (-sum(lengths[i] for i in tree), tree[0])):
+        total = sum(lengths[i] for i in tree)
+        place = next((p for p, room in enumerate(rooms) if room >= total), None)
+        if place is not None:
+            packs[place] += tree
+            rooms[place] -= total
+            continue
+        for number, piece in enumerate(tree):
+            if number == 0 or rooms[-1] < lengths[piece]:
+                packs.append([])
+                rooms.append(max_batch_tokens)
+            packs[-1].append(piece)
+            rooms[-1] -= lengths[piece]
+    return packs
+
+
+def _check(max_batch_tokens: int) -> None:
+    if max_batch_tokens < 1:
+        raise ValueError("max_batch_tokens must be at least 1")

@@ -30,12 +30,12 @@ class SplitModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._architecture = type(model).__name__
+        self.architecture = type(model).__name__
         self._model: Any = model
-        self._body: Any = model.base_model
+        self.body: Any = model.base_model
         embedding = model.get_output_embeddings()
-        if self._body is model or embedding is None or getattr(embedding, "weight", None) is None:
-            raise ModelError(f"{self._architecture} has no separate body and output embedding to score with")
+        if self.body is model or embedding is None or getattr(embedding, "weight", None) is None:
+            raise ModelError(f"{self.architecture} has no separate body and output embedding to score with")
         self.vocab_size = int(embedding.weight.shape[0])
         self.device: torch.device = embedding.weight.device
         self.dtype = str(model.dtype).removeprefix("torch.")
@@ -48,7 +48,7 @@ class SplitModel:
         No attention mask is given: the model is causal (proved at construction), so that rows padded on the right
         never see their padding.
         """
-        output = self._body(input_ids=token_ids, use_cache=False)
+        output = self.body(input_ids=token_ids, use_cache=False)
         hidden: Tensor = output[0]
         return hidden
 
@@ -68,21 +68,21 @@ class SplitModel:
             model.set_output_embeddings(head)
             in_fp32 = model(input_ids=ids, use_cache=False).logits.float()
             hidden = self.hidden_states(ids)
-            self._stub = _Body(self._body)
+            self._stub = _Body(self.body)
             setattr(model, model.base_model_prefix, self._stub)
             ours = torch.stack([self.logits(row) for row in hidden])
         except Exception as error:  # an architecture's own code, fed with something it does not expect
-            raise ModelError(f"{self._architecture} cannot be run as a body and a head: {error}") from error
+            raise ModelError(f"{self.architecture} cannot be run as a body and a head: {error}") from error
         if not in_fp32.isfinite().all():
-            raise ModelError(f"{self._architecture} gives logits that are not finite in {hidden.dtype}")
+            raise ModelError(f"{self.architecture} gives logits that are not finite in {hidden.dtype}")
         if ours.shape != in_fp32.shape or not _close(ours, in_fp32, 1e-4):
-            raise ModelError(f"{self._architecture} scored as a body and a head does not give its own logits")
+            raise ModelError(f"{self.architecture} scored as a body and a head does not give its own logits")
         of_its_dtype = 1e-4 if hidden.dtype == torch.float32 else 0.1
         if not _close(in_fp32, own, of_its_dtype):
-            raise ModelError(f"{self._architecture} uses its output embedding in a way that float32 cannot replace")
+            raise ModelError(f"{self.architecture} uses its output embedding in a way that float32 cannot replace")
         same = hidden[:, : _PROBE_LENGTH // 2].float()
         if not _close(same[1], same[0], of_its_dtype):
-            raise ModelError(f"{self._architecture} is not causal: a token's score would depend on later ones")
+            raise ModelError(f"{self.architecture} is not causal: a token's score would depend on later ones")
 
 
 def _probe_ids(vocab_size: int) -> Tensor:

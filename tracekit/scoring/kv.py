@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,23 @@ class KV:
         """Return what belongs to positions 0..length, as views."""
         return KV(tuple((keys[:, :length], values[:, :length]) for keys, values in self.layers))
 
+    @classmethod
+    def join(cls, parts: Sequence[KV]) -> KV:
+        """Return the KV of consecutive runs of positions as one."""
+        return (
+            parts[0]
+            if len(parts) == 1
+            else cls(tuple(_join(layer) for layer in zip(*(p.layers for p in parts), strict=True)))
+        )
+
     def to(self, device: torch.device | str) -> KV:
         """Return the same on another device."""
         return KV(tuple((keys.to(device), values.to(device)) for keys, values in self.layers))
+
+
+def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    import torch
+
+    like = parts[-1][0]
+    keys, values = (torch.cat([part[i].to(like) for part in parts], dim=1) for i in (0, 1))
+    return keys, values

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from tracekit.errors import ModelError, ReplayRefused
-from tracekit.scores import Scores, Values, unscored
-from tracekit.scoring.batching import plan_batches
+from tracekit.scores import Scores, Values, put, unscored
+from tracekit.scoring.body import Body
 from tracekit.scoring.head import SplitModel
+from tracekit.scoring.kv import KV
 from tracekit.scoring.loading import load_model, pick_device
+from tracekit.scoring.parts import Part, chunks, segments_of, tokens_of
 from tracekit.scoring.rows import score_rows
-from tracekit.scoring.sampling import Segment
 from tracekit.scoring.spans import Span, SpanScores
 
 _CHUNK_BYTES = {"cpu": 64 << 20}  # bound on rows x vocabulary x 4 bytes
@@ -32,11 +33,13 @@ class Scorer:
     Attributes:
         name: of the model's folder.
         model: body and head.
+        body: how sequences go through the former.
         chunk_rows: tokens whose logits exist at a time.
     """
 
     name: str
     model: SplitModel
+    body: Body
     chunk_rows: int
 
     @classmethod
@@ -57,8 +60,9 @@ class Scorer:
         folder = Path(path)
         with _exact_float32():
             model = SplitModel(load_model(folder, dtype=dtype, device=pick_device(device)))
+            body = Body(model)
         bound = _CHUNK_BYTES.get(model.device.type, _CHUNK_BYTES_GPU)
-        return cls(folder.resolve().name, model, max(bound // (4 * model.vocab_size), 1))
+        return cls(folder.resolve().name, model, body, max(bound // (4 * model.vocab_size), 1))
 
     @property
     def vocab_size(self) -> int:
@@ -72,8 +76,8 @@ class Scorer:
 
     @property
     def packing(self) -> str:
-        """How sequences go through the body together: "by length", padded on the right."""
-        return "by length"
+        """How sequences go through the body together: "packed", or "by length" where the architecture bars it."""
+        return self.body.packing
 
     @property
     def arithmetic(self) -> str:
@@ -101,25 +105,19 @@ class Scorer:
 
         Raises:
             ModelError: a token is beyond the model's vocabulary.
+            ModelError: a span needs KV, and the architecture cannot be packed.
             ReplayRefused: a prompt is empty.
             ValueError: max_batch_tokens is below 1.
         """
         for span in spans:
             self._check(span)
-            if span.past is not None or span.keep_kv:
-                raise ModelError("KV that other weights computed cannot be scored over yet")
-        scores = [SpanScores(tuple(unscored(0) for _ in span.readings)) for span in spans]
-        todo = [i for i, span in enumerate(spans) if span.num_scored]
+        scores = [[unscored(span.num_scored) for _ in span.readings] for span in spans]
+        kvs: dict[int, KV] = {}
         with torch.inference_mode(), _exact_float32():
-            for batch in plan_batches([spans[i].stop for i in todo], max_batch_tokens):
-                chosen = [todo[i] for i in batch]
-                found = [r.each(_to_numpy) for r in self._score_batch([spans[i] for i in chosen], on_tokens)]
-                ends = np.cumsum([spans[i].num_scored for i in chosen])
-                for i, end in zip(chosen, ends, strict=True):
-                    rows = slice(end - spans[i].num_scored, end)
-                    readings = found[: len(spans[i].readings)]
-                    scores[i] = SpanScores(tuple(reading.each(itemgetter(rows)) for reading in readings))
-        return scores
+            for hidden, parts in self.body.run(spans, max_batch_tokens, share=share, kvs=kvs):
+                self._score_parts(spans, hidden, parts, scores, on_tokens)
+                del hidden  # before the next batch comes
+        return [SpanScores(tuple(found), kvs.get(i)) for i, found in enumerate(scores)]
 
     def _check(self, span: Span) -> None:
         sequence = span.sequence
@@ -133,46 +131,31 @@ class Scorer:
                     "this is another model"
                 )
 
-    def _score_batch(self, spans: list[Span], on_tokens: Callable[[int], None] | None) -> list[Scores[Tensor]]:
-        """Score one batch, once a reading; the rows are the tokens of its spans, one after the other."""
-        hidden = self._hidden_states(spans)
-        targets = np.concatenate([span.sequence.token_ids[slice(*span.outputs)] for span in spans])
-        chosen = torch.from_numpy(targets.astype(np.int64)).to(hidden.device)
-        parts = []
-        for first in range(0, len(hidden), self.chunk_rows):
-            chunk = slice(first, first + self.chunk_rows)
-            logits = self.model.logits(hidden[chunk])
-            readings = _readings(spans, first, first + len(logits))
-            parts.append(score_rows(logits, chosen[chunk], readings))
+    def _score_parts(
+        self,
+        spans: list[Span],
+        hidden: Tensor,
+        parts: list[Part],
+        scores: list[list[Scores[Values]]],
+        on_tokens: Callable[[int], None] | None,
+    ) -> None:
+        """Score parts of a batch, as many rows at a time as a chunk has, and put them where they belong."""
+        for chunk in chunks(parts, self.chunk_rows):
+            rows = np.concatenate([np.arange(part.row, part.row + part.num) for part in chunk])
+            targets = np.concatenate([tokens_of(spans[part.span], part) for part in chunk])
+            logits = self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)])
+            chosen = torch.from_numpy(targets.astype(np.int64)).to(hidden.device)
+            found = score_rows(logits, chosen, segments_of(spans, chunk))
+            ends = np.cumsum([part.num for part in chunk])
+            for reading, its_scores in enumerate(found):
+                columns = its_scores.each(_to_numpy)
+                for part, end in zip(chunk, ends, strict=True):
+                    if reading < len(spans[part.span].readings):
+                        first = part.output - spans[part.span].outputs[0]
+                        rows_of = itemgetter(slice(end - part.num, end))
+                        put(scores[part.span][reading], np.arange(first, first + part.num), columns.each(rows_of))
             if on_tokens:
-                on_tokens(len(logits))
-        return [Scores.join(list(reading), torch.cat) for reading in zip(*parts, strict=True)]
-
-    def _hidden_states(self, spans: list[Span]) -> Tensor:
-        """[R, H] hidden states from which the tokens of a batch were sampled."""
-        ids = torch.zeros(len(spans), max(span.stop for span in spans), dtype=torch.long)
-        for row, span in zip(ids, spans, strict=True):
-            row[: span.stop] = torch.from_numpy(span.input_ids)
-        hidden = self.model.hidden_states(ids.to(self.model.device))
-        rows = zip(hidden, spans, strict=True)
-        return torch.cat([row[span.stop - span.num_scored : span.stop] for row, span in rows])
-
-
-def _readings(spans: list[Span], first: int, end: int) -> list[list[Segment]]:
-    """What the rows first..end of a batch are, for every reading that a span of it asks for."""
-    readings: list[list[Segment]] = [[] for _ in range(max(len(span.readings) for span in spans))]
-    offset = 0
-    for span in spans:
-        start, stop = max(first - offset, 0), min(end - offset, span.num_scored)
-        if start < stop:
-            sequence, skipped = span.sequence, span.outputs[0]
-            for number, segments in enumerate(readings):
-                params = span.readings[min(number, len(span.readings) - 1)]
-                segments.append(
-                    Segment(params, sequence.prompt_token_ids, sequence.token_ids, skipped + start, skipped + stop)
-                )
-        offset += span.num_scored
-    return readings
+                on_tokens(len(targets))
 
 
 def _to_numpy(column: Tensor) -> Values:
