@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint docs proto bench clean
+.PHONY: help demo test test-long lint docs proto bench clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tracekit needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -23,8 +23,11 @@ demo: $(VENV)/.installed  ## Record a real vLLM engine twice, replay both, tell 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
 test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip where there is none).
-	@begin=$$(date +%s); $(PYTEST) -m "not engine" && echo "tests without engines: $$(($$(date +%s) - begin)) s"
-	@begin=$$(date +%s); $(PYTEST) -m engine && echo "tests on engines: $$(($$(date +%s) - begin)) s"
+	@begin=$$(date +%s); $(PYTEST) -m "not engine and not long" && echo "tests without engines: $$(($$(date +%s) - begin)) s"
+	@begin=$$(date +%s); $(PYTEST) -m "engine and not long" && echo "tests on engines: $$(($$(date +%s) - begin)) s"
+
+test-long: $(VENV)/.installed  ## Run the tests with the larger real model (250 MB to fetch, ten minutes).
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from tracekit.demo.model import ensure_demo_model
+from tracekit.cli.models import model_folder
 from tracekit.engines.env import ensure
 from tracekit.jobs.sidecar import Sidecar
 from tracekit.trace.reader import open_trace
@@ -53,12 +53,13 @@ def main(
 ) -> None:
     checkouts = {"before": before.resolve(), "after": HERE} if before else {"": HERE}
     with tempfile.TemporaryDirectory(prefix="tracekit-bench-") as name:
-        path = ensure_demo_model() if model == "demo" else Path(model)
         if model == "tiny":
             sys.path.insert(0, str(HERE / "tests"))
             from helpers.tiny_model import write_tiny_model
 
             path = write_tiny_model(Path(name) / "tiny")
+        else:
+            path = model_folder(model)
         for engine in engines:
             for option in options:
                 results: dict[str, list[dict[str, Any]]] = {label: [] for label in checkouts}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.engine import plain, record, then
-from tracekit.demo.model import ensure_demo_model
+from tracekit.demo.models import ensure_model
 from tracekit.engines.env import EngineEnv, ensure
 from tracekit.trace.reader import Trace
 
@@ -33,7 +33,7 @@ def latest_env() -> EngineEnv:
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
-    return ensure_demo_model(say)
+    return ensure_model("demo", say)
 
 
 @pytest.fixture(scope="session")

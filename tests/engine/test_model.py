@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers.tiny_model import write_tiny_model
-from tracekit.demo.model import GGUF_NAME, fetch_gguf
+from tracekit.demo.models import MODELS, fetch_gguf
 
 TEXTS = [
     "Hello, world!",
@@ -62,10 +62,10 @@ def test_text_round_trips_alike_under_transformers_4_and_5(demo_model, v1_env, l
 def test_the_weights_are_those_that_transformers_reads_from_the_source(demo_model, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    gguf = fetch_gguf(tmp_path, lambda text: None)
+    gguf = fetch_gguf(MODELS["demo"], tmp_path, lambda text: None)
     load = transformers.AutoModelForCausalLM.from_pretrained
     ours = load(demo_model, dtype=torch.bfloat16).state_dict()
-    theirs = load(gguf.parent, gguf_file=GGUF_NAME, dtype=torch.bfloat16).state_dict()
+    theirs = load(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16).state_dict()
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.demo import checkpoint
-from tracekit.demo.model import ensure_demo_model
+from tracekit.demo.models import ensure_model
 from tracekit.engines.uvtool import Progress, quiet
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -41,7 +41,7 @@ def write_tiny_model(
         logit_std: about how far logits spread; the larger, the more certain the model.
         progress: is handed one line of text at a time.
     """
-    demo = ensure_demo_model(progress)
+    demo = ensure_model("demo", progress)
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(demo / name, folder / name)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.command("record")
 @click.option("--engine", metavar="v0|v1|latest", help="The engine environment to run in, built on first use.")
 @click.option("--python", type=click.Path(path_type=Path), help="Run in your own environment instead.")
-@click.option("--model", metavar="DIR|demo", help="Model folder; demo is SmolLM2-135M-Instruct  [default: demo]")
+@click.option("--model", metavar="DIR|NAME",
+              help="Model folder, or demo (SmolLM2-135M-Instruct) or gemma3-270m  [default: demo]")  # fmt: skip
 @click.option("--prompts", metavar="FILE|demo",
               help="JSONL: prompt, messages or prompt_token_ids in each line  [default: demo]")  # fmt: skip
 @click.option("--sampling", multiple=True, metavar="KEY=VALUE", help="Default sampling field of all prompts.")

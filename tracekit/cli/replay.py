@@ -7,7 +7,7 @@ import click
 
 @click.command(name="replay")
 @click.argument("trace", type=click.Path())
-@click.option("--model", metavar="DIR|URL|demo", help="Folder, or s3:// URL, of the weights the trainer scores with  "
+@click.option("--model", metavar="DIR|URL|NAME", help="Folder, or s3:// URL, of the weights the trainer scores with  "
               "[default: the folder that the trace names as the engine's model]")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="V=PATH", help="Folder, or s3:// URL, of the weights of version V, "
               "where they changed in the run.")  # fmt: skip

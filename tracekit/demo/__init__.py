@@ -1,1 +1,1 @@
-"""The demo model and the story that `tracekit demo` tells."""
+"""The models that a name stands for, and the story that `tracekit demo` tells."""

@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
+_VALUES_AT_ONCE = 1 << 20  # while they are rounded
+
+
 def to_bf16(values: Array) -> Array:
     """Round float32 values to bfloat16, ties to even; returns the bits as u2 in the same shape. No NaN may be there."""
     import numpy as np
 
-    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-    rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    return rounded
+    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4").reshape(-1)
+    rounded = np.empty(bits.shape, "<u2")
+    for first in range(0, len(bits), _VALUES_AT_ONCE):
+        some = bits[first : first + _VALUES_AT_ONCE]
+        rounded[first : first + len(some)] = (some + 0x7FFF + ((some >> 16) & 1)) >> 16
+    return rounded.reshape(np.shape(values))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
@@ -34,7 +40,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array]) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for bits in tensors.values():
-            file.write(bits.tobytes())
+            bits.tofile(file)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -91,18 +97,7 @@ def byte_level_tokenizer(tokens: list[str], merges: list[str], special: list[int
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": tokens[index],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index in special
-        ],
+        "added_tokens": [_added(index, tokens[index], special=True) for index in special],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -126,6 +121,62 @@ def byte_level_tokenizer(tokens: list[str], merges: list[str], special: list[int
             "merges": merges,
         },
     }
+
+
+def sentencepiece_tokenizer(
+    tokens: list[str], merges: list[list[str]], *, bos: int, special: list[int], whole: list[int], unk: str
+) -> dict[str, Any]:
+    """Return tokenizer.json of a BPE that SentencePiece trained, with bytes for what it does not know, as Gemma's.
+
+    Args:
+        tokens: all of them.
+        merges: pairs, the first applied first.
+        bos: id of the token that begins every text.
+        special: ids of tokens that decoding leaves out.
+        whole: ids of tokens that are never split, such as runs of spaces.
+        unk: the token for what is unknown.
+    """
+    kinds = dict.fromkeys(special, True) | dict.fromkeys(whole, False)
+    begin = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(index, tokens[index], special=kinds[index]) for index in sorted(kinds)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [begin, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
+            "special_tokens": {tokens[bos]: {"id": tokens[bos], "ids": [bos], "tokens": [tokens[bos]]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unk,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+
+
+def _added(index: int, content: str, *, special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": content, **flags, "special": special}
 
 
 def tokenizer_config(*, bos: str, eos: str, unk: str, pad: str, chat_template: str, max_length: int) -> dict[str, Any]:

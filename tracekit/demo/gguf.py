@@ -1,18 +1,19 @@
 """Read a GGUF file: its metadata, and its tensors dequantised to float32.
 
-Only the storage types that the demo model uses, and the plain ones, are known. numpy is imported inside the functions,
-as everywhere in this package.
+Only the storage types that our models use, and the plain ones, are known (`tracekit/demo/blocks.py`). numpy is imported
+inside the functions, as everywhere in this package.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracekit.demo.blocks import DECODERS
 from tracekit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
-BLOCK = 32  # values that share a scale in Q4_1 and Q8_0
+_BLOCKS_AT_ONCE = 1 << 16  # of intermediate values, which an embedding of 262,144 rows has gigabytes of
 
 
 @dataclass(frozen=True)
@@ -118,43 +119,8 @@ class GgufFile:
         if info.offset + size > len(self._data):
             raise ModelError(f"tensor {name} lies beyond the end of the file: {self.path}")
         raw = np.frombuffer(self._data, np.uint8, size, info.offset).reshape(-1, bytes_per_block)
-        values: np.ndarray[Any, np.dtype[np.float32]] = decode(raw).reshape(info.shape)
-        return values
-
-
-# Each decoder takes blocks [num_blocks, bytes_per_block] of u1 and returns the values as f4.
-
-
-def decode_f32(raw: Any) -> Any:
-    """F32: the values themselves."""
-    return raw.view("<f4").copy()
-
-
-def decode_f16(raw: Any) -> Any:
-    """F16: the values in half precision."""
-    return raw.view("<f2").astype("<f4")
-
-
-def decode_q4_1(raw: Any) -> Any:
-    """Q4_1: scale and minimum in f16, then 16 bytes; low nibbles are values 0 to 15, high ones 16 to 31."""
-    import numpy as np
-
-    scale = raw[:, 0:2].copy().view("<f2").astype("<f4")
-    minimum = raw[:, 2:4].copy().view("<f2").astype("<f4")
-    nibbles = np.concatenate([raw[:, 4:] & 0x0F, raw[:, 4:] >> 4], axis=1).astype("<f4")
-    return nibbles * scale + minimum
-
-
-def decode_q8_0(raw: Any) -> Any:
-    """Q8_0: a scale in f16, then 32 signed bytes."""
-    scale = raw[:, 0:2].copy().view("<f2").astype("<f4")
-    return raw[:, 2:].copy().view("i1").astype("<f4") * scale
-
-
-# GGML type -> (bytes in a block, values in a block, decoder)
-DECODERS: dict[int, tuple[int, int, Callable[[Any], Any]]] = {
-    0: (4, 1, decode_f32),
-    1: (2, 1, decode_f16),
-    3: (4 + BLOCK // 2, BLOCK, decode_q4_1),
-    8: (2 + BLOCK, BLOCK, decode_q8_0),
-}
+        values = np.empty((len(raw), values_per_block), np.float32)
+        for first in range(0, len(raw), _BLOCKS_AT_ONCE):
+            chunk = slice(first, first + _BLOCKS_AT_ONCE)
+            values[chunk] = decode(raw[chunk])
+        return values.reshape(info.shape)

@@ -25,12 +25,13 @@ def trace_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.arrow"
 
 
-def run(name: str, folder: Path, max_tokens: int, say: Say) -> dict[str, Any]:
+def run(name: str, folder: Path, model: str, max_tokens: int, say: Say) -> dict[str, Any]:
     """Record and replay one of `RUNS`; its trace and its replay stay in `folder`.
 
     Args:
         name: the run.
         folder: it exists, and holds neither file yet.
+        model: a name of `MODELS`.
         max_tokens: how many tokens each of the 16 prompts may get.
         say: is handed one line of text at a time.
 
@@ -41,14 +42,14 @@ def run(name: str, folder: Path, max_tokens: int, say: Say) -> dict[str, Any]:
         EngineEnvError: a command failed.
     """
     trace = trace_of(name, folder)
-    argv = ["record", "--engine", "v1", *_pairs("--engine-arg", RUNS[name])]
+    argv = ["record", "--engine", "v1", "--model", model, *_pairs("--engine-arg", RUNS[name])]
     argv += [*_pairs("--sampling", {"max_tokens": max_tokens}), "-o", str(trace)]
     begin = time.monotonic()
     _tracekit(argv, folder / f"{name}.record.log", say)
     say(f"{name}: recorded in {time.monotonic() - begin:.0f} s, replaying")
     replayed = folder / f"{name}.replay.arrow"
     facts: dict[str, Any] = json.loads(
-        _tracekit(["replay", str(trace), "--model", "demo", "-o", str(replayed), "--json"], None, say)
+        _tracekit(["replay", str(trace), "--model", model, "-o", str(replayed), "--json"], None, say)
     )
     return facts
 

@@ -16,12 +16,12 @@ def story(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines.
 
     Args:
-        facts: what `tracekit demo --json` prints: `vllm`, `sampling`, `parity_settings`, and the replay of each run
-            as `tracekit replay --json` prints it.
+        facts: what `tracekit demo --json` prints: `vllm`, `model`, `sampling`, `parity_settings`, and the replay of
+            each run as `tracekit replay --json` prints it.
     """
     sampling = facts["sampling"]
     yield (
-        f"vLLM {facts['vllm']}, SmolLM2-135M-Instruct, {facts['defaults']['data']['num_rollouts']} rollouts of "
+        f"vLLM {facts['vllm']}, {facts['model']}, {facts['defaults']['data']['num_rollouts']} rollouts of "
         f"{sampling['max_tokens']} tokens at most, temperature {sampling['temperature']}, top-p {sampling['top_p']}."
     )
     yield "The trainer (bf16 body, fp32 head) expects processed logprobs; ratio = trainer / engine."

