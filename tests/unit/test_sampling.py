@@ -151,6 +151,16 @@ def test_rows_of_different_requests_do_not_touch_each_other() -> None:
         assert torch.equal(together[3 * i : 3 * i + 3], alone)
 
 
+@pytest.mark.parametrize(("width", "num"), [(50_003, 128), (33_000, 7), (700, 9), (90, 40), (5, 9)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_largest_values_are_found_without_sorting(width: int, num: int, ties: bool) -> None:
+    rows = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    rows[0, -1] = 9.0
+    if ties:
+        rows = rows.bfloat16().float()
+    assert torch.equal(selection.largest(rows, num), rows.topk(min(num, width)).values)
+
+
 def top_p_by_sort(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """[R, V] bool: drop from the least likely up, as long as what was dropped adds up to no more than 1 - p."""
     ordered, index = logits.double().sort(dim=-1, stable=True)

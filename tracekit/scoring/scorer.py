@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracekit.errors import ModelError, ReplayRefused
 from tracekit.scores import Scores, Values, put, unscored
+from tracekit.scoring.arithmetic import settle_arithmetic
 from tracekit.scoring.body import Body
 from tracekit.scoring.head import SplitModel
 from tracekit.scoring.kv import KV
@@ -35,15 +36,19 @@ class Scorer:
         model: body and head.
         body: how sequences go through the former.
         chunk_rows: tokens whose logits exist at a time.
+        arithmetic: what the body computes in: its dtype, or "bfloat16 products through float32".
     """
 
     name: str
     model: SplitModel
     body: Body
     chunk_rows: int
+    arithmetic: str
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None) -> Scorer:
+    def load(
+        cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None, arithmetic: str | None = None
+    ) -> Scorer:
         """Load any causal LM that transformers reads from a local folder.
 
         The head's float32 weights are those of the loaded dtype: an engine's head holds the same.
@@ -52,6 +57,8 @@ class Scorer:
             path: folder with config.json and weights.
             dtype: of the body: bfloat16, float16 or float32.
             device: a torch device; the default is CUDA where torch finds it, else the CPU.
+            arithmetic: of a bfloat16 body's linears on a CPU; the default is what is faster here. Loads that are to
+                agree to the bit, on machines of one type too, pass on what the first of them says.
 
         Raises:
             ModelError: the folder holds no loadable model, or one that cannot be scored in two halves.
@@ -59,10 +66,12 @@ class Scorer:
         """
         folder = Path(path)
         with _exact_float32():
-            model = SplitModel(load_model(folder, dtype=dtype, device=pick_device(device)))
+            loaded = load_model(folder, dtype=dtype, device=pick_device(device))
+            chosen = settle_arithmetic(loaded.base_model, arithmetic)
+            model = SplitModel(loaded)
             body = Body(model)
         bound = _CHUNK_BYTES.get(model.device.type, _CHUNK_BYTES_GPU)
-        return cls(folder.resolve().name, model, body, max(bound // (4 * model.vocab_size), 1))
+        return cls(folder.resolve().name, model, body, max(bound // (4 * model.vocab_size), 1), chosen)
 
     @property
     def vocab_size(self) -> int:
@@ -78,11 +87,6 @@ class Scorer:
     def packing(self) -> str:
         """How sequences go through the body together: "packed", or "by length" where the architecture bars it."""
         return self.body.packing
-
-    @property
-    def arithmetic(self) -> str:
-        """What the body computes in."""
-        return self.model.dtype
 
     def score(
         self,
