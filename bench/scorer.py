@@ -1,12 +1,14 @@
-"""Time and memory of the scorer against the naive one: full [tokens, vocab] logits, then one log-softmax.
+"""Time, memory and error of the scorer against what anyone would pick instead, in one process and in turn.
 
-Both score the same sequences, in turn, in one process (ours with its float32 head, the naive one in the dtype):
+The naive side is transformers' own forward of a padded batch, then `logits.float().log_softmax()`; it runs in bfloat16
+and in float32, and a ratio is against the faster of the two. Groups of 8 rollouts share a prompt, as in GRPO.
 
-    python bench/scorer.py [--model FOLDER] [--device cuda] [--json]
+    python bench/scorer.py [--model FOLDER | --model demo | --shape qwen2-7b] [--device cuda] [--json]
 
-The time is the median over the rounds of (ours / naive); the memory is the peak above what the loaded model takes:
-on a GPU by torch's own counter, on a CPU by the high-water mark of a child process that runs one of the two once.
-Tokens are random, so the top-p figure is a bad case: nuclei are wide, and a CPU sorts whole vocabularies for them.
+Times are medians over the rounds of (naive / ours), tokens a second of the one over the other. Memory is the peak above
+what the loaded model takes: on a GPU by torch's counter, on a CPU by the high-water mark of a child process that runs
+one side once. The error is against a float64 head and log-softmax on each side's own hidden states. `share of the
+matrix rate` is against a large matrix product of the same dtype measured in the same call.
 """
 
 import argparse
@@ -15,172 +17,156 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import memory
+import naive
 import numpy as np
+import shapes
 import torch
+from lengths import rollouts
 
 from tracekit.cli.models import model_folder
+from tracekit.scoring.loading import pick_device
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.spans import whole
 from tracekit.scoring.types import Sequence
 
 Score = Callable[[list[Sequence]], list[np.ndarray]]
+TOP_P = Params(temperature=0.7, top_p=0.9)
 
 
-def make_sequences(vocab_size: int, *, num: int, prompt: int, completion: int, params: Params) -> list[Sequence]:
-    rng = np.random.default_rng(0)
-    return [
-        Sequence(
-            0,
-            i,
-            rng.integers(0, vocab_size, prompt).astype(np.uint32),
-            rng.integers(0, vocab_size, completion).astype(np.uint32),
-            params,
-        )
-        for i in range(num)
-    ]
-
-
-def ours(scorer: Scorer, max_batch_tokens: int) -> Score:
+def ours(scorer: Scorer, max_batch_tokens: int, *, share: bool = True) -> Score:
     def score(sequences: list[Sequence]) -> list[np.ndarray]:
-        found = scorer.score([whole(s) for s in sequences], max_batch_tokens=max_batch_tokens)
-        return [s.readings[0].raw_logprob for s in found]
+        spans = [whole(sequence) for sequence in sequences]
+        found = scorer.score(spans, max_batch_tokens=max_batch_tokens, share=share)
+        return [one.readings[0].raw_logprob for one in found]
 
     return score
 
 
-def naive(model: torch.nn.Module, max_batch_tokens: int) -> Score:
-    """Every position of every sequence through the head at once, as a plain forward does it."""
-    device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def score(sequences: list[Sequence]) -> list[np.ndarray]:
-        length = len(sequences[0].prompt_token_ids) + len(sequences[0].token_ids)
-        rows = max(max_batch_tokens // length, 1)
-        results = []
-        for first in range(0, len(sequences), rows):
-            batch = sequences[first : first + rows]
-            ids = torch.stack(
-                [torch.from_numpy(np.concatenate([s.prompt_token_ids, s.token_ids]).astype(np.int64)) for s in batch]
-            ).to(device)
-            logprobs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
-            chosen = logprobs[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
-            results += [row[len(s.prompt_token_ids) - 1 :].cpu().numpy() for row, s in zip(chosen, batch, strict=True)]
-        return results
-
-    return score
-
-
-def load(kind: str, args: argparse.Namespace) -> tuple[Score, int]:
-    """A scoring function and the model's vocabulary."""
-    if kind == "ours":
-        scorer = Scorer.load(args.model, dtype=args.dtype, device=args.device)
-        return ours(scorer, args.max_batch_tokens), scorer.vocab_size
-    from tracekit.scoring.loading import load_model, pick_device
-
-    model = load_model(Path(args.model), dtype=args.dtype, device=pick_device(args.device))
-    return naive(model, args.max_batch_tokens), model.get_output_embeddings().weight.shape[0]
-
-
-def sequences_for(args: argparse.Namespace, vocab_size: int, params: Params) -> list[Sequence]:
-    return make_sequences(vocab_size, num=args.sequences, prompt=args.prompt, completion=args.completion, params=params)
-
-
-def sync() -> None:
-    if torch.cuda.is_available():
+def sync(device: str) -> None:
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def time_rounds(args: argparse.Namespace) -> dict:
-    (score_ours, vocab_size), (score_naive, _) = load("ours", args), load("naive", args)
-    plain = sequences_for(args, vocab_size, Params())
-    sampled = sequences_for(args, vocab_size, Params(temperature=0.7, top_p=0.9))
+    scorer = Scorer.load(args.model, dtype="bfloat16", device=args.device)
+    plain = sequences_for(args, scorer.vocab_size)
+    sampled = [replace(sequence, params=TOP_P) for sequence in plain]
+    shared = ours(scorer, args.max_batch_tokens)
     runs = {
-        "ours": lambda: score_ours(plain),
-        "ours_top_p": lambda: score_ours(sampled),
-        "naive": lambda: score_naive(plain),
+        "shared": lambda: shared(plain),
+        "unshared": lambda: ours(scorer, args.max_batch_tokens, share=False)(plain),
+        "shared, top-p": lambda: shared(sampled),
     }
+    for dtype in args.naive:
+        side = naive.scorer(naive.load(args.model, dtype, args.device), args.max_batch_tokens)
+        runs[f"naive {dtype}"] = lambda side=side: side(plain)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(args.rounds + 1):
-        for name in runs if round_number % 2 else reversed(runs):
-            sync()
+    for number in range(args.rounds + 1):
+        for name in runs if number % 2 else reversed(runs):
+            sync(scorer.device)
             begin = time.perf_counter()
             result = runs[name]()
-            sync()
-            if round_number:  # the first round warms up
+            sync(scorer.device)
+            if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - begin)
             assert all(np.isfinite(row).all() for row in result)
-
-    def ratio(name: str) -> list[float]:
-        return sorted(a / b for a, b in zip(seconds[name], seconds["naive"], strict=True))
-
+    num = sum(len(sequence.token_ids) for sequence in plain)
+    fastest = min((name for name in runs if name.startswith("naive")), key=lambda n: statistics.median(seconds[n]))
     return {
-        "tokens": args.sequences * args.completion,
-        "tokens_per_second": round(args.sequences * args.completion / statistics.median(seconds["ours"])),
-        "time_ratio_median": round(statistics.median(ratio("ours")), 3),
-        "time_ratio_range": [round(ratio("ours")[0], 3), round(ratio("ours")[-1], 3)],
-        "time_ratio_with_top_p_median": round(statistics.median(ratio("ours_top_p")), 3),
+        "packing": scorer.packing,
+        "arithmetic": scorer.arithmetic,
+        "token multiplier": round(multiplier(plain), 2),
+        "tokens": num,
+        **{f"tokens a second, {name}": round(num / statistics.median(seconds[name])) for name in runs},
+        "faster naive": fastest,
+        **ratios("speed, shared over naive", seconds[fastest], seconds["shared"]),
+        **ratios("speed, unshared over naive", seconds[fastest], seconds["unshared"]),
+        **ratios("time, with top-p over without", seconds["shared, top-p"], seconds["shared"]),
     }
 
 
-def peak_bytes(kind: str, args: argparse.Namespace, out: "multiprocessing.Queue[int]") -> None:
-    score, vocab_size = load(kind, args)
-    score(make_sequences(vocab_size, num=1, prompt=2, completion=2, params=Params()))
-    sequences = sequences_for(args, vocab_size, Params())
-    if torch.cuda.is_available() and args.device != "cpu":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        score(sequences)
-        out.put(torch.cuda.max_memory_allocated() - before)
+def ratios(name: str, over: list[float], under: list[float]) -> dict:
+    each = sorted(a / b for a, b in zip(over, under, strict=True))
+    return {name: round(statistics.median(each), 3), f"{name} (range)": [round(each[0], 3), round(each[-1], 3)]}
+
+
+def multiplier(sequences: list[Sequence]) -> float:
+    """Tokens that run without sharing, for each that runs with shared prompts."""
+    alone = sum(len(s.prompt_token_ids) + len(s.token_ids) for s in sequences)
+    prompts = {s.prompt_token_ids.tobytes(): len(s.prompt_token_ids) for s in sequences}
+    return alone / (sum(prompts.values()) + sum(len(s.token_ids) for s in sequences))
+
+
+def sequences_for(args: argparse.Namespace, vocab_size: int, times: int = 1) -> list[Sequence]:
+    groups = args.groups * times
+    return rollouts(Path(args.model), vocab_size, groups=groups, size=args.group, params=Params())
+
+
+def peak(kind: str, times: int, args: argparse.Namespace, out: "multiprocessing.Queue[int]") -> None:
+    if kind == "ours":
+        scorer = Scorer.load(args.model, dtype="bfloat16", device=args.device)
+        score, vocab_size = ours(scorer, args.max_batch_tokens), scorer.vocab_size
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark of loading the model
-        before = status_bytes("VmRSS")
-        score(sequences)
-        out.put(status_bytes("VmHWM") - before)
-
-
-def status_bytes(field: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
+        model = naive.load(args.model, "bfloat16", args.device)
+        score, vocab_size = naive.scorer(model, args.max_batch_tokens), model.get_output_embeddings().weight.shape[0]
+    sequences = sequences_for(args, vocab_size, times)
+    ids = np.arange(2, dtype=np.uint32)
+    score([Sequence(0, 0, ids, ids, Params())])
+    out.put(memory.peak_of(lambda: score(sequences), args.device))
 
 
 def measure_memory(args: argparse.Namespace) -> dict:
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    for kind in ("ours", "naive"):
+    for kind, times in (("ours", 1), ("ours", 2), ("naive", 1)):
         queue = context.Queue()
-        process = context.Process(target=peak_bytes, args=(kind, args, queue))
+        process = context.Process(target=peak, args=(kind, times, args, queue))
         process.start()
-        peaks[kind] = queue.get()
+        peaks[kind, times] = queue.get()
         process.join()
     return {
-        "peak_mib_ours": round(peaks["ours"] / 2**20),
-        "peak_mib_naive": round(peaks["naive"] / 2**20),
-        "peak_ratio": round(peaks["ours"] / peaks["naive"], 3),
+        "peak MiB, ours": round(peaks["ours", 1] / 2**20),
+        "peak MiB, ours, twice the rollouts": round(peaks["ours", 2] / 2**20),
+        "peak MiB, naive bfloat16": round(peaks["naive", 1] / 2**20),
+        "memory, ours over naive": round(peaks["ours", 1] / peaks["naive", 1], 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="model folder, or demo")
+    parser.add_argument("--model", default="demo", help="model folder, or a name that `tracekit replay --model` knows")
+    parser.add_argument("--shape", choices=list(shapes.SHAPES), help="a random model of this shape instead")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--completion", type=int, default=128)
-    parser.add_argument("--max-batch-tokens", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--naive", nargs="+", default=["bfloat16", "float32"], help="dtypes of the naive side")
+    parser.add_argument("--groups", type=int, help="default: 2 on a CPU, 8 on a GPU")
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--max-batch-tokens", type=int, help="default: 2048 on a CPU, 16384 on a GPU, as in replay")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip", nargs="*", default=[], choices=["time", "memory", "error"])
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    args.model = str(model_folder(args.model))
-    result = {"model": Path(args.model).name, "dtype": args.dtype, **measure_memory(args), **time_rounds(args)}
+    args.device = str(pick_device(args.device))
+    on_gpu = args.device.startswith("cuda")
+    args.groups = args.groups or (8 if on_gpu else 2)
+    args.max_batch_tokens = args.max_batch_tokens or (16384 if on_gpu else 2048)
+    args.model = str(shapes.make(args.shape) if args.shape else model_folder(args.model))
+    result = {"model": Path(args.model).name, "device": args.device, "threads": torch.get_num_threads()}
+    if "memory" not in args.skip:
+        result |= measure_memory(args)
+    if "time" not in args.skip:
+        result |= time_rounds(args)
+    if "error" not in args.skip:
+        result |= naive.head_errors(args.model, args.device)
     if args.json:
         print(json.dumps(result))
     else:
         for name, value in result.items():
-            print(f"{name:30} {value}")
+            print(f"{name:45} {value}")
 
 
 if __name__ == "__main__":
