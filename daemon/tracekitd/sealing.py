@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, NoteError
-from tracekit.rpc import note
+from tracekit.rpc import idle, note
 from tracekit.trace.seal import SealReport, seal
 from tracekit.trace.segments import LOCK_NAME, segment_paths
 from tracekitd.catalog import Catalog
@@ -52,9 +52,13 @@ def seal_spool(spool: Path, out: Path, notes: Path, catalog: Catalog) -> int:
     Raises:
         TracekitError: the trace could not be written; the spool stays.
     """
-    report = seal(spool, out, undelivered(notes, catalog))
+    claims = {engine.engine_id: idle.read(notes, engine.engine_id) for engine in catalog.engines()}
+    told = {engine_id: seq for engine_id, seq in claims.items() if seq is not None}
+    report = seal(spool, out, undelivered(notes, catalog), told)
     for path in (*segment_paths(spool), spool / LOCK_NAME, *note.find(notes)):
         path.unlink(missing_ok=True)
+    for engine_id in claims:
+        idle.remove(notes, engine_id)
     with contextlib.suppress(OSError):  # somebody keeps other things in it
         spool.rmdir()
     if not report.engines:
@@ -70,4 +74,6 @@ def _tell(report: SealReport) -> None:
     print(f"tracekitd: sealed {report.path}, rows: {rows or 'none'}", file=sys.stderr)
     for loss in report.losses:
         print(f"tracekitd: lost: {loss}", file=sys.stderr)
+    for noted in report.notes:
+        print(f"tracekitd: note: {noted}", file=sys.stderr)
     sys.stderr.flush()

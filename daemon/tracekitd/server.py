@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tracekit.errors import EXIT_OK, DaemonError
-from tracekit.rpc import messages
+from tracekit.rpc import idle, messages
 from tracekit.rpc.address import target_of
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.output import check_output
@@ -139,6 +139,9 @@ def run(config: Config) -> int:
         catalog = asyncio.run(_serve(config))
         if config.seal is not None:
             return seal_spool(config.spool, config.seal, path.parent, catalog)
+        for engine in catalog.engines():
+            if engine.ended:
+                idle.remove(path.parent, engine.engine_id)
     return EXIT_OK
 
 

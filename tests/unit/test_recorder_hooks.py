@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from types import ModuleType
 from types import SimpleNamespace as Made
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,6 +26,9 @@ class Session:
     def lose(self, event: Any, reason: str) -> None:
         self.lost.append((event, reason))
 
+    def hurry(self) -> None:
+        self.events.append("hurry")
+
     def close(self, timeout_secs: float) -> None:
         pass
 
@@ -36,6 +39,7 @@ def scheduler() -> Any:
         model_executor = Made(collective_rpc=lambda method: [{"error": f"no {method}"}])
         kv_cache_manager = Made(block_pool=Made(get_num_free_blocks=lambda: 5))
         waiting = ()
+        requests: ClassVar[dict[str, Any]] = {"a": None}
 
         def schedule(self, throttle: bool = False) -> Any:
             return Made(total_num_scheduled_tokens=1, throttle=throttle)
@@ -81,6 +85,17 @@ def test_a_step_that_another_schedule_made_is_counted_as_lost(scheduler: Any) ->
     assert scheduler.update_from_output(output, SAMPLED) == {0: "outputs"}
     session = scheduler._tracekit_recording.session
     assert not session.events and isinstance(session.lost[0][0], Step)
+
+
+def test_a_step_or_an_abort_that_leaves_no_request_hurries_the_session(scheduler: Any) -> None:
+    session = scheduler._tracekit_recording.session
+    scheduler.update_from_output(scheduler.schedule(), SAMPLED)
+    assert "hurry" not in session.events
+    scheduler._tracekit_recording.requests = {}
+    scheduler.update_from_output(scheduler.schedule(), SAMPLED)
+    assert session.events.pop() == "hurry" and isinstance(session.events[-1], Step)
+    scheduler.finish_requests("a", "FINISHED_ABORTED")
+    assert session.events.pop() == "hurry" and isinstance(session.events[-1], Finished)
 
 
 @pytest.mark.parametrize("name", ["get_state", "compute_weight_checksums", "execute_dummy_batch", "sleep"])

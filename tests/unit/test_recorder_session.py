@@ -3,12 +3,15 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tracekit.recorder import session as module
 from tracekit.recorder.session import Session
+from tracekit.rpc import idle
+from tracekit.rpc.idle import Marker
 
 
 class Encoder:
@@ -16,6 +19,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self.events: list[Any] = []
+        self.live = 0
         self.hold = threading.Event()
         self.hold.set()
 
@@ -23,6 +27,7 @@ class Encoder:
         self.hold.wait(10)
         if event[0] == "bad":
             raise ValueError("no")
+        self.live += {"begin": 1, "end": -1}.get(event[0], 0)
         self.events.append(event)
 
     def count(self, event: tuple[Any, ...]) -> dict[str, int]:
@@ -38,6 +43,9 @@ class Encoder:
         taken, self.events = self.events, []
         return {"tokens": taken} if taken else {}
 
+    def num_live(self) -> int:
+        return self.live
+
     def take_orphans(self) -> dict[str, int]:
         return {}
 
@@ -48,9 +56,14 @@ class Sink:
         self.lost: Counter[str] = Counter()
         self.reasons: set[str] = set()
         self.closed = 0
+        self.batches: list[int] = []
 
     def put(self, tables: dict[str, Any]) -> None:
         self.stored += tables["tokens"]
+        self.batches.append(len(tables["tokens"]))
+
+    def last_seq(self) -> int:
+        return len(self.batches)
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         self.lost.update(rows)
@@ -95,3 +108,76 @@ def test_an_event_that_cannot_be_encoded_is_counted_and_the_rest_goes_on(capsys:
     session.close()
     assert [e[1] for e in sink.stored] == [1, 2] and sink.lost == {"tokens": 5}
     assert "could not be encoded" in capsys.readouterr().err
+
+
+ENGINE = "ab" * 16
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_an_engine_that_falls_idle_is_sent_for_at_once_and_marked(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEND_SECS", 1000)
+    monkeypatch.setattr(module, "DRAIN_SECS", 1000)
+    sink = Sink()
+    session = Session(Encoder(), sink, Marker(tmp_path, ENGINE))
+    session.append(("begin", 1))
+    session.append(("e", 1))
+    session.hurry()
+    time.sleep(0.1)
+    assert not sink.batches and idle.read(tmp_path, ENGINE) is None
+    session.append(("end", 1))
+    session.hurry()
+    until(lambda: idle.read(tmp_path, ENGINE) == 1)
+    assert sink.batches == [3]
+    session.append(("begin", 1))
+    assert idle.read(tmp_path, ENGINE) is None  # on the engine's thread, whatever the other one is doing
+    session.append(("end", 1))
+    session.close()
+    assert sink.batches == [3, 2] and idle.read(tmp_path, ENGINE) == 2  # who is killed while it ends was idle
+
+
+def test_what_is_lost_takes_the_mark_back_too(tmp_path: Any) -> None:
+    session = Session(Encoder(), Sink(), Marker(tmp_path, ENGINE))
+    until(lambda: idle.read(tmp_path, ENGINE) == 0)
+    session.lose(("e", 1), "not seen")
+    assert idle.read(tmp_path, ENGINE) is None
+    session.close()
+
+
+def test_an_event_while_the_mark_is_made_is_not_missed(tmp_path: Any) -> None:
+    """The engine's thread appends at the worst moments: before the claim is written, and while its file is made."""
+
+    class Late(Sink):
+        def last_seq(self) -> int:
+            session.append(("begin", 1))
+            return super().last_seq()
+
+    session = Session(Encoder(), Late(), Marker(tmp_path, ENGINE))
+    until(lambda: list(tmp_path.iterdir()) or session._marker.num_busy)  # type: ignore[union-attr]
+    for _ in range(20):
+        assert idle.read(tmp_path, ENGINE) is None
+        time.sleep(0.01)
+    session.close()
+    assert idle.read(tmp_path, ENGINE) is None
+
+
+def test_short_requests_one_after_another_are_no_storm_of_batches(tmp_path: Any) -> None:
+    sink = Sink()
+    session = Session(Encoder(), sink, Marker(tmp_path, ENGINE))
+    begin, count = time.monotonic(), 0
+    while time.monotonic() - begin < 0.5:
+        session.append(("begin", 1))
+        session.append(("end", 1))
+        session.hurry()
+        count += 1
+        time.sleep(0.001)
+    took = time.monotonic() - begin
+    session.close()
+    assert sum(sink.batches) == 2 * count > 100 and len(sink.batches) <= took / module.REST_SECS + 2

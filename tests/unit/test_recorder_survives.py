@@ -32,6 +32,9 @@ class Encoder:
             raise bad[0]
         return {"tokens": taken} if taken else {}
 
+    def num_live(self) -> int:
+        return 0
+
     def take_orphans(self) -> dict[str, int]:
         return {}
 

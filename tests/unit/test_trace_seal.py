@@ -15,7 +15,7 @@ from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, w
 from tracekit.errors import OutputError
 from tracekit.trace import gather as gather_module
 from tracekit.trace.batch import BatchMeta, rows_of, to_record_batch
-from tracekit.trace.ledger import OPEN_END
+from tracekit.trace.ledger import IDLE_END, OPEN_END
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
@@ -191,6 +191,26 @@ def test_who_seals_while_it_holds_the_spool_says_that_it_is_over(tmp_path):
         assert open_trace(tmp_path / "spool").complete  # the engine may still come
         report = seal(tmp_path / "spool", tmp_path / "t.arrow")
     assert [(loss.from_seq, loss.reason) for loss in report.losses] == [(2, OPEN_END)]
+
+
+@pytest.mark.parametrize(("told", "idle"), [(5, True), (6, True), (7, False)])
+def test_an_engine_that_was_idle_leaves_a_note(tmp_path, told, idle):
+    write_spool(tmp_path / "spool", interleaved(), last=False)
+    report = seal(tmp_path / "spool", tmp_path / "t.arrow", idle={ENGINE_ID: told, "stranger": 1})
+    seal(tmp_path / "t.arrow", tmp_path / "again.arrow")
+    for trace in (open_trace(tmp_path / "t.arrow"), open_trace(tmp_path / "again.arrow")):
+        assert trace.complete == idle and trace.all_losses() == report.losses
+        assert trace.notes() == report.notes == ([f"engine 0: {IDLE_END}"] if idle else [])
+        assert idle or [loss["from_seq"] for loss in trace.losses()] == [7]
+
+
+def test_an_engine_that_said_goodbye_or_could_not_deliver_leaves_no_note(tmp_path):
+    write_spool(tmp_path / "well", interleaved())
+    assert not seal(tmp_path / "well", tmp_path / "a.arrow", idle={ENGINE_ID: 6}).notes
+    write_spool(tmp_path / "spool", interleaved(), last=False)
+    extra = {"engine_id": ENGINE_ID, "from_seq": 7, "to_seq": 9, "reason": "no daemon", "rows": {"tokens": 60}}
+    report = seal(tmp_path / "spool", tmp_path / "b.arrow", [extra], {ENGINE_ID: 6})
+    assert not report.notes and [loss.from_seq for loss in report.losses] == [7]
 
 
 def test_undelivered_batches_are_losses_and_close_the_open_end(tmp_path):

@@ -58,9 +58,8 @@ def command(
     else:
         trainer = None if trainer_config is None else read_trainer(trainer_config)
         opened = sources.opened(str(trace))
-        facts = to_facts(
-            str(trace), lint(subjects_of(opened, trainer)), complete=opened.complete, lacks=lacking(opened)
-        )
+        fired = lint(subjects_of(opened, trainer))
+        facts = to_facts(str(trace), fired, complete=opened.complete, notes=opened.notes(), lacks=lacking(opened))
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts)))
     if facts["breaks_parity"]:
         return EXIT_DIVERGED

@@ -89,6 +89,8 @@ def _tell(ended: Ended, output: Path | None) -> int:
         sys.stdout.flush()
         for line in report.lost_lines(trace.all_losses()):
             click.echo(line, err=True)
+        for line in report.note_lines(trace.notes()):
+            click.echo(line, err=True)
         for pid in _still_running(trace):
             click.echo(report.still_running_line(pid), err=True)
     if ended.code:

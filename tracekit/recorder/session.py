@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from tracekit.recorder.guard import say_once
+from tracekit.rpc.idle import Marker
 
 Tables = dict[str, dict[str, Any]]
 
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
+REST_SECS = 0.05  # between two batches that go out because the engine fell idle
 MAX_EVENTS = 4096  # steps that may wait for the encoder; beyond, the newest are dropped and counted
 
 
@@ -45,6 +47,9 @@ class Encoder(Protocol):
     def take_orphans(self) -> dict[str, int]:
         """Return the rows by table whose request is not known, since the last call."""
 
+    def num_live(self) -> int:
+        """Return the requests that have not come to their end."""
+
 
 class Sink(Protocol):
     """Where batches go: `tracekit.recorder.stream.Stream`, or a list in a test."""
@@ -54,6 +59,9 @@ class Sink(Protocol):
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         """Count rows as lost."""
+
+    def last_seq(self) -> int:
+        """Return the number of the last batch or loss."""
 
     def close(self, timeout_secs: float) -> Any:
         """Send what is there within the time, and end."""
@@ -67,12 +75,15 @@ def new_engine_id() -> str:
 class Session:
     """Hands events from the engine's thread to a sink without ever blocking or raising.
 
+    An engine that falls idle is sent for at once, and marked so: whoever kills it then loses nothing.
+
     Args:
         encoder: turns events into tables.
         sink: takes encoded tables.
+        marker: where to mark that the engine is idle; None: nowhere.
     """
 
-    def __init__(self, encoder: Encoder, sink: Sink) -> None:
+    def __init__(self, encoder: Encoder, sink: Sink, marker: Marker | None = None) -> None:
         self._encoder = encoder
         self._sink = sink
         self._events: deque[Any] = deque()
@@ -82,6 +93,9 @@ class Session:
         self._lost: dict[str, dict[str, int]] = {}  # rows by table, by reason
         self._lost_lock = threading.Lock()  # held for an addition or a swap, and only where something is lost
         self._last_send = time.monotonic()
+        self._marker = marker
+        self._at_rest = False  # everything is told, and whatever is appended next takes that back
+        self._last_rest = -REST_SECS
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
@@ -100,6 +114,8 @@ class Session:
             self.lose(event, "recorder queue full")
             return
         self._events.append(event)
+        if self._at_rest:  # looked at behind the append, or `_rest` could miss the event
+            self._stir()
 
     def lose(self, event: Any, reason: str) -> None:
         """Count the rows of an event as lost; also on the engine's thread."""
@@ -108,6 +124,12 @@ class Session:
             lost = self._lost.setdefault(reason, {})
             for table, count in rows.items():
                 lost[table] = lost.get(table, 0) + count
+        if self._at_rest:
+            self._stir()
+
+    def hurry(self) -> None:
+        """Let the background thread have a look now: the engine may have fallen idle."""
+        self._wake.set()
 
     def after_sent(self, done: Callable[[], None]) -> bool:
         """Call `done` on the background thread once what was appended before is with the sink, or lost and counted.
@@ -139,7 +161,9 @@ class Session:
     def _run(self) -> None:
         closing = False
         while not closing:
-            closing = self._closing or self._wake.wait(DRAIN_SECS)
+            self._wake.wait(DRAIN_SECS)
+            self._wake.clear()
+            closing = self._closing
             try:
                 self._drain()
             except Exception as error:
@@ -164,8 +188,29 @@ class Session:
             if self._encoder.num_tokens() >= SEND_TOKENS:
                 self._send()
         self._tell_lost()
-        if self._closing or time.monotonic() - self._last_send >= SEND_SECS:
+        now = time.monotonic()
+        rests = not (self._at_rest or self._encoder.num_live())
+        due = now - self._last_send >= SEND_SECS or (rests and now - self._last_rest >= REST_SECS)
+        if self._closing or due:
             self._send()
+            if rests:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Mark that everything is told, unless an event came meanwhile."""
+        self._last_rest = time.monotonic()
+        num_busy = self._marker.num_busy if self._marker is not None else 0
+        self._at_rest = True
+        if self._events or self._lost:
+            self._at_rest = False
+        elif self._marker is not None:
+            self._marker.claim(num_busy, self._sink.last_seq())
+
+    def _stir(self) -> None:
+        """Take the mark back, on the engine's thread."""
+        self._at_rest = False
+        if self._marker is not None:
+            self._marker.busy()
 
     def _tell_lost(self) -> None:
         if self._lost:

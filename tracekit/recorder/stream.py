@@ -107,6 +107,11 @@ class Stream:
                 self._window.answer(result)
                 self._cond.notify_all()
 
+    def last_seq(self) -> int:
+        """Return the number of the last batch or loss."""
+        with self._cond:
+            return self._window.seq
+
     def num_lost(self, table: str) -> int:
         """Return how many rows of a table were given up so far."""
         with self._cond:

@@ -31,6 +31,7 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
     yield ""
     for loss in losses:
         yield f"lost: {loss}"
+    yield from (f"note: {note}" for note in facts["notes"])
     if facts["violations"]:
         yield "NOT SOUND: the trace contradicts itself"
     elif facts["lacks"]:

@@ -43,6 +43,7 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
     cells = [[_cell(engine.get(key, "?")) for key in _COLUMNS] for engine in facts["engines"]]
     yield from grid([list(_COLUMNS.values()), *cells]) if cells else ["no engine was seen"]
     yield ""
+    yield from (f"note: {note}" for note in facts["notes"])
     if facts["lacks"]:
         yield nothing(facts["lacks"])
     if facts["complete"] and facts["lacks"]:

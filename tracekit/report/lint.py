@@ -13,7 +13,8 @@ def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for the terminal.
 
     Args:
-        facts: `rules`, `breaks_parity`, `complete`, `lacks`, `not_looked_at` and `fired`, as `lint --json` prints them.
+        facts: `rules`, `breaks_parity`, `complete`, `notes`, `lacks`, `not_looked_at` and `fired`, as `lint --json`
+            prints them.
     """
     for one in facts["fired"]:
         yield f"{one['severity'].upper()}  {one['id']}"
@@ -24,6 +25,7 @@ def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     if facts["not_looked_at"]:
         yield f"no rule looks at: {', '.join(facts['not_looked_at'])}"
+    yield from (f"note: {note}" for note in facts["notes"])
     if not facts["complete"]:
         yield "data was lost in this trace: what is missing could not be judged"
     if facts["lacks"]:

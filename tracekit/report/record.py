@@ -61,6 +61,12 @@ def lost_lines(losses: Iterable[object]) -> Iterator[str]:
         yield f"tracekit: lost: {loss}"
 
 
+def note_lines(notes: Iterable[str]) -> Iterator[str]:
+    """Yield a line per note of a trace (`Trace.notes`)."""
+    for note in notes:
+        yield f"tracekit: note: {note}"
+
+
 def still_running_line(pid: int) -> str:
     """Return the line about an engine process that outlived the job."""
     return f"tracekit: the job's engine process {pid} still runs, and is not recorded any more: kill {pid} ends it"

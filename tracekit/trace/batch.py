@@ -41,6 +41,7 @@ class BatchMeta:
     produced: dict[str, int] = field(default_factory=dict)  # rows by table since the engine started
     lost: dict[str, int] = field(default_factory=dict)  # of these, never sent
     last: bool = False  # the engine said goodbye
+    idle: bool = False  # sealed: it did not, but was idle: everything was told
     of: int = 0  # sealed: batches in the file; 0 in a hot one
     seqs: tuple[tuple[int, int], ...] = ()  # sealed: runs of the wire's numbers that the whole trace holds
     rows: dict[str, int] = field(default_factory=dict)  # rows by table in this batch; filled by `to_metadata`

@@ -23,6 +23,7 @@ GAP = "gap: batches that never reached the disk"
 COUNTED = "counted as produced, in no batch"
 OPEN_END = "open end: the engine never said goodbye, rows after its last batch are unknown"
 CORRUPT = "corrupt: damaged bytes in the spool"
+IDLE_END = "killed, or left running, while idle: it never said goodbye, and nothing of it is missing"
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,16 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     stored: Counter[str] = field(default_factory=Counter)
     last: bool = False
+    idle: bool = False  # it never said goodbye, but had told everything
 
     @property
     def end_seq(self) -> int:
         """The last stored number: what came after it is in no counter; 0 where nothing is stored."""
         return self.runs[-1][1] if self.runs else 0
+
+    def rest(self, seq: int) -> None:
+        """Take the engine's claim that it was idle, with everything told up to batch `seq`, if all that is stored."""
+        self.idle = self.end_seq >= seq
 
     @classmethod
     def of_hot(cls, metas: Iterable[BatchMeta]) -> Tally:
@@ -105,7 +111,7 @@ class Tally:
         """Sum up the sealed batches of one engine, each of which carries the counters of the whole."""
         listed = list(metas)
         first = listed[0]
-        tally = cls(first.engine, first.engine_id, list(first.seqs), last=first.last)
+        tally = cls(first.engine, first.engine_id, list(first.seqs), last=first.last, idle=first.idle)
         tally.produced, tally.lost = Counter(first.produced), Counter(first.lost)
         for meta in listed:
             tally.stored.update(meta.rows)
@@ -153,9 +159,20 @@ def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
     }
     if uncounted:
         found.append(Loss(tally.engine, 0, 0, COUNTED, uncounted))
-    if not tally.last and not any(loss.from_seq > tally.end_seq for loss in known):
+    if _open_end(tally, known) and not tally.idle:
         found.append(Loss(tally.engine, tally.end_seq + 1, 0, OPEN_END, {}))
     return found
+
+
+def notes(tallies: Iterable[Tally], losses: Iterable[Loss]) -> list[str]:
+    """Return a sentence for each engine that never said goodbye, and lost nothing by it."""
+    known = list(losses)
+    return [f"engine {tally.engine}: {IDLE_END}" for tally in tallies if tally.idle and _open_end(tally, known)]
+
+
+def _open_end(tally: Tally, losses: Iterable[Loss]) -> bool:
+    """Whether an engine never said goodbye, and no loss speaks of what came after its last batch."""
+    return not tally.last and not any(loss.engine == tally.engine and loss.from_seq > tally.end_seq for loss in losses)
 
 
 def balance(tally: Tally, losses: Iterable[Loss]) -> dict[str, tuple[int, int, int]]:

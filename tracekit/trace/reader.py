@@ -17,7 +17,7 @@ from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_file, quiet
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import batch_of_structs, rows_of, sort_order
-from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, so_far, unreported
+from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, notes, so_far, unreported
 from tracekit.trace.schema import row_schema
 from tracekit.trace.segments import LOCK_NAME, segment_paths
 from tracekit.trace.sources import Source, Stored, is_file_format
@@ -144,6 +144,10 @@ class Trace:
             if not (self.live and damage.at_end):
                 found.append(Loss(None, 0, 0, f"{CORRUPT}: {damage}", {}))
         return found
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each engine that never said goodbye, and lost nothing by it."""
+        return notes(self.tallies.values(), self.all_losses())
 
     @property
     def complete(self) -> bool:

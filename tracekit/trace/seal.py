@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow as pa
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of
 from tracekit.trace.gather import Array, Rows, Weights, slots_of
-from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, Tally, clip, loss_table, settled
+from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, Tally, clip, loss_table, notes, settled
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.reader import Trace, load, open_trace
@@ -38,6 +39,7 @@ class SealReport:
     engines: int
     rows: dict[str, int]  # by table
     losses: list[Loss]
+    notes: list[str]  # on engines that never said goodbye, and lost nothing by it
 
     @property
     def complete(self) -> bool:
@@ -49,6 +51,7 @@ def seal(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     extra_losses: Iterable[Mapping[str, Any]] = (),
+    idle: Mapping[str, int] = MappingProxyType({}),
     *,
     batch_rows: int = BATCH_ROWS,
 ) -> SealReport:
@@ -60,6 +63,7 @@ def seal(
         source: Anything that `open_trace` takes; it stays as it is.
         out: Appears whole and synced, or not at all.
         extra_losses: What recorders know they could not deliver: dicts with engine_id, from_seq, to_seq, reason, rows.
+        idle: By engine id, the batch up to which an engine that is idle has told everything.
         batch_rows: Tokens in a batch; one request is never split.
 
     Raises:
@@ -69,6 +73,9 @@ def seal(
     check_output(out)
     trace = open_trace(source)
     trace.live = False  # who seals it says that it is over
+    for tally in trace.tallies.values():
+        if tally.engine_id in idle:
+            tally.rest(idle[tally.engine_id])
     losses = _all_losses(trace, list(extra_losses))
     plans = [_plan(trace, tally, batch_rows) for tally in trace.tallies.values()]
     total = sum(len(plan.slots) for plan in plans)
@@ -87,7 +94,7 @@ def seal(
         file.flush()
         size = file.tell()
     num_engines = sum(bool(tally.engine_id) for tally in trace.tallies.values())
-    return SealReport(Path(out), size, total, num_engines, rows, losses)
+    return SealReport(Path(out), size, total, num_engines, rows, losses, notes(trace.tallies.values(), losses))
 
 
 def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
@@ -122,7 +129,14 @@ class _Plan:
     def meta(self) -> BatchMeta:
         tally = self.tally
         return BatchMeta(
-            tally.engine, tally.engine_id, 0, dict(tally.produced), dict(tally.lost), tally.last, seqs=tuple(tally.runs)
+            tally.engine,
+            tally.engine_id,
+            0,
+            dict(tally.produced),
+            dict(tally.lost),
+            tally.last,
+            tally.idle,
+            seqs=tuple(tally.runs),
         )
 
     def own(self, losses: Iterable[Loss]) -> list[Loss]:

@@ -57,4 +57,5 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "lacks": lacking(trace),
         "complete": not losses,
         "losses": losses,
+        "notes": trace.notes(),
     }

@@ -57,6 +57,7 @@ class Report:
     violations: list[Finding]
     excused: list[Finding]  # what rows that are known to be lost explain
     losses: list[Loss]
+    notes: list[str]  # on engines that never said goodbye, and lost nothing by it
     lacks: str | None  # what the trace must have to be judged, see `trace.lacking`
 
     @property
@@ -79,6 +80,7 @@ class Report:
             "violations": [found.to_dict() for found in self.violations],
             "excused": [found.to_dict() for found in self.excused],
             "losses": [loss.to_dict() for loss in self.losses],
+            "notes": self.notes,
         }
 
 
@@ -99,4 +101,5 @@ def examine(trace: Trace, view: Sequence[Completion] | None = None) -> Report:
     violations += [one for one in found if one not in excused]
     counts = {name: trace.rows(name) for name in TABLES if name != "losses"}
     completions = None if view is None else len(view)
-    return Report(trace.path, counts, completions, seen.not_compared, violations, excused, losses, lacking(trace))
+    told = (losses, trace.notes(), lacking(trace))
+    return Report(trace.path, counts, completions, seen.not_compared, violations, excused, *told)

@@ -28,6 +28,7 @@ def to_facts(
     *,
     unread: Sequence[str] = (),
     complete: bool = True,
+    notes: Sequence[str] = (),
     lacks: str | None = None,
 ) -> dict[str, Any]:
     """Return what `lint` found as JSON types.
@@ -37,6 +38,7 @@ def to_facts(
         fired: the rules that hold.
         unread: settings of the file that no rule looks at.
         complete: whether nothing was lost in the trace.
+        notes: on engines of the trace that never said goodbye, and lost nothing by it.
         lacks: what the trace does not have, see `trace.lacking`.
     """
     return {
@@ -44,6 +46,7 @@ def to_facts(
         "rules": len(RULES),
         "breaks_parity": sum(one.rule.severity == BREAKS for one in fired),
         "complete": complete,
+        "notes": list(notes),
         "lacks": lacks,
         "not_looked_at": list(unread),
         "fired": [one.to_dict() for one in fired],

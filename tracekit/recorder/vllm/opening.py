@@ -12,6 +12,8 @@ from tracekit.recorder.vllm.describe import Described, engine_row
 from tracekit.recorder.vllm.events import TableRow
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
+from tracekit.rpc.idle import Marker
+from tracekit.rpc.note import folder_of
 
 T = TypeVar("T", bound=Recording)
 
@@ -49,7 +51,7 @@ def open_recording(
         say_once(complaint)
     engine_id = new_engine_id()
     stream = Stream(address, engine_id)
-    session = Session(rows(), stream)
+    session = Session(rows(), stream, Marker(folder_of(address), engine_id))
     recording = make(session)
     Commands(stream, session, recording.label)
     for owner in owners:

@@ -85,6 +85,10 @@ class Rows(Columns, Generic[R]):
         orphans, self._orphans = self._orphans, {}
         return orphans
 
+    def num_live(self) -> int:
+        """Return the requests that have not come to their end."""
+        return len(self._live)
+
     # What a generation must say.
 
     def _add_request(self, event: Admitted) -> None:

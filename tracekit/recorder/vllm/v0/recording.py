@@ -52,6 +52,8 @@ class V0Recording(Recording):
         reason = type(sequence.status).get_finished_reason(sequence.status) or "error"
         time_ns, num_tokens = time.monotonic_ns(), sequence.get_output_len()
         self.session.append(Finished((group.request_id,), reason, self.engine_step, time_ns, num_tokens))
+        if not self.live:
+            self.session.hurry()
 
 
 def open_for(engine: Any) -> V0Recording | None:

@@ -154,6 +154,8 @@ def _on_finish_requests(scheduler: Any, result: Any, request_ids: Any, finished_
     ended = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
     reason = "abort" if "ABORT" in str(finished_status) else "error"
     recording.session.append(Finished(ended, reason, recording.engine_step, time.monotonic_ns()))
+    if not recording.requests:
+        recording.session.hurry()
 
 
 def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ class V1Recording(V1Weights):
         # a speculative step trims the sampled lists in place, so they must be copied before
         self.copies_sampled = bool(getattr(scheduler, "num_spec_tokens", 0))
         self.block_pool = scheduler.kv_cache_manager.block_pool
+        self.requests = scheduler.requests  # those that have not come to their end
 
     def on_schedule(self, scheduler: Any, output: Any) -> None:
         """Stamp a step at dispatch. Runs at every step on the engine's thread: nothing here may cost."""
@@ -52,6 +53,8 @@ class V1Recording(V1Weights):
         event = make(Step, fields)
         if at is not None:
             self.session.append(event)
+            if not self.requests:
+                self.session.hurry()
         elif scheduled.total_num_scheduled_tokens:
             # a scheduler class with a schedule() of its own: which weights sampled these tokens is not known
             self.engine_step += 1
