@@ -158,7 +158,11 @@ def test_the_largest_values_are_found_without_sorting(width: int, num: int, ties
     rows[0, -1] = 9.0
     if ties:
         rows = rows.bfloat16().float()
-    assert torch.equal(selection.largest(rows, num), rows.topk(min(num, width)).values)
+    expected = rows.topk(min(num, width)).values
+    assert torch.equal(selection.largest(rows, num), expected)
+    ids = selection.largest_ids(rows, num)
+    assert torch.equal(rows.gather(1, ids).sort(descending=True).values, expected)
+    assert all(len(set(line)) == len(line) for line in ids.tolist())
 
 
 def top_p_by_sort(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

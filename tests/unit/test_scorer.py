@@ -14,7 +14,8 @@ from helpers.tiny_models import VOCAB, configs, write_model
 from tracekit.errors import ModelError, ReplayRefused, UsageError
 from tracekit.scores import Scores, Values
 from tracekit.scoring.batching import plan_batches
-from tracekit.scoring.head import SplitModel, _Float32Head
+from tracekit.scoring.float32_head import Float32Head
+from tracekit.scoring.head import SplitModel
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.spans import Span, whole
@@ -136,13 +137,13 @@ def test_logits_never_exist_for_more_rows_than_a_chunk(
     loaded = Scorer.load(folders["llama"], dtype="float32", device="cpu")
     scorer = replace(loaded, chunk_rows=4)
     seen: list[int] = []
-    forward = _Float32Head.forward
+    forward = Float32Head.forward
 
-    def counting_forward(self: _Float32Head, hidden: torch.Tensor) -> torch.Tensor:
+    def counting_forward(self: Float32Head, hidden: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.numel() // hidden.shape[-1])
         return forward(self, hidden)
 
-    monkeypatch.setattr(_Float32Head, "forward", counting_forward)
+    monkeypatch.setattr(Float32Head, "forward", counting_forward)
     sequences = some_sequences(6)
     score(scorer, sequences, max_batch_tokens=1000)
     assert max(seen) == 4

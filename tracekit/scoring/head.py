@@ -1,8 +1,8 @@
 """A causal LM cut in two: a body in the trainer's dtype, and everything after it in float32.
 
 What an architecture does after its body (soft-capping, scaling, a bias) stays its own code: the model's forward is
-run again for each chunk of rows with the body replaced by a stub that hands out hidden states, and with a float32
-copy of the output embedding. `SplitModel` proves on construction that this gives the model's own logits.
+run again for each chunk of rows with the body replaced by a stub that hands out hidden states, and with an output
+embedding that gives float32 logits. `SplitModel` proves on construction that this gives the model's own logits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tracekit.errors import ModelError
+from tracekit.scoring.float32_head import Float32Head
 
 _PROBE_LENGTH = 12
 
@@ -22,8 +23,8 @@ _PROBE_LENGTH = 12
 class SplitModel:
     """Body and head of a causal LM, to be run one after the other.
 
-    Takes the model over: its forward is of no other use afterwards. The weights of a tied head are copied, so the
-    body's embedding keeps its dtype.
+    Takes the model over: its forward is of no other use afterwards. A tied embedding keeps the
+    body's dtype.
 
     Raises:
         ModelError: the architecture cannot be cut this way, or the two halves do not give the model's own logits.
@@ -40,7 +41,8 @@ class SplitModel:
         self.device: torch.device = embedding.weight.device
         self.dtype = str(model.dtype).removeprefix("torch.")
         with torch.inference_mode():
-            self._split_and_prove(_Float32Head(embedding))
+            self._head = Float32Head(embedding)
+            self._split_and_prove()
 
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         """Run the body: [B, L] token ids to [B, L, H] hidden states in the body's dtype.
@@ -52,20 +54,25 @@ class SplitModel:
         hidden: Tensor = output[0]
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Run what comes after the body: [R, H] hidden states to [R, V] float32 logits."""
-        self._stub.hidden = hidden.unsqueeze(0)
+    def logits(self, hidden: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """Run what comes after the body: [R, H] hidden states to [R, V] float32 logits.
+
+        Args:
+            hidden: in the body's dtype.
+            token_ids: [R] int64, the token of each row whose logit has to be as exact as the largest ones.
+        """
+        self._stub.hidden, self._head.token_ids = hidden.unsqueeze(0), token_ids
         rows = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = self._model(input_ids=rows, use_cache=False).logits[0]
-        self._stub.hidden = None
+        self._stub.hidden = self._head.token_ids = None
         return logits.float()
 
-    def _split_and_prove(self, head: _Float32Head) -> None:
+    def _split_and_prove(self) -> None:
         model = self._model
         ids = _probe_ids(self.vocab_size).to(self.device)
         try:
             own = model(input_ids=ids, use_cache=False).logits.float()
-            model.set_output_embeddings(head)
+            model.set_output_embeddings(self._head)
             in_fp32 = model(input_ids=ids, use_cache=False).logits.float()
             hidden = self.hidden_states(ids)
             self._stub = _Body(self.body)
@@ -90,20 +97,6 @@ def _probe_ids(vocab_size: int) -> Tensor:
     ids = torch.randint(min(vocab_size, 256), (2, _PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
     ids[1, : _PROBE_LENGTH // 2] = ids[0, : _PROBE_LENGTH // 2]
     return ids
-
-
-class _Float32Head(nn.Module):
-    """A float32 copy of an output embedding, which takes hidden states of any dtype."""
-
-    def __init__(self, embedding: Any) -> None:
-        super().__init__()
-        weight, bias = embedding.weight, getattr(embedding, "bias", None)
-        # Plain tensors of its own: a tied weight must not change dtype with the head.
-        self.weight = nn.Parameter(weight.detach().float().clone(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
 class _BodyOutput(BaseModelOutputWithPast):  # type: ignore[misc]

@@ -147,8 +147,8 @@ class Scorer:
         for chunk in chunks(parts, self.chunk_rows):
             rows = np.concatenate([np.arange(part.row, part.row + part.num) for part in chunk])
             targets = np.concatenate([tokens_of(spans[part.span], part) for part in chunk])
-            logits = self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)])
             chosen = torch.from_numpy(targets.astype(np.int64)).to(hidden.device)
+            logits = self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)], chosen)
             found = score_rows(logits, chosen, segments_of(spans, chunk))
             ends = np.cumsum([part.num for part in chunk])
             for reading, its_scores in enumerate(found):

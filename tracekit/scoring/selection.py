@@ -18,13 +18,37 @@ def largest(rows: Tensor, num: int) -> Tensor:
     """
     if num >= rows.shape[1]:
         return descending(rows)
-    num_groups = rows.shape[1] // _GROUP
-    if num * 4 > num_groups:
+    if _too_few_groups(rows, num):
         return rows.topk(num, dim=-1).values
+    return descending(_candidates(rows, num)[1])[:, :num]
+
+
+def largest_ids(rows: Tensor, num: int) -> Tensor:
+    """[r, min(num, V)] indices of the values that `largest` gives, in no certain order."""
+    if _too_few_groups(rows, num):
+        return rows.topk(min(num, rows.shape[1]), dim=-1).indices
+    which, candidates = _candidates(rows, num)
+    position = candidates.topk(num, dim=-1).indices
+    num_groups = rows.shape[1] // _GROUP
+    in_group = position // num * num_groups + which.gather(1, position % num)
+    beyond = position - _GROUP * num + _GROUP * num_groups
+    return torch.where(position < _GROUP * num, in_group, beyond)
+
+
+def _too_few_groups(rows: Tensor, num: int) -> bool:
+    return num * 4 > rows.shape[1] // _GROUP
+
+
+def _candidates(rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """[r, num] the groups that hold the largest values, and [r, 64 * num + V % 64] their values and the ungrouped.
+
+    Group g has the columns g, g + G, g + 2 G and so on, G being the number of groups.
+    """
+    num_groups = rows.shape[1] // _GROUP
     groups = rows[:, : num_groups * _GROUP].view(-1, _GROUP, num_groups)
     which = groups.amax(dim=1).topk(num, dim=-1, sorted=False).indices
     inside = groups.gather(2, which.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(1)
-    return descending(torch.cat([inside, rows[:, num_groups * _GROUP :]], dim=1))[:, :num]
+    return which, torch.cat([inside, rows[:, num_groups * _GROUP :]], dim=1)
 
 
 def descending(rows: Tensor) -> Tensor:
