@@ -1,5 +1,6 @@
 """The scorer on a GPU against the scorer on the CPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tracekit.scores import Scores, Values
 from tracekit.scoring.params import parse_params
 from tracekit.scoring.scorer import Scorer
-from tracekit.scoring.spans import whole
+from tracekit.scoring.spans import Span, whole
 from tracekit.scoring.types import Sequence
 
 pytestmark = [
@@ -96,3 +97,24 @@ def test_a_gpu_scorer_against_itself_is_exactly_zero(folder: Path) -> None:
 
 def test_the_default_device_is_the_gpu(folder: Path) -> None:
     assert Scorer.load(folder).device.startswith("cuda")
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.2)])
+def test_shared_prefixes_and_kept_kv_change_no_more_than_rounding(folder: Path, dtype: str, bound: float) -> None:
+    rng = np.random.default_rng(1)
+    prompt = rng.integers(0, VOCAB, 100).astype(np.uint32)
+    completions = rng.integers(0, VOCAB, (4, 70)).astype(np.uint32)
+    sequences = [Sequence(0, i, prompt, tokens, parse_params({})) for i, tokens in enumerate(completions)]
+    scorer = Scorer.load(folder, dtype=dtype, device="cuda")
+    assert scorer.packing == "packed", scorer.body.why_by_length
+    spans = [whole(sequence) for sequence in sequences]
+    shared, alone = (
+        [found.readings[0] for found in scorer.score(spans, max_batch_tokens=4000, share=share)]
+        for share in (True, False)
+    )
+    assert largest_difference(shared, alone, "raw_logprob") < bound
+    head = Span(sequence=sequences[0], readings=spans[0].readings, stop=99, keep_kv=True)
+    (kept,) = scorer.score([head], max_batch_tokens=4000)
+    tail = replace(spans[0], start=99, past=kept.kv)
+    (rest,) = scorer.score([tail], max_batch_tokens=4000)
+    assert largest_difference([rest.readings[0]], [alone[0]], "raw_logprob") < bound

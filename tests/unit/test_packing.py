@@ -1,5 +1,7 @@
 """Packed, shared and continued over kept KV against each sequence alone, over architectures and their odd attention."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +90,17 @@ def test_shared_or_not_packed_or_alone_the_numbers_are_the_same(scorers: dict[st
 def test_a_cut_over_its_own_kv_changes_nothing(scorers: dict[str, Scorer], name: str) -> None:
     scorer, sequence = scorers[name], group_of_sequences()[2]
     (uncut,) = raw(scorer, [whole(sequence)])
-    for cut in (1, 20, 39, 45, sequence.num_inputs):
-        (head,) = scorer.score([Span(sequence=sequence, readings=PLAIN, stop=cut, keep_kv=True)], max_batch_tokens=1000)
-        assert head.kv is not None and head.kv.length == cut and head.kv.nbytes > 0
-        tail = Span(sequence=sequence, readings=PLAIN, start=cut, stop=sequence.num_inputs, past=head.kv)
-        (rest,) = raw(scorer, [tail])
-        assert_close([np.concatenate([head.readings[0].raw_logprob, rest])], [uncut])
+    cuts = [0, 1, 20, 39, 45, sequence.num_inputs]
+    found, kv = [], None
+    for start, stop in pairwise(cuts):
+        span = Span(sequence=sequence, readings=PLAIN, start=start, stop=stop, past=kv, keep_kv=True)
+        (scores,) = scorer.score([span], max_batch_tokens=1000)
+        kv = scores.kv
+        assert kv is not None and kv.length == stop and kv.nbytes > 0
+        found.append(scores.readings[0].raw_logprob)
+    assert_close([np.concatenate(found)], [uncut])
+    over_a_part = Span(sequence=sequence, readings=PLAIN, start=40, stop=sequence.num_inputs, past=kv.truncated(40))
+    assert_close(raw(scorer, [over_a_part]), [uncut[2:]])
 
 
 def test_kv_of_other_weights_is_what_later_tokens_see(scorers: dict[str, Scorer], tmp_path: Path) -> None:
@@ -102,7 +109,9 @@ def test_kv_of_other_weights_is_what_later_tokens_see(scorers: dict[str, Scorer]
     head = Span(sequence=sequence, readings=PLAIN, stop=43, keep_kv=True)
     (kept,) = older.score([head], max_batch_tokens=1000)
     tail = Span(sequence=sequence, readings=PLAIN, start=43, stop=sequence.num_inputs, past=kept.kv)
-    (mixed,) = raw(scorer, [tail])
+    (own,) = scorer.score([head], max_batch_tokens=1000)
+    beside = replace(tail, past=own.kv)
+    mixed, unmixed = raw(scorer, [tail, beside])
     ids = torch.from_numpy(sequence.input_ids).unsqueeze(0)
     folders = tmp_path, scorers.root / "qwen3"
     old, new = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders)
@@ -112,7 +121,8 @@ def test_kv_of_other_weights_is_what_later_tokens_see(scorers: dict[str, Scorer]
     chosen = torch.from_numpy(sequence.token_ids[43 + 1 - len(sequence.prompt_token_ids) :].astype(np.int64))
     np.testing.assert_allclose(mixed, logprobs.gather(1, chosen[:, None])[:, 0].numpy(), rtol=0, atol=2e-5)
     (fresh,) = raw(scorer, [whole(sequence)])
-    assert np.abs(fresh[-len(mixed) :] - mixed).max() > 0.01, "the weights of the KV must matter"
+    assert_close([unmixed], [fresh[-len(mixed) :]])
+    assert np.abs(unmixed - mixed).max() > 0.01, "the weights of the KV must matter"
 
 
 def test_a_chunked_rule_is_asked_for_the_true_positions_of_a_piece() -> None:

@@ -32,7 +32,7 @@ def load_model(folder: Path, *, dtype: str, device: torch.device) -> PreTrainedM
     # transformers renamed the argument; the config's attribute tells which name this one takes.
     keyword = "dtype" if hasattr(transformers.PretrainedConfig(), "dtype") else "torch_dtype"
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **{keyword: DTYPES[dtype]}
             )
@@ -65,8 +65,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own bars and warnings off the user's terminal while loading."""
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and warnings off the user's terminal."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tracekit.scoring.head import SplitModel
 from tracekit.scoring.kv import KV
+from tracekit.scoring.loading import quiet
 from tracekit.scoring.packing import PackedRun, switch_to_packed
 from tracekit.scoring.params import Params
 from tracekit.scoring.spans import Span, whole
@@ -31,7 +32,7 @@ def why_not_packed(model: SplitModel) -> str | None:
         return LONGEST_MATTERS
     sequences = _sequences(model.vocab_size)
     before = body.config._attn_implementation
-    with torch.inference_mode():
+    with torch.inference_mode(), quiet():
         try:
             own = [model.hidden_states(_ids(sequence).to(model.device))[0] for sequence in sequences]
             switch_to_packed(body)
