@@ -80,7 +80,7 @@ def unscored(num_tokens: int) -> Scores[Values]:
     return Scores(**columns)
 
 
-def put(into: Scores[Values], where: Values, scores: Scores[Values]) -> None:
-    """Write the scores of some tokens into those of more; `where` holds their indices."""
+def put(into: Scores[Values], where: Values | slice, scores: Scores[Values]) -> None:
+    """Write the scores of some tokens into those of more; `where` holds their indices, or is a slice."""
     for field in fields(into):
         getattr(into, field.name)[where] = getattr(scores, field.name)

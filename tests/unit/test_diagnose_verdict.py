@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, edit, make_run
-from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, Run
+from tracekit.diagnose.data import KV_KEPT, OTHER_PRECISION, OTHER_SHAPE, TRAINER, Run
 from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.verdict import Verdict
@@ -185,11 +185,32 @@ def test_indistinguishable_readings_are_said_not_guessed():
     assert "not told apart" in codes(verdict.limits)
 
 
-def test_kv_is_said_to_be_recomputed_where_versions_change_within_a_rollout():
+def test_kv_is_said_to_be_recomputed_where_the_trace_does_not_tell():
     run = make_run(Made(num_rollouts=4))
     assert "kv recomputed" not in codes(judge(run).limits)
-    changed = replace(run, weight_version=(run.output_index >= 20).astype(np.int64))
-    assert "kv recomputed" in codes(judge(changed).limits)
+    assert Remark("kv recomputed", {"count": 3}) in judge(replace(run, num_kv_unknown=3)).limits
+
+
+@pytest.mark.parametrize("right", ["recorded", "kept"])
+def test_the_history_of_the_kv_that_the_values_fit_is_ahead_in_every_rollout_where_the_two_differ(right):
+    run = make_run(Made(num_rollouts=6))
+    away = np.random.default_rng(4).normal(0, 0.5, run.token_id.size) * (run.output_index >= 20)
+    other = run.trainer.each(np.copy)
+    other.forced_logprob[:] += away
+    other.raw_logprob[:] += away
+    for name in ("raw_logprob", "forced_logprob"):
+        getattr(other, name)[run.rollout >= 4] = np.nan  # a sample
+    scores = {**run.scores, KV_KEPT: other}
+    if right == "kept":
+        moved = {name: getattr(run.trainer, name) + away for name in ("raw_logprob", "forced_logprob")}
+        scores = {**run.scores, TRAINER: replace(run.trainer, **moved), KV_KEPT: run.trainer}
+    verdict = judge(replace(run, scores=scores))
+    (kv,) = verdict.kv
+    if right == "recorded":
+        assert (kv.name, kv.num_rollouts, kv.num_recorded_better) == ("kept", 4, 4) and kv.median_nats > 5
+        assert kv.d_abs_mean > 3 * kv.d_abs_mean_recorded and not any("kv" in code for code in codes(verdict.findings))
+    else:
+        assert kv.num_recorded_better == 0 and kv.total_nats < -5 and "values say kv kept" in codes(verdict.findings)
 
 
 def test_tokens_that_a_sample_left_out_do_not_matter():

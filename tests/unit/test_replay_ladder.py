@@ -7,29 +7,41 @@ import pytest
 
 from helpers.synthetic import Made, make_run, score
 from tracekit.diagnose.causes import READINGS
-from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, TRAINER
 from tracekit.diagnose.verdict import judge
-from tracekit.replay.ladder import LADDER, plan_passes
+from tracekit.replay.ladder import LADDER, Scene, parameters_in_use
+from tracekit.replay.ladder import plan_passes as plan_of
+from tracekit.replay.scorers import Model
 from tracekit.scoring.params import Params
 
 NUCLEUS = Params(temperature=0.7, top_p=0.9)
 
 
-def names(*all_params):
-    return [how.name for how in plan_passes("bfloat16", 512, all_params)]
+def plan_passes(dtype, all_params, **scene):
+    return plan_of(Model(dtype, dtype), 512, Scene(parameters_in_use(all_params), **scene))
+
+
+def names(*all_params, **scene):
+    return [how.name for how in plan_passes("bfloat16", all_params, **scene)]
 
 
 def test_every_run_has_the_trainers_pass_first_and_two_that_measure_noise():
-    trainer, shape, precision = plan_passes("bfloat16", 512, [Params()])
-    assert (trainer.name, trainer.dtype, trainer.max_batch_tokens, trainer.num_tokens) == (
-        TRAINER,
-        "bfloat16",
-        512,
-        None,
-    )
-    assert (shape.name, shape.dtype, shape.max_batch_tokens) == (OTHER_SHAPE, "bfloat16", 1)
-    assert (precision.name, precision.dtype, precision.max_batch_tokens) == (OTHER_PRECISION, "float32", 512)
-    assert plan_passes("float32", 512, [Params()])[-1].dtype == "bfloat16"
+    trainer, shape, precision = plan_passes("bfloat16", [Params()])
+    assert (trainer.name, trainer.model.dtype, trainer.max_batch_tokens) == (TRAINER, "bfloat16", 512)
+    assert trainer.num_tokens is None and trainer.cost is None and trainer.share
+    # each rollout alone, its prompt run for it alone
+    assert (shape.name, shape.model, shape.max_batch_tokens, shape.share) == (OTHER_SHAPE, trainer.model, 1, False)
+    # the weights are what they were before: another precision of the body is no other cast of what is stored
+    assert (precision.name, precision.model) == (OTHER_PRECISION, Model("float32", "bfloat16"))
+    assert precision.max_batch_tokens == 512
+    assert plan_passes("float32", [Params()])[-1].model.dtype == "bfloat16"
+
+
+def test_other_histories_of_the_kv_and_the_masters_are_scored_where_a_run_has_them():
+    assert {KV_RECOMPUTED, KV_KEPT, MASTERS}.isdisjoint(names(Params()))
+    assert {KV_RECOMPUTED, KV_KEPT} < set(names(Params(), mixed=True))
+    (masters,) = (how for how in plan_passes("bfloat16", [Params()], masters=True) if how.name == MASTERS)
+    assert masters.model == Model("float32", None)
 
 
 def test_a_reading_is_scored_only_where_it_differs_from_raw_and_processed():
@@ -43,7 +55,7 @@ def test_a_reading_is_scored_only_where_it_differs_from_raw_and_processed():
 
 def test_what_each_reading_makes_of_the_parameters():
     full = replace(NUCLEUS, top_k=7, min_p=0.1, repetition_penalty=1.2, logit_bias=((3, 1.0),), min_tokens=2)
-    read = {how.name: how.sampling(full) for how in plan_passes("bfloat16", 512, [full])}
+    read = {how.name: how.sampling(full) for how in plan_passes("bfloat16", [full])}
     assert read[TRAINER] == full
     assert read["sampling.no_temperature"] == replace(full, temperature=1.0)
     assert read["sampling.temperature_twice"] == replace(full, temperature=pytest.approx(0.49))

@@ -19,8 +19,10 @@ from tracekit.report import words
 from tracekit.report.json import to_json
 from tracekit.report.text import to_text
 
-SCORING = Scoring("tiny", "bfloat16", "float32", "cpu", [Weights(0, "/tiny", "given")])
-DATA = Data(16, 768, 0, 0, [], False)
+SCORING = Scoring(
+    "tiny", "bfloat16", "float32", "cpu", "packed", "bfloat16", 2.5, 4096, 61.0, 3 << 30, [Weights(0, "/tiny", "given")]
+)
+DATA = Data(16, 768, 0, 0, [], None, False)
 
 
 def result_of(run, *, expect="processed", data=DATA, scoring=SCORING):

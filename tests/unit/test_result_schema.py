@@ -8,14 +8,22 @@ import pytest
 
 from helpers.synthetic import Made, edit, make_run
 from scripts.gen_schema import TARGET, render
-from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
+from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Sample, Scoring, Weights
 from tracekit.diagnose.skipped import Skipped
 from tracekit.diagnose.verdict import judge
 
 SCHEMA = json.loads(TARGET.read_text(encoding="utf-8"))
-DATA = Data(16, 768, 1, 7, [Skipped("missing tokens", None, 2), Skipped("sampling parameter", "bad_words", 1)], True)
+DATA = Data(
+    16,
+    768,
+    1,
+    7,
+    [Skipped("missing tokens", None, 2), Skipped("sampling parameter", "bad_words", 1)],
+    Sample(60.0, 99, 5000),
+    True,
+)
 TAKEN = [Weights(0, "/a", "trace"), Weights(1, "/b", "claim", label="step-1"), Weights(2, "/a", "same", same_as=0)]
-SCORING = Scoring("tiny", "bfloat16", "float32", "cpu", TAKEN)
+SCORING = Scoring("tiny", "bfloat16", "float32", "cpu", "packed", "bfloat16", 2.5, 4096, 61.0, 3 << 30, TAKEN)
 
 
 def validator() -> jsonschema.Draft202012Validator:

@@ -18,6 +18,8 @@ import click
               help="The trainer's body precision; the head is always float32.")  # fmt: skip
 @click.option("--device", help="A torch device  [default: CUDA where there is one, else the CPU]")
 @click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens scored together  [default: by device]")
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Score as many rollouts as this time allows, spread evenly.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
@@ -28,12 +30,14 @@ def command(
     dtype: str,
     device: str | None,
     max_batch_tokens: int | None,
+    budget: float | None,
     as_json: bool,
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
 
     Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
     """
+    from tracekit.cache import cache_dir
     from tracekit.cli import sources
     from tracekit.cli.models import model_folder
     from tracekit.objects.address import is_url
@@ -54,6 +58,8 @@ def command(
         dtype=dtype,
         device=device,
         max_batch_tokens=max_batch_tokens,
+        budget_secs=budget,
+        keep=cache_dir() / "replay",
         show_progress=True,
     )
     if output:

@@ -28,6 +28,11 @@ TRAINER = "trainer"  # as the trainer scores
 OTHER_SHAPE = "noise.shape"  # the same weights and precision in another batch shape, on a sample
 OTHER_PRECISION = "noise.precision"  # the same weights in another body precision, on a sample
 
+# passes of some runs
+KV_RECOMPUTED = "kv.recomputed"  # KV of older weights computed again, on a sample of the rollouts where that differs
+KV_KEPT = "kv.kept"  # KV of older weights kept, on a sample of the rollouts where that differs
+MASTERS = "weights.masters"  # the stored weights, not cast as the engine received them; in float32, on a sample
+
 
 @dataclass(frozen=True)
 class RolloutInfo:
@@ -55,6 +60,8 @@ class Run:
     rank: I8  # [N], the engine's rank of the token, 1 = its most likely; 0 where none is known that can be compared
     scores: dict[str, Scores[Values]]  # by the name of the pass; those of a pass on a sample are NaN elsewhere
     logprobs_modes: tuple[str, ...] = ()  # what the engines declare
+    num_kv_unknown: int = 0  # rollouts of several weight versions of whose KV the trace does not tell
+    noise_dtype: str = ""  # of the body in the pass that measures what precision does
 
     @property
     def trainer(self) -> Scores[Values]:

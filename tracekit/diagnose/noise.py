@@ -1,9 +1,10 @@
 """The noise floor of one run, measured in that run: what is no larger than this is not a finding.
 
-The rule. A scorer's own numerical noise is what changes when the same tokens are scored in another batch shape, and in
-another body precision. Measured per token in units of the token's response to logit noise (`residual.py`), it is one
-number for the whole run, the logit noise eps, with one tail. Both are fitted to those self-differences: Student's t,
-scale and degrees of freedom by maximum likelihood. Two things then are not known in advance:
+The rule. A scorer's own numerical noise is what changes when the same tokens are scored in another batch shape (each
+rollout alone, its prompt not shared), and in another body precision, both on a sample of whole rollouts. Measured per
+token in units of the token's response to logit noise (`residual.py`), it is one number for the whole run, the logit
+noise eps, with one tail. Both are fitted to those self-differences: Student's t, scale and degrees of freedom by
+maximum likelihood. Two things then are not known in advance:
 
 * the engine has noise of its own, from other kernels and perhaps a head in lower precision. Its size is taken from the
   bulk of the recorded tokens (a median, which a fault in a minority of them does not move), but no less than the
@@ -41,7 +42,10 @@ class NoiseFloor:
 
     Attributes:
         semantic: "raw" or "processed".
-        num_tokens: tokens with a free choice on which the self-differences were measured.
+        num_tokens: tokens with a free choice on which another precision was measured.
+        num_shape_tokens: the same for another batch shape.
+        shape_d_mean: mean |d| between the pass and each rollout alone and unshared, nats, over its tokens.
+        shape_d_max: the largest of them, nats.
         shape_noise: logit noise from another batch shape (robust deviation of the self-differences).
         precision_noise: logit noise from another body precision.
         engine_noise: logit noise that the bulk of recorded − replayed shows.
@@ -55,6 +59,9 @@ class NoiseFloor:
 
     semantic: str
     num_tokens: int
+    num_shape_tokens: int
+    shape_d_mean: float
+    shape_d_max: float
     shape_noise: float
     precision_noise: float
     engine_noise: float
@@ -104,9 +111,13 @@ def measure_noise(run: Run, semantic: str) -> TokenNoise:
         beyond = run.valid & (np.abs(recorded.value) > threshold * sigma)
     z = recorded.smooth / scale * robust_of_t
     shifts = find_shifts(z, free & run.valid & np.isfinite(z), run.rollout, len(run.rollouts), degrees)
+    by_shape = _finite(np.abs(own[0].value))
     floor = NoiseFloor(
         semantic=semantic,
         num_tokens=int(np.count_nonzero(free & np.isfinite(own[1].value))),
+        num_shape_tokens=int(np.count_nonzero(free & np.isfinite(own[0].value))),
+        shape_d_mean=float(by_shape.mean()) if by_shape.size else float("nan"),
+        shape_d_max=float(by_shape.max()) if by_shape.size else float("nan"),
         shape_noise=shape,
         precision_noise=precision,
         engine_noise=engine,

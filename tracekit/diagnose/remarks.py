@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from tracekit.diagnose.data import Run
+from tracekit.diagnose.kv import KvHypothesis
 from tracekit.diagnose.metrics import Metrics
 from tracekit.diagnose.noise import NoiseFloor
-from tracekit.diagnose.semantic import SAME, UNDECIDED, Semantic
+from tracekit.diagnose.semantic import MARGIN, SAME, UNDECIDED, Semantic
 
 Code = Literal[
     # findings
@@ -19,6 +21,8 @@ Code = Literal[
     "not finite",
     "above zero",
     "outside the kept set",
+    "values say kv recomputed",
+    "values say kv kept",
     # limits
     "detectable",
     "float32 head",
@@ -42,13 +46,14 @@ class Remark:
     numbers: dict[str, float]
 
 
-def findings(run: Run, semantic: Semantic, metrics: Metrics) -> list[Remark]:
+def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesis]) -> list[Remark]:
     """Say what else the numbers show.
 
     Args:
         run: the tokens.
         semantic: what the recorded values are.
         metrics: as the trainer sees them.
+        kv: other histories of the KV than the trace tells.
     """
     found = []
     if semantic.contradicts_declared:
@@ -65,6 +70,11 @@ def findings(run: Run, semantic: Semantic, metrics: Metrics) -> list[Remark]:
         found.append(Remark("above zero", {"count": positive}))
     if metrics.num_outside:
         found.append(Remark("outside the kept set", {"count": metrics.num_outside}))
+    for other in kv:
+        if other.total_nats < -MARGIN:
+            code: Code = "values say kv recomputed" if other.name == "recomputed" else "values say kv kept"
+            better = other.num_rollouts - other.num_recorded_better
+            found.append(Remark(code, {"count": better, "nats": -other.total_nats}))
     return found
 
 
@@ -81,9 +91,8 @@ def limits(run: Run, noise: NoiseFloor, semantic: Semantic) -> list[Remark]:
         said.append(Remark("same numbers", {}))
     if semantic.kind == UNDECIDED:
         said.append(Remark("not told apart", {"nats": semantic.margin}))
-    versions = np.unique(np.stack([run.rollout, run.weight_version]), axis=1)
-    if np.any(np.bincount(versions[0]) > 1):
-        said.append(Remark("kv recomputed", {}))
+    if run.num_kv_unknown:
+        said.append(Remark("kv recomputed", {"count": run.num_kv_unknown}))
     if noise.capped:
         said.append(Remark("noisier than allowed", {}))
     return said

@@ -29,6 +29,9 @@ class Weights:
             version, from which no fingerprint of the model differs.
         label: of the claim, null without one.
         same_as: the older version, null without one.
+        stored: dtype of the folder's weights, null where it does not tell.
+        received: dtype that the engine cast them to when it loaded them, null where the trace does not tell; what is
+            scored is that cast.
     """
 
     version: int
@@ -36,6 +39,13 @@ class Weights:
     source: Literal["given", "trace", "claim", "same"]
     label: str | None = None
     same_as: int | None = None
+    stored: str | None = None
+    received: str | None = None
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether what is stored is wider than what the engine received, which is what was scored."""
+        return self.stored in ("float32", "float64") and self.received in ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,41 @@ class Scoring:
         dtype: of the body; the head is float32.
         noise_dtype: of the body in the pass that measures what precision does.
         device: torch's name.
-        weights: of every version that sampled a scored token.
+        packing: how sequences went through the body together: packed into one row, or by length.
+        arithmetic: what the body's products were computed in.
+        token_multiplier: positions of the trainer's pass without shared prefixes over those that ran, 1 and above.
+        num_positions: that ran through the body, in all passes.
+        secs: that the replay took.
+        peak_bytes: the most memory held, of the device where that is a GPU, else of the process.
+        weights: of every version that sampled a scored token, or computed KV that it was sampled over.
     """
 
     model: str
     dtype: str
     noise_dtype: str
     device: str
+    packing: str
+    arithmetic: str
+    token_multiplier: float
+    num_positions: int
+    secs: float
+    peak_bytes: int
     weights: list[Weights]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the scored rollouts were chosen from, where the time to score them was bounded.
+
+    Attributes:
+        budget_secs: the bound.
+        num_rollouts: that could have been scored.
+        num_tokens: of theirs.
+    """
+
+    budget_secs: float
+    num_rollouts: int
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +104,7 @@ class Data:
         num_discarded: sampled tokens that never became output; not scored.
         num_lost_rows: rows that the trace itself knows are missing, at least.
         skipped_requests: requests that were left out.
+        sample: what these are a sample of, null where all were scored.
         lost: whether the verdict rests on less than what the engines produced, because rows are missing.
     """
 
@@ -75,6 +113,7 @@ class Data:
     num_discarded: int
     num_lost_rows: int
     skipped_requests: list[Skipped]
+    sample: Sample | None
     lost: bool
 
 

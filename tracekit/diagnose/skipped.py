@@ -15,6 +15,7 @@ Why = Literal[
     "not text",
     "adapter",
     "sampling parameter",
+    "mixed kv",
 ]
 
 
@@ -37,6 +38,10 @@ REASONS: dict[Why, Reason] = {
     "not text": Reason(_RECOMPUTED + "the prompt holds images or other input that replay does not load"),
     "adapter": Reason(_RECOMPUTED + "a LoRA adapter sampled the tokens, which replay does not load"),
     "sampling parameter": Reason(_RECOMPUTED + "{parameter} changed the logits in a way that the trace does not tell"),
+    "mixed kv": Reason(
+        "over a cached block of KV in which the work of several weight versions meets, or of none that is known: where "
+        "one ends and the other begins the trace does not tell"
+    ),
 }
 
 

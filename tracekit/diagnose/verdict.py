@@ -9,6 +9,8 @@ import numpy as np
 from tracekit.diagnose.causes import Cause
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
+from tracekit.diagnose.kv import KvHypothesis, test_kv
+from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, find_onsets
@@ -36,6 +38,8 @@ class Verdict:
         rollouts: the onsets of every rollout, under the right semantic.
         num_with_onset: rollouts with a token beyond noise, or with a sustained shift.
         chance: probability that a clean run would show that many.
+        kv: other histories of the KV against the recorded one, where weights changed within a rollout.
+        masters: what casting the stored weights to the engine's dtype does, null where it does nothing.
         left: what remains for the inference path once a semantic mismatch is corrected; null where there is none.
         findings: other things the numbers say.
         limits: what was not tested, and what size of fault the noise hides.
@@ -53,6 +57,8 @@ class Verdict:
     rollouts: list[RolloutOnsets]
     num_with_onset: int
     chance: float
+    kv: list[KvHypothesis]
+    masters: Masters | None
     left: Cause | None
     findings: list[Remark]
     limits: list[Remark]
@@ -86,6 +92,7 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
         layer, cause = SEMANTIC, "other reading"
     shown = _shown(layer, run, expect, noise, rollouts)
     since_rollout = _first_rollout(shown)
+    kv = test_kv(run, judged, lens)
     verdict = Verdict(
         layer=layer,
         cause=cause,
@@ -99,8 +106,10 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
         rollouts=rollouts,
         num_with_onset=sum(r.onset is not None for r in rollouts),
         chance=chance,
+        kv=kv,
+        masters=masters_factor(run, lens),
         left=on_path if layer == SEMANTIC else None,
-        findings=findings(run, semantic, before),
+        findings=findings(run, semantic, before, kv),
         limits=limits(run, judged.floor, semantic),
     )
     return Judgement(verdict, judged)

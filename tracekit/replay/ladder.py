@@ -2,6 +2,10 @@
 
 To add a rung, add a row to `LADDER`; where it stands for another reading of the recorded values, add its row to
 `tracekit.diagnose.causes`, too.
+
+All passes together cost at most 2.5 times the trainer's: passes with the same model, shape and KV share its forward,
+and each of the others has a share, in positions that run through the body, that adds up to less than 1.5. A run of a
+few hundred tokens costs more, because noise that is measured on less is worth nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
-from tracekit.diagnose.data import OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.replay.scorers import Model
+from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
 from tracekit.scoring.params import Params
 
-NOISE_TOKENS = 16384  # the noise floor is measured on this many tokens at most
+NOISE_SHARE = 0.45
+NOISE_TOKENS = 8192  # the noise floor is measured on this many tokens at most
+NOISE_LEAST = 512  # and on this many at least, whatever they cost: fewer do not tell the tail of the noise
 READING_TOKENS = 2048  # other readings of the sampling parameters are tested on this many
+MASTERS_SHARE = 0.15
+KV_SHARE = 0.15
+KV_ROLLOUTS = 32  # another history of the KV is tested on as many rollouts at least
 
 
 @dataclass(frozen=True)
@@ -22,17 +33,47 @@ class Pass:
 
     Attributes:
         name: what its scores are called in the run.
-        dtype: of the body; the head is float32.
+        model: dtype of the body, and of the weights before; the head is float32.
         max_batch_tokens: the batch shape: tokens that go through the body together.
+        share: whether prefixes that rollouts have in common run once.
+        kv: over which KV tokens are scored where weights changed within a rollout.
         sampling: how the recorded sampling parameters are read.
         num_tokens: how many tokens it scores at most, in whole rollouts spread evenly; None for all.
+        cost: what it may run at most, as a share of the trainer's pass; None for all.
+        at_least: rollouts that it scores whatever that costs.
+        least_tokens: the same in tokens.
     """
 
     name: str
-    dtype: str
+    model: Model
     max_batch_tokens: int
+    share: bool = True
+    kv: KvHow = AS_RECORDED
     sampling: Callable[[Params], Params] = lambda params: params
     num_tokens: int | None = None
+    cost: float | None = None
+    at_least: int = 1
+    least_tokens: int = 0
+
+    @property
+    def forward(self) -> tuple[Model, int, bool, KvHow]:
+        """What passes that share a forward of the body have in common."""
+        return self.model, self.max_batch_tokens, self.share, self.kv
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a run has, which decides on the passes that can tell something.
+
+    Attributes:
+        used: the kinds of sampling parameters in use; see `parameters_in_use`.
+        mixed: KV of some rollout is of more than one version's weights.
+        masters: the folders hold weights that are wider than what the engine received.
+    """
+
+    used: Set[str]
+    mixed: bool = False
+    masters: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,21 +83,29 @@ class Rung:
     Attributes:
         name: of the pass.
         change: gives the pass, from the trainer's.
-        tells: whether it can differ from the others in a run that uses these `parameters_in_use`.
+        tells: whether it can differ from the others in a run.
     """
 
     name: str
     change: Callable[[Pass], Pass]
-    tells: Callable[[Set[str]], bool] = lambda used: True
+    tells: Callable[[Scene], bool] = lambda scene: True
 
 
 def _reading(sampling: Callable[[Params], Params]) -> Callable[[Pass], Pass]:
     return lambda trainer: replace(trainer, sampling=sampling, num_tokens=READING_TOKENS)
 
 
-def _beside_others(parameter: str) -> Callable[[Set[str]], bool]:
+def _beside_others(parameter: str) -> Callable[[Scene], bool]:
     """Whether the parameter is in use and not alone: without the only one there is, processed logprobs are raw."""
-    return lambda used: parameter in used and len(used) > 1
+    return lambda scene: parameter in scene.used and len(scene.used) > 1
+
+
+def _noise(trainer: Pass, **changes: object) -> Pass:
+    return replace(trainer, num_tokens=NOISE_TOKENS, cost=NOISE_SHARE, least_tokens=NOISE_LEAST, **changes)  # type: ignore[arg-type]
+
+
+def _kv(trainer: Pass, how: KvHow) -> Pass:
+    return replace(trainer, kv=how, num_tokens=NOISE_TOKENS, cost=KV_SHARE, at_least=KV_ROLLOUTS)
 
 
 def _other_dtype(dtype: str) -> str:
@@ -67,7 +116,18 @@ _NO_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_
 
 LADDER = (
     Rung(TRAINER, lambda trainer: trainer),
-    Rung(OTHER_SHAPE, lambda trainer: replace(trainer, max_batch_tokens=1, num_tokens=NOISE_TOKENS)),
+    # each rollout alone, its prompt run again for it
+    Rung(OTHER_SHAPE, lambda trainer: _noise(trainer, max_batch_tokens=1, share=False)),
+    Rung(
+        KV_RECOMPUTED,
+        lambda trainer: _kv(trainer, RECOMPUTED),
+        lambda scene: scene.mixed,
+    ),
+    Rung(
+        KV_KEPT,
+        lambda trainer: _kv(trainer, KEPT),
+        lambda scene: scene.mixed,
+    ),
     Rung(
         "sampling.no_temperature",
         _reading(lambda params: replace(params, temperature=1.0)),
@@ -76,7 +136,7 @@ LADDER = (
     Rung(
         "sampling.temperature_twice",
         _reading(lambda params: replace(params, temperature=params.temperature**2)),
-        lambda used: "temperature" in used,
+        lambda scene: "temperature" in scene.used,
     ),
     Rung(
         "sampling.no_truncation",
@@ -91,7 +151,12 @@ LADDER = (
     # last, because another precision is another model to load
     Rung(
         OTHER_PRECISION,
-        lambda trainer: replace(trainer, dtype=_other_dtype(trainer.dtype), num_tokens=NOISE_TOKENS),
+        lambda trainer: _noise(trainer, model=replace(trainer.model, dtype=_other_dtype(trainer.model.dtype))),
+    ),
+    Rung(
+        MASTERS,
+        lambda trainer: replace(trainer, model=Model("float32"), num_tokens=READING_TOKENS, cost=MASTERS_SHARE),
+        lambda scene: scene.masters,
     ),
 )
 
@@ -106,14 +171,13 @@ def parameters_in_use(all_params: Iterable[Params]) -> set[str]:
     return used
 
 
-def plan_passes(dtype: str, max_batch_tokens: int, all_params: Iterable[Params]) -> list[Pass]:
+def plan_passes(model: Model, max_batch_tokens: int, scene: Scene) -> list[Pass]:
     """Return the passes that tell something about a run, the trainer's first.
 
     Args:
-        dtype: of the trainer's body.
+        model: the trainer's.
         max_batch_tokens: of the trainer's pass.
-        all_params: sampling parameters of the rollouts.
+        scene: what the run has.
     """
-    used = parameters_in_use(all_params)
-    trainer = Pass(TRAINER, dtype, max_batch_tokens)
-    return [replace(rung.change(trainer), name=rung.name) for rung in LADDER if rung.tells(used)]
+    trainer = Pass(TRAINER, model, max_batch_tokens)
+    return [replace(rung.change(trainer), name=rung.name) for rung in LADDER if rung.tells(scene)]

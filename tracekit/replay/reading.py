@@ -15,10 +15,11 @@ import numpy as np
 
 from tracekit.diagnose.skipped import Skipped, Why
 from tracekit.errors import ReplayRefused
+from tracekit.replay.history import Computed, histories
 from tracekit.replay.rollouts import Rollout, Rollouts
 from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
 from tracekit.scoring.params import parse_params, untestable
-from tracekit.scoring.rounding import round_sampling, sampling_dtype
+from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
 
@@ -42,6 +43,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
     promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
     rows = {_key(r): r for r in trace.table("requests").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
+    of_request = histories(trace, tokens)
     found: list[Rollout] = []
     skipped: Counter[tuple[Why, str | None]] = Counter()
     for key, part in by_request(tokens):
@@ -55,7 +57,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
         if parameter:
             skipped["sampling parameter", parameter] += 1
         else:
-            found.append(_rollout(part, row, sampling))
+            found.append(_rollout(part, row, sampling, of_request.get(key, ())))
     left_out = [Skipped(why, parameter, count) for (why, parameter), count in sorted(skipped.items(), key=str)]
     if not found:
         reasons = "; ".join(f"{skip.count} {skip.what}" for skip in left_out)
@@ -68,6 +70,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
         logprobs_modes=modes,
         models=tuple(sorted({str(e["model"]) for e in engines if e.get("model")})),
         vocab_size=_vocab_size(engines),
+        dtype=_dtype(engines),
         weight_changes=trace.table("weights").to_pylist(),
     )
 
@@ -114,7 +117,7 @@ def _sampling(row: Row, rounded_to: str | None) -> Mapping[str, Any]:
     return round_sampling(sampling, rounded_to) if rounded_to else sampling
 
 
-def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any]) -> Rollout:
+def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any], history: tuple[Computed, ...]) -> Rollout:
     params = parse_params(sampling)
     sequence = Sequence(
         engine=int(row["engine"]),
@@ -130,7 +133,14 @@ def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any]) -> Rollout:
         weight_version=part["weight_version"],
         engine_step=part["engine_step"],
         rank=np.zeros_like(part["rank"]) if params.reorders else part["rank"],
+        history=history,
     )
+
+
+def _dtype(engines: Seq[Row]) -> str | None:
+    """The dtype that the engines received the weights in, where all that tell it agree."""
+    found = {dtype for engine in engines if (dtype := model_dtype(engine))}
+    return found.pop() if len(found) == 1 else None
 
 
 def _vocab_size(engines: Seq[Row]) -> int | None:

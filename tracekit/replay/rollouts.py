@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.diagnose.data import RolloutInfo, Run
-from tracekit.diagnose.result import Data
+from tracekit.diagnose.result import Data, Sample
 from tracekit.diagnose.skipped import REASONS, Skipped
+from tracekit.replay.history import Computed
 from tracekit.scores import Scores, Values
 from tracekit.scoring.types import Sequence
 
@@ -28,6 +29,7 @@ class Rollout:
     weight_version: I8  # [T]
     engine_step: I8  # [T]
     rank: I8  # [T] the engine's, 1 = its most likely token; 0 where none was recorded or parameters reorder tokens
+    history: tuple[Computed, ...] = ()  # of its KV, where it is of more than one weight version and the trace tells
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -38,6 +40,13 @@ class Rollout:
     def num_tokens(self) -> int:
         """T, the length of the completion."""
         return len(self.sequence.token_ids)
+
+    @property
+    def versions(self) -> list[int]:
+        """Weight versions of its tokens and of their KV, ascending."""
+        of_kv = {computed.weight_version for computed in self.history}
+        found = {v for computed in self.history for block in computed.found for v in (block.oldest, block.newest)}
+        return sorted({int(v) for v in np.unique(self.weight_version)} | of_kv | {v for v in found if v is not None})
 
 
 @dataclass(frozen=True)
@@ -51,17 +60,19 @@ class Rollouts:
     logprobs_modes: tuple[str, ...]  # one for each kind of engine in the trace
     models: tuple[str, ...]  # that the engines name, each once
     vocab_size: int | None  # of the model that the engine ran, where the trace tells
+    dtype: str | None  # of the weights as the engines received them, where the trace tells
     weight_changes: list[dict[str, Any]]  # rows of the table `weights`
+    sample: Sample | None = None  # what these were chosen from, where time was bounded
 
     @property
     def versions(self) -> list[int]:
-        """Weight versions that sampled at least one scored token, ascending."""
-        return [int(v) for v in np.unique(np.concatenate([r.weight_version for r in self.rollouts]))]
+        """Weight versions that sampled a scored token, or computed KV that it was sampled over, ascending."""
+        return sorted({version for rollout in self.rollouts for version in rollout.versions})
 
     @property
     def ran(self) -> set[tuple[int, int]]:
-        """The (engine, weight version) pairs of the scored tokens."""
-        return {(r.sequence.engine, int(v)) for r in self.rollouts for v in r.weight_version}
+        """The (engine, weight version) pairs of the scored tokens and their KV."""
+        return {(r.sequence.engine, version) for r in self.rollouts for version in r.versions}
 
     def data(self) -> Data:
         """Return the counts, for the result."""
@@ -71,14 +82,17 @@ class Rollouts:
             num_discarded=self.num_discarded,
             num_lost_rows=self.num_lost_rows,
             skipped_requests=self.skipped,
+            sample=self.sample,
             lost=bool(self.num_lost_rows or any(REASONS[s.why].is_loss for s in self.skipped)),
         )
 
-    def run(self, scores: Mapping[str, Scores[Values]]) -> Run:
+    def run(self, scores: Mapping[str, Scores[Values]], noise_dtype: str, num_kv_unknown: int) -> Run:
         """Return what the diagnosis works on.
 
         Args:
             scores: by the name of the pass, over all tokens of all rollouts.
+            noise_dtype: of the body in the pass that measures what precision does.
+            num_kv_unknown: rollouts of several weights of whose KV nothing is known.
         """
         rollouts = self.rollouts
         lengths = [r.num_tokens for r in rollouts]
@@ -97,4 +111,6 @@ class Rollouts:
             rank=np.concatenate([r.rank for r in rollouts]),
             scores=dict(scores),
             logprobs_modes=self.logprobs_modes,
+            num_kv_unknown=num_kv_unknown,
+            noise_dtype=noise_dtype,
         )

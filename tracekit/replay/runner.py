@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +16,21 @@ from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weig
 from tracekit.diagnose.verdict import Verdict, judge
 from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, UsageError
 from tracekit.objects.fetch import local_folder, quiet
+from tracekit.replay.budget import within
+from tracekit.replay.checkpoints import stored_dtype
 from tracekit.replay.claims import find_claims
 from tracekit.replay.folders import choose_weights, needed_claims
-from tracekit.replay.ladder import Pass, plan_passes
+from tracekit.replay.keeping import Kept
+from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_passes
 from tracekit.replay.output import Replay, token_table
-from tracekit.replay.passes import num_tokens, score_pass
+from tracekit.replay.planning import num_shared, plan_units
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
 from tracekit.replay.rollouts import Rollouts
-from tracekit.replay.scorers import Load, OneAtATime, ScorerLike, identity_test, torch_loader
+from tracekit.replay.running import join, locally, run_units, totals
+from tracekit.replay.scorers import Load, Model, OneAtATime, ScorerLike, identity_test, peak_bytes, torch_loader
+from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
+from tracekit.replay.units import Unit
 from tracekit.replay.versions import same_weights
 from tracekit.scores import PROCESSED, RAW, Scores, Values
 from tracekit.trace.reader import open_trace
@@ -30,6 +38,7 @@ from tracekit.trace.reader import open_trace
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
 
+PACKED = "packed"  # only so can a model be scored over KV of other weights
 BATCH_TOKENS = {"cpu": 2048}
 BATCH_TOKENS_GPU = 16384
 
@@ -43,6 +52,8 @@ def replay(
     dtype: str = "bfloat16",
     device: str | None = None,
     max_batch_tokens: int | None = None,
+    budget_secs: float | None = None,
+    keep: str | Path | None = None,
     show_progress: bool = False,
     load: Load | None = None,
 ) -> Replay:
@@ -58,8 +69,10 @@ def replay(
         dtype: the trainer's body precision (bfloat16, float16, float32); the head is always float32.
         device: a torch device; the default is CUDA where there is one, else the CPU.
         max_batch_tokens: tokens that go through the body together; the default depends on the device.
-        show_progress: a line with tokens per second on stderr.
-        load: makes a scorer from a folder and a dtype; the default loads one with transformers.
+        budget_secs: about how long scoring may take: as many rollouts as that allows are scored, spread evenly.
+        keep: a folder for what was scored, from which an interrupted replay goes on; it is gone at the end.
+        show_progress: a line on stderr with the time that is left.
+        load: makes a scorer from a folder and what its weights are loaded as; the default does with transformers.
 
     Returns:
         The result (verdict, codes, numbers) and the table of all scored tokens.
@@ -77,20 +90,32 @@ def replay(
         found.result.verdict.layer  # "none", "semantic" or "inference path"
         found.tokens.column("d")  # replay − rollout of every token, in nats
     """
+    started = time.monotonic()
     if expect not in (RAW, PROCESSED):
         raise UsageError(f"expect must be raw or processed, not {expect}")
     rollouts = read_rollouts(open_trace(trace) if isinstance(trace, str | os.PathLike) else trace)
+    received = Model(dtype, rollouts.dtype or dtype)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
+    taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
+    oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
+    rollouts = leave_out_unknown(rollouts, _group(oldest))
     scorers = OneAtATime(load or torch_loader(device))
-    first = scorers(folders[rollouts.versions[0]], dtype)
-    shape = max_batch_tokens or BATCH_TOKENS.get(first.device.split(":")[0], BATCH_TOKENS_GPU)
-    _check_scorer(first, rollouts, shape)
-    plan = plan_passes(dtype, shape, [r.sequence.params for r in rollouts.rollouts])
-    noise_dtype = next(how.dtype for how in plan if how.name == OTHER_PRECISION)
-    scoring = Scoring(first.name, dtype, noise_dtype, first.device, taken)
-    del first  # what the plan loads next must not lie in memory beside it
-    run = rollouts.run(_score(plan, scorers, folders, rollouts, show_progress))
+    scorer = scorers(folders[rollouts.versions[0]], received)
+    shape = max_batch_tokens or BATCH_TOKENS.get(scorer.device.split(":")[0], BATCH_TOKENS_GPU)
+    _check_vocabulary(scorer, rollouts)
+    if scorer.packing != PACKED:
+        rollouts = forget_kv(rollouts)
+    secs = identity_test(scorer, rollouts.rollouts, shape)
+    if budget_secs is not None:
+        rollouts = within(rollouts, budget_secs, secs, started)
+    plan = plan_passes(received, shape, _scene(rollouts, taken, scorer.packing))
+    units = plan_units(rollouts.rollouts, plan, _group(oldest))
+    about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
+    del scorer  # what the plan loads next must not lie in memory beside it
+    scores = _score(units, scorers, folders, rollouts, Path(keep) if keep else None, about, show_progress)
+    scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
+    run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
     judged = judge(run, expect=expect)
     return Replay(_result(scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
 
@@ -102,23 +127,69 @@ def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Wei
     return choose_weights(rollouts.versions, oldest, given, claims, rollouts.models)
 
 
-def _check_scorer(scorer: ScorerLike, rollouts: Rollouts, max_batch_tokens: int) -> None:
+def _group(oldest: Mapping[int, int]) -> Group:
+    """Versions whose weights are in the same folder are one."""
+    return lambda version: oldest.get(version, version)
+
+
+def _scene(rollouts: Rollouts, taken: Seq[Weights], packing: str) -> Scene:
+    folders = {weights.version: weights.folder for weights in taken}
+    return Scene(
+        used=parameters_in_use(r.sequence.params for r in rollouts.rollouts),
+        mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts.rollouts),
+        masters=any(weights.is_cast for weights in taken),
+    )
+
+
+def _check_vocabulary(scorer: ScorerLike, rollouts: Rollouts) -> None:
     if rollouts.vocab_size not in (None, scorer.vocab_size):
         raise ModelError(
             f"the engine ran a model with a vocabulary of {rollouts.vocab_size} and this one has {scorer.vocab_size}: "
             f"another model ({scorer.name})"
         )
-    identity_test(scorer, rollouts.rollouts, max_batch_tokens)
 
 
 def _score(
-    plan: Seq[Pass], scorers: Load, folders: Mapping[int, Path], rollouts: Rollouts, show_progress: bool
+    units: Seq[Unit],
+    scorers: Load,
+    folders: Mapping[int, Path],
+    rollouts: Rollouts,
+    keep: Path | None,
+    about: tuple[str, str, str, str],
+    show_progress: bool,
 ) -> dict[str, Scores[Values]]:
-    """Run every pass; returns its scores by its name."""
-    total = sum(num_tokens(rollouts.rollouts, folders, how) for how in plan)
-    with Progress("replay", total, quiet=not show_progress) as progress:
-        advance: Callable[[int], None] = progress.advance
-        return {how.name: score_pass(scorers, folders, rollouts.rollouts, how, advance) for how in plan}
+    """Score all units; returns the scores of each pass by its name."""
+    kept = Kept(keep, folders, repr((*about[1:], os.environ.get("OMP_NUM_THREADS"), os.cpu_count())))
+    with Progress("replay", totals(units), quiet=not show_progress) as progress:
+        try:
+            found = run_units(units, locally(scorers, folders, progress.begin), kept, progress)
+        except (KeyboardInterrupt, SystemExit):
+            if keep and show_progress:
+                talk("\ntracekit: what was scored is kept: the same command goes on from there")
+            raise
+    kept.drop(units)
+    return join(rollouts.rollouts, found)
+
+
+def _scoring(
+    about: tuple[str, str, str, str], plan: Seq[Pass], units: Seq[Unit], taken: list[Weights], secs: float
+) -> Scoring:
+    name, device, packing, arithmetic = about
+    trainer = [unit for unit in units if (unit.model, unit.max_batch_tokens, unit.share) == plan[0].forward[:3]]
+    run, unshared = num_shared(trainer)
+    return Scoring(
+        model=name,
+        dtype=plan[0].model.dtype,
+        noise_dtype=next(how.model.dtype for how in plan if how.name == OTHER_PRECISION),
+        device=device,
+        packing=packing,
+        arithmetic=arithmetic,
+        token_multiplier=unshared / run,
+        num_positions=sum(unit.cost for unit in units),
+        secs=secs,
+        peak_bytes=peak_bytes(device),
+        weights=taken,
+    )
 
 
 def _result(scoring: Scoring, data: Data, verdict: Verdict) -> Result:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from tracekit.errors import ModelError, ReplayRefused
 from tracekit.replay.rollouts import Rollout
+from tracekit.replay.sampling import pick
 from tracekit.scoring.spans import Span, SpanScores, whole
 
 _NUM_IDENTITY = 4
+_IDENTITY_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a unit's weights are loaded as.
+
+    Attributes:
+        dtype: that the body computes in.
+        weights: dtype that the stored weights are cast to first, as an engine received them; None: left as stored.
+    """
+
+    dtype: str
+    weights: str | None = None
 
 
 class ScorerLike(Protocol):
@@ -48,8 +68,8 @@ class ScorerLike(Protocol):
         """Score spans, in their order, `max_batch_tokens` together; `on_tokens` hears of each batch."""
 
 
-Load = Callable[[Path, str], ScorerLike]
-"""Folder and dtype to scorer."""
+Load = Callable[[Path, Model], ScorerLike]
+"""Folder, and what its weights are loaded as, to scorer."""
 
 
 class OneAtATime:
@@ -57,14 +77,14 @@ class OneAtATime:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._key: tuple[Path, str] | None = None
+        self._key: tuple[Path, Model] | None = None
         self._scorer: ScorerLike | None = None
 
-    def __call__(self, folder: Path, dtype: str) -> ScorerLike:
-        """Return the scorer of a folder in a dtype."""
-        if self._scorer is None or self._key != (folder, dtype):
+    def __call__(self, folder: Path, model: Model) -> ScorerLike:
+        """Return the scorer of a folder."""
+        if self._scorer is None or self._key != (folder, model):
             self._scorer = None
-            self._scorer, self._key = self._load(folder, dtype), (folder, dtype)
+            self._scorer, self._key = self._load(folder, model), (folder, model)
         return self._scorer
 
 
@@ -78,18 +98,27 @@ def torch_loader(device: str | None) -> Load:
         from tracekit.scoring.scorer import Scorer
     except ImportError as error:
         raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
-    return lambda folder, dtype: Scorer.load(folder, dtype=dtype, device=device)
+    return lambda folder, model: Scorer.load(folder, dtype=model.dtype, weights=model.weights, device=device)
 
 
-def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> None:
-    """Score a few rollouts twice in the same shape.
+def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> float:
+    """Score a few rollouts twice in the same shape; they are a tenth of the run at most, but one.
+
+    Returns:
+        Seconds that one position took the second time.
 
     Raises:
         ReplayRefused: the two are not bit-equal, so that nothing the scorer says could be told from its own whims.
     """
-    few = [whole(r.sequence) for r in rollouts[:_NUM_IDENTITY]]
-    first, second = (scorer.score(few, max_batch_tokens=max_batch_tokens) for _ in range(2))
-    for span, one, other in zip(few, first, second, strict=True):
+    lengths = np.array([r.sequence.num_inputs for r in rollouts])
+    every = range(len(rollouts))
+    few = pick(every, lengths, lengths, max_tokens=None, max_cost=_IDENTITY_SHARE * lengths.sum())[:_NUM_IDENTITY]
+    spans = [whole(rollouts[i].sequence) for i in few]
+    first = scorer.score(spans, max_batch_tokens=max_batch_tokens)
+    started = time.perf_counter()
+    second = scorer.score(spans, max_batch_tokens=max_batch_tokens)
+    secs = time.perf_counter() - started
+    for span, one, other in zip(spans, first, second, strict=True):
         (a,), (b,) = one.readings, other.readings
         for name in ("raw_logprob", "forced_logprob"):
             if getattr(a, name).tobytes() != getattr(b, name).tobytes():
@@ -97,3 +126,13 @@ def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: 
                     f"the scorer does not agree with itself on request {span.sequence.request} ({name} differs between "
                     "two identical passes), so it gives no verdict"
                 )
+    return secs / max(int(lengths[few].sum()), 1)
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory that this process has held so far, of the device's where that is a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

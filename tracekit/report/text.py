@@ -76,7 +76,12 @@ def _what(result: Result) -> Iterator[str]:
         f"{plural(data.num_tokens, 'token')} of {plural(data.num_rollouts, 'rollout')}, scored by {scoring.model} "
         f"({scoring.dtype} body, float32 head, {scoring.device})"
     )
+    yield (
+        f"sequences {scoring.packing}, {scoring.arithmetic}, token multiplier {scoring.token_multiplier:.2f}; "
+        f"{scoring.secs:.0f} s, peak memory {scoring.peak_bytes / 2**30:.1f} GiB"
+    )
     yield from filter(None, map(words.weights, scoring.weights))
+    yield from filter(None, map(words.cast, scoring.weights))
     yield from words.losses(data)
 
 
@@ -104,8 +109,14 @@ def _noise(verdict: Verdict) -> Iterator[str]:
     )
     yield (
         f"a token is beyond noise above {noise.threshold:.1f} sigma (a tail of {noise.degrees:g} degrees of freedom, "
-        f"from {noise.num_tokens} tokens)"
+        f"from {noise.num_shape_tokens + noise.num_tokens} self-differences)"
     )
+    yield (
+        f"packed and shared against each rollout alone: mean |d| {noise.shape_d_mean:.2g} nats, largest "
+        f"{noise.shape_d_max:.2g}"
+    )
+    yield from words.kv(verdict)
+    yield from filter(None, [words.masters(verdict)])
 
 
 def _first_tokens(verdict: Verdict) -> Iterator[str]:

@@ -80,6 +80,12 @@ def remark(verdict: Verdict, said: Remark) -> str:
                 f"{plural(count, 'recorded token is', 'recorded tokens are')} outside the scorer's own kept set; each "
                 "is scored as if it were let in."
             )
+        case "values say kv recomputed" | "values say kv kept":
+            how = said.code.rpartition(" ")[2]
+            return (
+                f"The values tell another history of the KV than the trace: with KV {how} they are explained better by "
+                f"{numbers['nats']:.0f} nats, in {plural(count, 'rollout')}."
+            )
         case "detectable":
             return (
                 f"A token of median response must be off by {numbers['nats']:.3f} nats to be beyond noise; smaller "
@@ -96,14 +102,46 @@ def remark(verdict: Verdict, said: Remark) -> str:
             )
         case "kv recomputed":
             return (
-                "Where weights changed within a rollout, KV was recomputed under the weights of each token: KV that "
-                "the engine kept from older weights is not modelled."
+                f"In {plural(count, 'rollout')} weights changed, and what became of the KV the trace does not tell, or "
+                "this model cannot be scored over it: it was recomputed under the weights of each token."
             )
         case "noisier than allowed":
             return (
                 "The recorded values are noisier than an engine about as exact as the scorer would make them; "
                 "sigma does not follow them."
             )
+
+
+def kv(verdict: Verdict) -> Iterator[str]:
+    """Say how the recorded history of the KV stands against others, where weights changed within a rollout."""
+    for other in verdict.kv:
+        yield (
+            f"KV as recorded against {other.name}: better in {other.num_recorded_better} of "
+            f"{plural(other.num_rollouts, 'rollout')}, median {other.median_nats:+.1f} nats (mean |d| "
+            f"{other.d_abs_mean_recorded:.2g} against {other.d_abs_mean:.2g})"
+        )
+
+
+def masters(verdict: Verdict) -> str | None:
+    """Say what casting the stored weights does; None where it does nothing."""
+    found = verdict.masters
+    if found is None:
+        return None
+    return (
+        f"the stored weights against their cast: mean |d| {found.d_abs_mean:.2g} nats, largest {found.d_abs_max:.2g}, "
+        f"ratio {found.ratio_mean:.4f} (both in float32, {plural(found.num_tokens, 'token')}): a trainer that computes "
+        "with what is stored differs from the engine by as much"
+    )
+
+
+def cast(taken: Weights) -> str | None:
+    """Say that stored weights were cast; None where they were not."""
+    if not taken.is_cast:
+        return None
+    return (
+        f"weight version {taken.version} is stored in {taken.stored}; what is scored is its cast to {taken.received}, "
+        "as the engine received it"
+    )
 
 
 def weights(taken: Weights) -> str | None:
@@ -127,6 +165,11 @@ def weights(taken: Weights) -> str | None:
 
 def losses(data: Data) -> Iterator[str]:
     """Say what was there and is not scored."""
+    if data.sample:
+        yield (
+            f"SAMPLE: {data.num_rollouts} of {plural(data.sample.num_rollouts, 'rollout')}, {data.num_tokens} of "
+            f"{plural(data.sample.num_tokens, 'token')}, spread evenly: what {data.sample.budget_secs:g} s allow"
+        )
     if data.num_discarded:
         one, several = "sampled token never became output and was", "sampled tokens never became output and were"
         yield f"{plural(data.num_discarded, one, several)} not scored"

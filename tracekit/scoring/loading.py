@@ -16,15 +16,22 @@ from tracekit.errors import ModelError, NoModelFolderError, UsageError
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def load_model(folder: Path, *, dtype: str, device: torch.device) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: str, device: torch.device, weights: str | None = None) -> PreTrainedModel:
     """Load the model in a folder, in evaluation mode.
+
+    Args:
+        folder: with config.json and weights.
+        dtype: that the model computes in.
+        device: where it lies.
+        weights: dtype that the stored weights are cast to first, as an engine that runs in it received them.
 
     Raises:
         UsageError: the dtype is unknown.
         ModelError: the folder is missing, holds no model, or its weights are incomplete.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    for name in (dtype, weights or dtype):
+        if name not in DTYPES:
+            raise UsageError(f"unknown dtype {name!r}: use one of {', '.join(DTYPES)}")
     if not folder.is_dir():
         raise NoModelFolderError(folder)
     if not (folder / "config.json").is_file():
@@ -34,14 +41,14 @@ def load_model(folder: Path, *, dtype: str, device: torch.device) -> PreTrainedM
     try:
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, **{keyword: DTYPES[dtype]}
+                folder, local_files_only=True, output_loading_info=True, **{keyword: DTYPES[weights or dtype]}
             )
     except Exception as error:  # whatever a stranger's folder makes transformers raise
         raise ModelError(f"the model cannot be loaded ({_first_line(error)}): {folder}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(f"the model lacks {len(missing)} weights, {missing[0]} the first of them: {folder}")
-    loaded: PreTrainedModel = model.eval().to(device)
+    loaded: PreTrainedModel = model.eval().to(DTYPES[dtype]).to(device)
     return loaded
 
 

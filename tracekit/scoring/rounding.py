@@ -19,15 +19,23 @@ def sampling_dtype(engine: Mapping[str, Any]) -> str | None:
     Args:
         engine: a row of the `engines` table.
     """
-    if engine.get("kind") != "v0":
-        return None
+    dtype = model_dtype(engine) if engine.get("kind") == "v0" else None
+    return dtype if dtype in ("bfloat16", "float16") else None
+
+
+def model_dtype(engine: Mapping[str, Any]) -> str | None:
+    """Return the dtype that an engine casts its weights to when it loads them, None where its row does not tell.
+
+    Args:
+        engine: a row of the `engines` table.
+    """
     try:
         config = json.loads(engine.get("config") or "{}")
     except ValueError:
         return None
     named = ((config.get("vllm") or {}).get("model_config") or {}).get("dtype")
     dtype = str(named or "").removeprefix("torch.")
-    return dtype if dtype in ("bfloat16", "float16") else None
+    return dtype if dtype in ("bfloat16", "float16", "float32") else None
 
 
 def round_sampling(sampling: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -47,7 +47,13 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, dtype: str = "bfloat16", device: str | None = None, arithmetic: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "bfloat16",
+        weights: str | None = None,
+        device: str | None = None,
+        arithmetic: str | None = None,
     ) -> Scorer:
         """Load any causal LM that transformers reads from a local folder.
 
@@ -56,6 +62,8 @@ class Scorer:
         Args:
             path: folder with config.json and weights.
             dtype: of the body: bfloat16, float16 or float32.
+            weights: dtype that the stored weights are cast to first, as an engine that runs in it received them; the
+                default leaves them as they are.
             device: a torch device; the default is CUDA where torch finds it, else the CPU.
             arithmetic: of a bfloat16 body's linears on a CPU; the default is what is faster here. Loads that are to
                 agree to the bit, on machines of one type too, pass on what the first of them says.
@@ -66,7 +74,7 @@ class Scorer:
         """
         folder = Path(path)
         with _exact_float32():
-            loaded = load_model(folder, dtype=dtype, device=pick_device(device))
+            loaded = load_model(folder, dtype=dtype, device=pick_device(device), weights=weights)
             chosen = settle_arithmetic(loaded.base_model, arithmetic)
             model = SplitModel(loaded)
             body = Body(model)

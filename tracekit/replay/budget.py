@@ -1,0 +1,50 @@
+"""Which rollouts a replay scores where its time is bounded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import groupby
+
+from tracekit.diagnose.result import Sample
+from tracekit.replay.rollouts import Rollout, Rollouts
+from tracekit.replay.sampling import spread
+
+PASSES = 2.5  # what the whole verdict costs at most, in trainer's passes
+
+
+def within(rollouts: Rollouts, budget_secs: float, position_secs: float, started: float) -> Rollouts:
+    """Return the rollouts that can be scored in time: whole groups of an equal prompt, spread over versions and steps.
+
+    Args:
+        rollouts: all of them.
+        budget_secs: how long the replay may take, about, from `started` on; one group is always scored.
+        position_secs: that one position of a pass takes.
+        started: on the monotonic clock.
+    """
+    room = (budget_secs - (time.monotonic() - started)) / (PASSES * position_secs)
+    everyone = rollouts.rollouts
+    by_prompt = sorted(everyone, key=_prompt)
+    groups = sorted((list(group) for _, group in groupby(by_prompt, key=_prompt)), key=_when)
+    chosen: set[int] = set()
+    for i in spread(len(groups)):
+        room -= _cost(groups[i])
+        if chosen and room < 0:
+            break
+        chosen |= {id(rollout) for rollout in groups[i]}
+    left = [rollout for rollout in everyone if id(rollout) in chosen]
+    sample = Sample(budget_secs, len(everyone), sum(r.num_tokens for r in everyone))
+    return replace(rollouts, rollouts=left, sample=sample)
+
+
+def _prompt(rollout: Rollout) -> bytes:
+    return rollout.sequence.prompt_token_ids.tobytes()
+
+
+def _when(group: list[Rollout]) -> tuple[int, int, int]:
+    first = group[0]
+    return int(first.weight_version[0]), first.sequence.engine, int(first.engine_step[0])
+
+
+def _cost(group: list[Rollout]) -> int:
+    return group[0].num_prompt_tokens + sum(r.num_tokens for r in group)

@@ -1,0 +1,63 @@
+"""What a model folder holds, told without loading it: the dtype of its weights, and what tells it from another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_SAMPLE = 1 << 16
+_SAMPLES = 64
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """Return the dtype that most weights of a folder are stored in; None where no safetensors file tells.
+
+    The header of such a file is JSON behind eight bytes of length (huggingface/safetensors, "Format").
+    """
+    counted: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        for tensor in _header(path).values():
+            first, end = tensor.get("data_offsets", (0, 0))
+            counted[str(tensor.get("dtype"))] += end - first
+    if not counted:
+        return None
+    (name, _), *_ = counted.most_common(1)
+    return _TORCH_NAMES.get(name)
+
+
+def content_digest(folder: Path) -> str:
+    """Return what stands for a folder's files, 32 hex digits: names, sizes, times, and samples of what is in.
+
+    Weights that were written in place have another time; a copy of the folder is taken for another one.
+    """
+    hashed = blake2b(digest_size=16)
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        stat = path.stat()
+        hashed.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        for part in _samples(path, stat.st_size):
+            hashed.update(part)
+    return hashed.hexdigest()
+
+
+def _samples(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        if size <= _SAMPLE * _SAMPLES:
+            yield file.read()
+            return
+        for i in range(_SAMPLES):
+            file.seek(i * (size - _SAMPLE) // (_SAMPLES - 1))
+            yield file.read(_SAMPLE)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (ValueError, OSError, MemoryError, OverflowError):
+        return {}  # loading it will say what is wrong
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
