@@ -12,7 +12,11 @@ mean the same in every table, and say more only where they differ.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+# the schema that brought a table; those not named were in the first that is read
+SINCE = {"prompt_logprobs": 3, "prompt_topk": 3}
+OLDEST_SCHEMA = 2
 
 # tokens.flags
 ACCEPTED = 1  # appended to the request's output
@@ -85,6 +89,25 @@ TABLES: dict[str, dict[str, str]] = {
         "rank": "u4",  # vocab_rank: 1 = the most likely token at this position
         "token_id": "u4",
         "logprob": "f4",  # nats, in the engine's logprobs_mode
+    },
+    "prompt_logprobs": {  # a row is a prompt token, where the client asked for prompt logprobs
+        "engine": "u4",
+        "request": "u4",
+        "position": "u4",  # from 1: nothing comes before the first token
+        "token_id": "u4",  # that the engine scored here: the prompt's
+        # nats, given the tokens before it; nobody sampled it. V1's are raw, whatever temperature and logprobs_mode say
+        # (but logits, where vLLM 0.32 is told to report logits); V0's are after temperature and truncation
+        "logprob": "f4",
+        "rank": "u4",  # vocab_rank: 1 = the engine's argmax
+        "engine_step": "u4",  # whose output brought it; V1 brings a prompt's at once, when its last chunk is computed
+    },
+    "prompt_topk": {  # a row is an alternative at a prompt position, where the client asked for some
+        "engine": "u4",
+        "request": "u4",
+        "position": "u4",  # as in `prompt_logprobs`
+        "rank": "u4",  # vocab_rank: 1 = the most likely token at this position
+        "token_id": "u4",
+        "logprob": "f4",  # as in `prompt_logprobs`
     },
     "steps": {  # a row is one step of an engine: one forward pass over a batch
         "engine": "u4",

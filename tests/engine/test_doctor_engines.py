@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from helpers.engine import job, record, run_cli
+from helpers.traced import prompts
 from tracekit.jobs import rollout
-from tracekit.tables import PREEMPTED, RESUMED
+from tracekit.tables import PARTIAL, PREEMPTED, RESUMED
 from tracekit.trace.reader import open_trace
 
 pytestmark = pytest.mark.engine
@@ -38,6 +39,31 @@ def test_one_changed_bit_of_the_clients_view_is_found(recorded: Path, tmp_path: 
     done = run_cli("doctor", recorded / "trace.arrow", "--completions", tmp_path / "view.jsonl")
     assert done.returncode == 1
     assert f"{rows[4]['request_id']!r}: the logprob of output token 7" in done.stdout
+
+
+def test_prompt_logprobs_of_chunks_and_of_requests_that_were_preempted_are_recorded_once(recorded: Path) -> None:
+    trace = open_trace(recorded / "trace.arrow")
+    view = [json.loads(line) for line in (recorded / "view.jsonl").read_text().splitlines()]
+    seen = {(row["request_id"], row["index"]): row["prompt_logprobs"] for row in view if row.get("prompt_logprobs")}
+    rows = trace.table("requests").to_pylist()
+    names = {r["request"]: (r["external_id"], r["index"]) for r in rows}
+    found = {
+        names[number]: [at and float.fromhex(next(iter(at.values()))[0]) for at in of_prompt]
+        for (_, number), of_prompt in prompts(trace).items()
+    }
+    assert found == seen and len(seen) == 7  # five of the many, two children
+    scheduled = [row for row in trace.table("scheduled").to_pylist() if names[row["request"]] in seen]
+    assert any(row["flags"] & PARTIAL for row in scheduled) and any(row["flags"] & RESUMED for row in scheduled)
+
+
+def test_one_changed_bit_of_a_prompts_logprobs_is_found(recorded: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (recorded / "view.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row.get("prompt_logprobs"))
+    row["prompt_logprobs"][7] = float(np.nextafter(np.float32(row["prompt_logprobs"][7]), np.float32(-9)))
+    (tmp_path / "view.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_cli("doctor", recorded / "trace.arrow", "--completions", tmp_path / "view.jsonl")
+    assert done.returncode == 1
+    assert f"{row['request_id']!r}: the logprob of prompt token 7 is not the client's" in done.stdout
 
 
 def test_lint_names_the_hits_on_blocks_of_the_old_weights(recorded: Path) -> None:

@@ -97,6 +97,11 @@ def test_prompt_logprobs_skip_the_cache_of_v1(told: Any) -> None:
     assert facts["skips_the_cache"] is (engine != "v0")
 
 
+def test_prompts_are_scored_raw_by_v1_and_with_their_parameters_by_v0(told: Any) -> None:
+    engine, facts = told
+    assert facts["prompts_have_a_temperature"] is (engine == "v0")
+
+
 def test_every_kv_dtype_that_is_no_float_of_16_bits_is_named(told: Any) -> None:
     rounds = {name for name in told[1]["kv_dtypes"] if "quantized-kv-cache" in fired("v1", kv_cache_dtype=name)}
     assert rounds == set(told[1]["kv_dtypes"]) - {"auto", "float16", "bfloat16"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.engine import plain, record, run_cli, then
+from helpers.traced import prompts
 from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
@@ -62,6 +63,20 @@ def test_both_values_of_every_token_are_vllms_own(runs: Any) -> None:
             assert [bits(r["rollout_logprob"]) for r in rows] == [bits(r[own]) for r in rows]
             differing += sum(raw != processed for _, raw, processed in truth)
     assert differing > 30  # else they would be easy to mistake for each other
+
+
+def test_prompt_logprobs_are_what_the_client_received_and_raw_from_v1(runs: Any) -> None:
+    trace, _, recorded = runs
+    modes = {e["engine"]: e["logprobs_mode"] for e in trace.engines()}
+    names = {(r["engine"], r["request"]): r["external_id"] for r in trace.table("requests").to_pylist()}
+    found: dict[str, dict[str, Any]] = {mode: {} for mode in modes.values()}
+    for key, rows in prompts(trace).items():
+        found[modes[key[0]]][names[key]] = rows
+    for mode, run in recorded.items():
+        seen = {c["id"]: c["prompt"] for c in run["client"] if c["prompt"]}
+        assert found[mode] == seen and len(seen) == 3
+    # each prompt is scored alone by its own model: no parameter of the request moves it, and no mode
+    assert len({json.dumps(by_name, sort_keys=True) for by_name in found.values()}) == 1
 
 
 def test_the_trace_says_what_was_asked_of_the_recorder(runs: Any) -> None:

@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 
 from helpers.engine import EXAMPLES, engine_environ, record, run_cli
-from helpers.traced import OneEngine, assert_alternatives, completions, numbers
+from helpers.traced import OneEngine, assert_alternatives, completions, numbers, prompts
 from tracekit.engines.env import EngineEnv
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
 
+PROMPTS = "prompt logprobs"  # their key in the view
 PREEMPTING, AWKWARD = 0, 1  # engines that share a process
 
 
 @pytest.fixture(scope="module")
 def recorded(v0_recorded: tuple[Path, Trace]) -> Any:
     folder, trace = v0_recorded
-    return OneEngine(trace, AWKWARD), json.loads((folder / "view.json").read_text())
+    view = json.loads((folder / "view.json").read_text())
+    del view[PROMPTS]
+    return OneEngine(trace, AWKWARD), view
 
 
 def rows_of(trace: OneEngine, table: str, name: str) -> list[dict[str, Any]]:
@@ -47,6 +50,19 @@ def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> N
                 assert engine["reason"] == "abort" and surplus >= 0
             else:
                 assert surplus == 0 and engine["reason"] == client["finish_reason"], name
+
+
+def test_prompt_logprobs_are_what_the_client_received_after_temperature_and_truncation(
+    recorded: Any, v0_recorded: tuple[Path, Trace]
+) -> None:
+    trace, _ = recorded
+    names = {number: name for name, number in numbers(trace).items()}
+    found = {names[number]: rows for (_, number), rows in prompts(trace).items()}
+    assert found == json.loads((v0_recorded[0] / "view.json").read_text())[PROMPTS]
+    assert {name: len(rows) for name, rows in found.items()} == {"scored": 150, "scored-final": 20}
+    assert len([s for s in rows_of(trace, "scheduled", "scored") if s["flags"] & PREFILL]) > 2
+    # V0 cuts a nucleus out of them too
+    assert any(logprob == "-inf" for rows in found.values() for at in rows[1:] for logprob, _ in at.values())
 
 
 def test_alternatives_are_what_the_client_received(recorded: Any) -> None:

@@ -187,6 +187,33 @@ def make_topk(tables, k):
     }
 
 
+def make_prompt_logprobs(tables):
+    """The ``prompt_logprobs`` table of every prompt, brought by the first step."""
+    prompts = [np.asarray(ids, "u4") for ids in tables["requests"]["prompt_token_ids"]]
+    token_id = np.concatenate([ids[1:] for ids in prompts])
+    return {
+        "request": np.repeat(tables["requests"]["request"], [len(ids) - 1 for ids in prompts]),
+        "position": np.concatenate([np.arange(1, len(ids), dtype="u4") for ids in prompts]),
+        "token_id": token_id,
+        "logprob": (-np.arange(1, len(token_id) + 1) / 7).astype("f4"),
+        "rank": np.full(len(token_id), 3, "u4"),
+        "engine_step": np.full(len(token_id), tables["steps"]["engine_step"][0], "u4"),
+    }
+
+
+def make_prompt_topk(scored, k):
+    """The ``prompt_topk`` table of k alternatives beside each prompt token; the last of them is the token itself."""
+    count = len(scored["request"])
+    rank = np.tile(np.arange(1, k + 1, dtype="u4"), count)
+    return {
+        "request": np.repeat(scored["request"], k),
+        "position": np.repeat(scored["position"], k),
+        "rank": rank,
+        "token_id": (np.repeat(scored["token_id"], k) + k - rank).astype("u4"),
+        "logprob": np.repeat(scored["logprob"], k) + (k - rank).astype("f4") / 64,
+    }
+
+
 def count_rows(tables):
     """Rows by table."""
     return {name: len(next(iter(columns.values()))) for name, columns in tables.items()}

@@ -71,3 +71,16 @@ def assert_alternatives(trace: Trace | OneEngine, view: Any) -> None:
 def numbers(trace: Trace | OneEngine) -> dict[str, int]:
     """Number of each request by the caller's id (of the last completion where there are several)."""
     return {r["external_id"]: r["request"] for r in trace.table("requests").to_pylist()}
+
+
+def prompts(trace: Trace | OneEngine) -> dict[tuple[int, int], list[Any]]:
+    """Prompt logprobs by (engine, request) as vLLM hands them to a client: {token id: [logprob, rank]} by position."""
+    found: dict[tuple[int, int], list[Any]] = {}
+    for row in trace.table("prompt_logprobs").to_pylist():
+        own = found.setdefault((row["engine"], row["request"]), [None])
+        assert row["position"] == len(own)
+        own.append({str(row["token_id"]): [float(row["logprob"]).hex(), row["rank"]]})
+    for row in trace.table("prompt_topk").to_pylist():
+        beside = found[row["engine"], row["request"]][row["position"]]
+        beside[str(row["token_id"])] = [float(row["logprob"]).hex(), row["rank"]]
+    return found

@@ -231,7 +231,7 @@ def test_a_payload_that_is_not_tables_is_refused(shared):
     ("first", "code", "words"),
     [
         (hello(GOOD, protocol=1), "FAILED_PRECONDITION", "it speaks protocol 2, the recorder 1"),
-        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 2, the recorder sends 99"),
+        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 3, the recorder sends 99"),
         (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
         (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
     ],

@@ -595,6 +595,9 @@ IN_TESTS_OF_THEIR_OWN = {
     *{"rows-conserved", "logprob-not-the-engines", "hit-without-cache", "version-order", "label-of-no-version"},
     *{"client-incomplete", "client-duplicate", "client-order"},
     *{"fingerprint-of-no-version", "fingerprint-twice", "fingerprint-baseline", "num-changed"},
+    # in test_doctor_prompts
+    *{"prompt-logprob-id", "prompt-logprob-missing", "prompt-logprob-value", "prompt-alternatives"},
+    *{"client-prompt-logprobs"},
 }
 
 

@@ -48,6 +48,7 @@ BEFORE_A_RUN = {
     "truncated-support": {"sampling": {"min_p": 0.1}},
     "penalties-in-the-trainer": {"sampling": {"frequency_penalty": 0.5}},
     "masks-in-the-trainer": {"sampling": {"bad_words": ["x"]}},
+    "raw-prompt-logprobs": {"sampling": {"prompt_logprobs": 0, "temperature": 0.7}},
     "structured-outputs": {"sampling": {"structured_outputs": {"regex": "a+"}}},
     "generation-config-sampling": {"generation_config": "auto", "sampling": {"repetition_penalty": 1.1}},
     "engine-sampling-defaults": {"override_generation_config": {"top_k": 20}},
@@ -72,6 +73,7 @@ BEFORE_A_RUN = {
 }
 FROM_TRACES = {"stale-prefix-hits", "deleted-token", "in-flight-update", "lora-name-reused", "seeds-ignored"}
 FROM_TRACES |= {"prefix-hits", "preemptions", "resumed-on-foreign-blocks", "adapter-on-some-requests"}
+FROM_TRACES |= {"processed-prompt-logprobs"}
 WITH_A_TRAINER = {
     "trainer-config-differs",
     "trainer-config-unsaid",
@@ -151,6 +153,27 @@ def test_prompt_logprobs_hide_nothing_where_no_cache_is_skipped(tmp_path):
     tables["engines"] = make_engine(kind="v0", engine_version="0.8.5", config=config())
     (tmp_path / "v0").mkdir()
     assert "prompt-logprobs" not in recorded(tmp_path / "v0", tables)
+
+    assert "prompt-logprobs" not in fired(
+        enable_prefix_caching=True, sampling={"prompt_logprobs": 0, "skip_reading_prefix_cache": False}
+    )
+
+
+@pytest.mark.parametrize("kind", ["v0", "v1"])
+def test_prompt_logprobs_are_raw_from_v1_and_processed_from_v0(tmp_path, kind):
+    rule, other = "raw-prompt-logprobs", "processed-prompt-logprobs"
+    if kind == "v0":
+        rule, other = other, rule
+    params = {"temperature": 0.7, "repetition_penalty": 1.1, "logprobs": 0, "prompt_logprobs": 0}
+    tables = engine(make_tables(2, 8, sampling_params=params))
+    tables["engines"] = make_engine(kind=kind, config=config())
+    found = recorded(tmp_path, tables)
+    shown = "temperature 0.7" if kind == "v0" else "temperature 0.7, repetition_penalty 1.1"
+    assert found[rule] == f"2 of 2 requests: {shown}" and other not in found
+    for n, harmless in enumerate(({"prompt_logprobs": None}, {"temperature": 1.0, "repetition_penalty": 1.0})):
+        (tmp_path / str(n)).mkdir()
+        tables["requests"]["sampling_params"] = [json.dumps({**params, **harmless})] * 2
+        assert rule not in recorded(tmp_path / str(n), tables)
 
 
 def test_min_tokens_bar_nothing_where_no_token_ends_a_rollout(tmp_path):

@@ -63,7 +63,7 @@ def scheduler() -> Any:
     return made
 
 
-SAMPLED = Made(sampled_token_ids=[[1]], req_id_to_index={"a": 0}, logprobs=None)
+SAMPLED = Made(sampled_token_ids=[[1]], req_id_to_index={"a": 0}, logprobs=None, prompt_logprobs_dict={})
 
 
 def test_calls_with_keywords_are_recorded_like_any_other(scheduler: Any) -> None:

@@ -26,6 +26,9 @@ class Encoder:
     def num_tokens(self) -> int:
         return len(self.rows)
 
+    def pending(self) -> dict[str, int]:
+        return {"tokens": len(self.rows)}
+
     def take(self) -> dict[str, Any]:
         taken, self.rows = self.rows, []
         if bad := [row for row in taken if isinstance(row, Exception)]:

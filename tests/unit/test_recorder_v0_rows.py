@@ -53,7 +53,7 @@ def step(number: int, *parts: Any, version: int = 0, moves: tuple[Moves, ...] = 
     """A step that samples token 100 + its number, with logprob minus that number, for each part."""
     reported = SimpleNamespace(logprob=-float(number), rank=1)
     sample = SimpleNamespace(output_token=100 + number, logprobs={100 + number: reported})
-    outputs = [SimpleNamespace(samples=[sample] if p.do_sample else []) for p in parts]
+    outputs = [SimpleNamespace(samples=[sample] if p.do_sample else [], prompt_logprobs=None) for p in parts]
     at = Dispatch(number, 10 * number, version, 0, 25)
     return Step(at, list(parts), outputs, 10 * number + 5, moves=moves)
 
@@ -223,7 +223,8 @@ def test_alternatives_are_ranked_whether_or_not_the_sampled_token_is_one_of_them
         reported = {token_id: SimpleNamespace(logprob=-float(rank), rank=rank)}
         for other, at in others:
             reported[other] = SimpleNamespace(logprob=-float(at), rank=at)
-        return SimpleNamespace(samples=[SimpleNamespace(output_token=token_id, logprobs=reported)])
+        samples = [SimpleNamespace(output_token=token_id, logprobs=reported)]
+        return SimpleNamespace(samples=samples, prompt_logprobs=None)
 
     both = [part("a", 20, is_prompt=True), part("b", 20, is_prompt=True)]
     both[0].sampling_params = both[1].sampling_params = Params(2)

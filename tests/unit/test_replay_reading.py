@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from helpers.factories import make_tables, write_trace
+from helpers.factories import make_engine, make_prompt_logprobs, make_tables, write_trace
+from tracekit.errors import ReplayRefused
 from tracekit.replay.reading import read_rollouts
 from tracekit.trace.reader import open_trace
 
@@ -23,3 +24,14 @@ def test_a_rank_counts_only_where_no_parameter_changes_the_order_of_tokens(tmp_p
     for number, rollout in enumerate(found):
         recorded = np.asarray(tables["tokens"]["rank"])[tables["tokens"]["request"] == number]
         assert rollout.rank.tolist() == (recorded.tolist() if comparable else [0] * 6)
+
+
+@pytest.mark.parametrize(("kind", "meaning"), [("v0", "after temperature and truncation"), ("v1", "raw: V1 leaves")])
+def test_prompt_logprobs_alone_are_told_apart_from_none(tmp_path, kind, meaning):
+    params = {"temperature": 0.7, "prompt_logprobs": 0}
+    tables = make_tables(2, 6, sampling_params=params, logprobs=False, engine=make_engine(kind=kind))
+    tables["prompt_logprobs"] = make_prompt_logprobs(tables)
+    write_trace(tmp_path / "t.arrow", [tables])
+    with pytest.raises(ReplayRefused, match=f"for the logprobs of prompts.*8 prompt logprobs .*{meaning}") as refused:
+        read_rollouts(open_trace(tmp_path / "t.arrow"))
+    assert "did not ask for them" not in str(refused.value) and "logprobs=0" in str(refused.value)

@@ -12,8 +12,10 @@ from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, Trace
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.ledger import GAP, OPEN_END
+from tracekit.trace.proof import to_metadata
 from tracekit.trace.reader import ORDER, open_trace
 from tracekit.trace.schema import arrow_schema, row_schema
+from tracekit.trace.seal import seal
 from tracekit.trace.segments import segment_paths
 from tracekit.trace.spool import SpoolWriter
 
@@ -219,3 +221,23 @@ def test_an_engine_that_never_said_goodbye_is_an_open_end(tmp_path):
 def test_a_spool_can_be_read_from_a_copy_without_its_lock(spool, tmp_path):
     shutil.copytree(spool, tmp_path / "copy", ignore=shutil.ignore_patterns("lock"))
     assert open_trace(tmp_path / "copy").table("tokens").num_rows == 48
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_a_trace_of_the_schema_before_is_read_and_has_nothing_in_the_tables_it_lacks(tmp_path, form):
+    sealed = form is pa.ipc.new_file
+    old, tables = arrow_schema(2), make_tables()
+    assert set(arrow_schema().names) - set(old.names) == {"prompt_logprobs", "prompt_topk"}
+    batch = to_record_batch(tables, 0)
+    runs = ((1, 1),) if sealed else ()
+    meta = BatchMeta(0, ENGINE_ID, 1, count_rows(tables), {}, True, of=int(sealed), seqs=runs)
+    path = tmp_path / ("t.arrow" if sealed else "hot-000001.arrows")
+    with open(path, "wb") as file, form(file, old) as writer:
+        writer.write_batch(batch.select(old.names), custom_metadata=to_metadata(batch, meta))
+    again = tmp_path / "again.arrow"
+    seal(path, again)
+    for trace, version in ((open_trace(path), 2), (open_trace(again), SCHEMA_VERSION)):
+        assert trace.complete and trace.schema_version == version
+        assert trace.table("prompt_logprobs").num_rows == 0
+        assert trace.table("tokens").num_rows == len(tables["tokens"]["token_id"])
+        assert [b.schema.names for b in trace.batches()] == [arrow_schema().names]

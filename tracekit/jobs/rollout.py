@@ -10,9 +10,11 @@ The job is what a user's own script would do, so nothing here knows of the recor
 The output holds the client's own view, one JSON object per completion, written whole or not at all::
 
     {"request": 0, "request_id": "0", "index": 0, "prompt_token_ids": [..], "token_ids": [..],
-     "logprobs": [-0.25, ..] or null, "text": "..", "finish_reason": "stop"}
+     "logprobs": [-0.25, ..] or null, "prompt_logprobs": [null, -3.5, ..] or null, "text": "..",
+     "finish_reason": "stop"}
 
-`logprobs` are those of the sampled tokens, float32 values as Python prints them, so that they round-trip bit for bit.
+`logprobs` are those of the sampled tokens and `prompt_logprobs` of the prompt's, float32 values as Python prints them,
+so that they round-trip bit for bit.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ def engine_prompt(request: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
 def client_view(number: int, output: Any) -> list[dict[str, Any]]:
     """Return one row per completion of a vllm.RequestOutput."""
     rows = []
+    prompt = output.prompt_logprobs
+    if prompt is not None:
+        # the prompt's own token comes first
+        prompt = [at and next(iter(at.values())).logprob for at in prompt]
     for completion in output.outputs:
         token_ids = list(completion.token_ids)
         logprobs = None
@@ -60,6 +66,7 @@ def client_view(number: int, output: Any) -> list[dict[str, Any]]:
                 "prompt_token_ids": list(output.prompt_token_ids),
                 "token_ids": token_ids,
                 "logprobs": logprobs,
+                "prompt_logprobs": prompt,
                 "text": completion.text,
                 "finish_reason": completion.finish_reason,
             }

@@ -39,7 +39,10 @@ class Encoder(Protocol):
         """Return the rows by table that an event stands for; on any thread."""
 
     def num_tokens(self) -> int:
-        """Return the token rows collected since the last `take`."""
+        """Return the token rows collected since the last `take`, those of prompts too."""
+
+    def pending(self) -> dict[str, int]:
+        """Return the rows by table collected since the last `take`."""
 
     def take(self) -> Tables:
         """Return the rows collected so far as columns, and start anew."""
@@ -224,12 +227,12 @@ class Session:
         orphans = self._encoder.take_orphans()
         if orphans:
             self._sink.lose(orphans, "admission of the request was lost")
-        num_tokens = self._encoder.num_tokens()
+        pending = self._encoder.pending()
         try:
             tables = self._encoder.take()
         except Exception as error:
             say_once(f"a batch could not be encoded: {type(error).__name__}: {error}")
-            self._sink.lose({"tokens": num_tokens}, f"not encodable: {type(error).__name__}")
+            self._sink.lose(pending, f"not encodable: {type(error).__name__}")
             return
         if tables:
             self._sink.put(tables)

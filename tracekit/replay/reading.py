@@ -39,7 +39,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
     engines = trace.engines()
     modes = _logprobs_modes(engines)
     tokens, num_discarded = accepted(columns(trace.table("tokens")))
-    check_logprobs(tokens)
+    check_logprobs(tokens, trace.rows("prompt_logprobs"), [str(e.get("kind")) for e in engines])
     promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
     rows = {_key(r): r for r in trace.table("requests").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}

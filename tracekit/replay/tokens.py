@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,11 @@ _HOW_TO_ASK = (
     'ask for them with SamplingParams(logprobs=0), or "logprobs": 0 in a server request, or record with '
     "--logprobs engine"
 )
+
+_PROMPTS = {  # what prompt logprobs are, by the engine's generation
+    "v0": "after temperature and truncation, without penalties",
+    "v1": "raw: V1 leaves temperature, penalties and truncation out of them",
+}
 
 
 def columns(table: pa.Table) -> Columns:
@@ -44,8 +49,13 @@ def accepted(tokens: Columns) -> tuple[Columns, int]:
     return {name: values[kept] for name, values in tokens.items()}, int(np.count_nonzero(~kept))
 
 
-def check_logprobs(tokens: Columns) -> None:
+def check_logprobs(tokens: Columns, num_prompt: int = 0, kinds: Iterable[str] = ()) -> None:
     """Make sure that there is something to compare.
+
+    Args:
+        tokens: the accepted ones.
+        num_prompt: prompt logprobs that were recorded.
+        kinds: the generations of the engines.
 
     Raises:
         ReplayRefused: there is no token, or none has a logprob as the engine reports it.
@@ -57,6 +67,12 @@ def check_logprobs(tokens: Columns) -> None:
     if tokens["has_both"].any():
         what = REASONS["not reported"].what
         raise ReplayRefused(f"the trace holds only requests {what}, so there is nothing to compare")
+    if num_prompt:
+        meant = " or ".join(sorted({_PROMPTS.get(kind, _PROMPTS["v1"]) for kind in kinds}))
+        raise ReplayRefused(
+            f"the job asked for the logprobs of prompts, not for those of sampled tokens: {num_prompt:,} prompt "
+            f"logprobs are recorded ({meant}), which replay does not score; for sampled tokens, {_HOW_TO_ASK}"
+        )
     raise ReplayRefused(f"the trace holds no logprobs because the job did not ask for them: {_HOW_TO_ASK}")
 
 

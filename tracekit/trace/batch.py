@@ -20,6 +20,8 @@ Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
 REQUEST_MAJOR = {
     "tokens": ("request", "position"),
     "topk": ("request", "position"),
+    "prompt_logprobs": ("request", "position"),
+    "prompt_topk": ("request", "position"),
     "scheduled": ("request", "engine_step"),
     "cache": ("request", "engine_step"),
     "requests": ("request",),
@@ -87,6 +89,11 @@ def _empty_cell(table: str) -> pa.ListArray:
 def rows_of(batch: pa.RecordBatch, table: str) -> pa.StructArray:
     """Return the rows of one table of a batch, without a copy."""
     return batch.column(table).flatten()
+
+
+def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch, or some tables of it, with every table of the present schema; those that it lacks are empty."""
+    return batch_of_structs({name: rows_of(batch, name) for name in batch.schema.names})
 
 
 def request_major(table: str, rows: pa.StructArray) -> pa.StructArray:

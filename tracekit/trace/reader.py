@@ -29,6 +29,8 @@ ORDER = {
     "steps": ("engine", "engine_step"),
     "scheduled": ("engine", "engine_step", "request"),
     "topk": ("engine", "request", "position", "rank"),
+    "prompt_logprobs": ("engine", "request", "position"),
+    "prompt_topk": ("engine", "request", "position", "rank"),
     "cache": ("engine", "engine_step", "request", "kv_group", "block"),
     "workers": ("engine", "rank"),
     "fingerprints": ("engine", "weight_version", "rank"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from tracekit import __version__
 from tracekit.errors import NotATraceError, SchemaTooNewError
-from tracekit.tables import SCHEMA_VERSION, TABLES
+from tracekit.tables import OLDEST_SCHEMA, SCHEMA_VERSION, SINCE, TABLES
 
 VERSION_KEY = b"tracekit.schema_version"
 WRITER_KEY = b"tracekit.version"
@@ -42,12 +43,20 @@ def row_schema(table: str) -> pa.Schema:
 
 
 @functools.cache
-def arrow_schema() -> pa.Schema:
-    """Return the schema of every hot segment and sealed trace that this version writes."""
+def arrow_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Return the schema of every hot segment and sealed trace that this tracekit writes, or one did at that version."""
     fields = [
-        pa.field(table, pa.list_(pa.field("item", row_type(table), nullable=False)), nullable=False) for table in TABLES
+        pa.field(table, pa.list_(pa.field("item", row_type(table), nullable=False)), nullable=False)
+        for table in TABLES
+        if SINCE.get(table, OLDEST_SCHEMA) <= version
     ]
-    return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION), WRITER_KEY: __version__})
+    return pa.schema(fields, metadata={VERSION_KEY: str(version), WRITER_KEY: __version__})
+
+
+def fields_of(version: int, tables: Sequence[str] | None) -> list[int] | None:
+    """Return where the named tables lie in a trace of that version, of those it has; None: all are meant."""
+    names = arrow_schema(version).names
+    return [names.index(name) for name in tables if name in names] if tables else None
 
 
 def check_schema(schema: pa.Schema, where: str) -> int:
@@ -65,8 +74,8 @@ def check_schema(schema: pa.Schema, where: str) -> int:
         raise SchemaTooNewError(
             f"this trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, get a newer one: {where}"
         )
-    if version < SCHEMA_VERSION:
+    if version < OLDEST_SCHEMA:
         raise NotATraceError(f"this trace has schema {version}, which was never released; record it again: {where}")
-    if not schema.equals(arrow_schema(), check_metadata=False):
+    if not schema.equals(arrow_schema(version), check_metadata=False):
         raise NotATraceError(f"the columns are not those of trace schema {version}: {where}")
     return version

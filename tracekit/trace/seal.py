@@ -182,6 +182,7 @@ def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
                 low, high = (first, last) if low > high else (min(low, first), max(high, last))
         spans.append((low, high))
         weights.add(_requests_of(batch, "tokens"))
+        weights.add(_requests_of(batch, "prompt_logprobs"))
         prompts = rows_of(batch, "requests").field("prompt_token_ids")
         weights.add(_requests_of(batch, "requests"), prompts.value_lengths().to_numpy() // PROMPT_IDS)
         if weights.total <= batch_rows:

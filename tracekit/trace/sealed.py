@@ -16,9 +16,10 @@ from tracekit.errors import (
     TraceTruncatedError,
     UnreadableTraceError,
 )
-from tracekit.trace.batch import BatchMeta
+from tracekit.tables import SCHEMA_VERSION
+from tracekit.trace.batch import BatchMeta, widened
 from tracekit.trace.proof import from_metadata, verify
-from tracekit.trace.schema import arrow_schema, check_schema
+from tracekit.trace.schema import check_schema, fields_of
 from tracekit.trace.segments import DAMAGE
 
 MAGIC = b"ARROW1"
@@ -56,6 +57,7 @@ class SealedFile:
         self.path = path
         self.name = name or str(path)
         _check_ends(path, self.name)
+        self.schema_version = SCHEMA_VERSION
         reader = self._open(None)
         self.schema_version = check_schema(reader.schema, self.name)
         try:
@@ -81,10 +83,10 @@ class SealedFile:
         if meta.seq != index + 1:
             raise TraceCorruptError(f"{where} says that it is batch {meta.seq}")
         verify(batch, meta, where)
-        return batch, meta
+        return (batch if self.schema_version == SCHEMA_VERSION else widened(batch)), meta
 
     def _open(self, tables: Sequence[str] | None) -> pa.RecordBatchFileReader:
-        fields = [arrow_schema().names.index(name) for name in tables] if tables else None
+        fields = fields_of(self.schema_version, tables)
         try:
             # not a memory map: a file that shrinks under one kills the process
             source = pa.OSFile(str(self.path), "rb")

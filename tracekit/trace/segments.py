@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from tracekit.errors import NotArrowError, TraceCorruptError, UnreadableTraceError
-from tracekit.trace.batch import BatchMeta
+from tracekit.tables import SCHEMA_VERSION
+from tracekit.trace.batch import BatchMeta, widened
 from tracekit.trace.proof import from_metadata, verify
-from tracekit.trace.schema import arrow_schema, check_schema
+from tracekit.trace.schema import arrow_schema, check_schema, fields_of
 
 SUFFIX = ".arrows"
 LOCK_NAME = "lock"
@@ -33,6 +34,7 @@ class HotBatch:
     offset: int
     length: int
     meta: BatchMeta
+    schema_version: int = SCHEMA_VERSION
 
     def load(self, tables: Sequence[str] | None = None) -> pa.RecordBatch:
         """Read the named tables of the batch again from the disk (all of them by default) and verify them.
@@ -45,7 +47,7 @@ class HotBatch:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 message = file.read(self.length)
-            return _decode(message, where, tables)[0]
+            return _decode(message, where, self.schema_version, tables)[0]
         except DAMAGE:
             raise TraceCorruptError(f"{where} changed or vanished while it was being read") from None
 
@@ -95,13 +97,13 @@ def scan(path: Path) -> Iterator[HotBatch | Damage]:
         raise UnreadableTraceError(path, error) from None
     if data[:4] != _MARKER[: len(data)]:
         raise NotArrowError(path, "stream")
-    position = _after_schema(data, path)
+    position, version = _after_schema(data, path)
     while position < len(data):
-        found = None if data.startswith(_END, position) else _batch_at(data, position, path)
+        found = None if data.startswith(_END, position) else _batch_at(data, position, path, version)
         if found is None:
             if data.startswith(_END, position) and position + len(_END) == len(data):
                 return
-            found = _next_batch(data, position + 1, path)
+            found = _next_batch(data, position + 1, path, version)
             until = found.offset if found else len(data)
             yield Damage(path, position, until - position, at_end=found is None)
             if found is None:
@@ -110,33 +112,33 @@ def scan(path: Path) -> Iterator[HotBatch | Damage]:
         position = found.offset + found.length
 
 
-def _after_schema(data: bytes, path: Path) -> int:
+def _after_schema(data: bytes, path: Path) -> tuple[int, int]:
     reader = pa.BufferReader(data)
     try:
         schema = pa.ipc.read_schema(reader)
     except DAMAGE:
-        return 0  # torn or damaged: what follows, if anything, proves itself
-    check_schema(schema, str(path))
+        return 0, SCHEMA_VERSION  # torn or damaged: what follows, if anything, proves itself
+    version = check_schema(schema, str(path))
     end = int(reader.tell())
     # a flipped bit in the schema's length would skip whole batches
-    return end if end == len(data) or data.startswith(_MARKER, end) else 0
+    return (end if end == len(data) or data.startswith(_MARKER, end) else 0), version
 
 
-def _batch_at(data: bytes, position: int, path: Path) -> HotBatch | None:
+def _batch_at(data: bytes, position: int, path: Path, version: int) -> HotBatch | None:
     """Return the good batch that starts at `position`, if one does."""
     end = _message_end(data, position)
     if end is None:
         return None
     try:
-        _, meta = _decode(data[position:end], f"the batch at {position}")
+        _, meta = _decode(data[position:end], f"the batch at {position}", version)
     except (*DAMAGE, TraceCorruptError):
         return None
-    return HotBatch(path, position, end - position, meta)
+    return HotBatch(path, position, end - position, meta, version)
 
 
-def _next_batch(data: bytes, position: int, path: Path) -> HotBatch | None:
+def _next_batch(data: bytes, position: int, path: Path, version: int) -> HotBatch | None:
     while (position := data.find(_MARKER, position)) >= 0:
-        if found := _batch_at(data, position, path):
+        if found := _batch_at(data, position, path, version):
             return found
         position += 1
     return None
@@ -154,15 +156,18 @@ def _message_end(data: bytes, position: int) -> int | None:
         return None
 
 
-def _decode(message: bytes, where: str, tables: Sequence[str] | None = None) -> tuple[pa.RecordBatch, BatchMeta]:
+def _decode(
+    message: bytes, where: str, version: int, tables: Sequence[str] | None = None
+) -> tuple[pa.RecordBatch, BatchMeta]:
     # our own schema in front: a flipped bit in the file's schema must not change what the bytes mean
-    stream = pa.BufferReader(arrow_schema().serialize().to_pybytes() + message)
-    fields = [arrow_schema().names.index(name) for name in tables] if tables else None
-    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)  # a hot batch is too small to share out
+    schema = arrow_schema(version)
+    stream = pa.BufferReader(schema.serialize().to_pybytes() + message)
+    # a hot batch is too small to share out to threads
+    options = pa.ipc.IpcReadOptions(included_fields=fields_of(version, tables), use_threads=False)
     batch, metadata = pa.ipc.open_stream(stream, options=options).read_next_batch_with_custom_metadata()
     meta = from_metadata(dict(metadata or {}), where)
     verify(batch, meta, where)
-    return batch, meta
+    return (batch if version == SCHEMA_VERSION else widened(batch)), meta
 
 
 def truncate_torn_tail(path: Path, damage: Damage) -> None:

@@ -56,6 +56,7 @@ class Source:
         source = cls()
         source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
         seen: set[tuple[str, int]] = set()
+        versions: set[int] = set()
         for path in segments:
             source.files.append(path)
             for found in scan(path):
@@ -64,6 +65,8 @@ class Source:
                 elif (key := (found.meta.engine_id, found.meta.seq)) not in seen:
                     seen.add(key)
                     source.batches.append(found)
+                    versions.add(found.schema_version)
+        source.schema_version = max(versions, default=SCHEMA_VERSION)
         source.tallies = [Tally.of_hot(metas) for metas in _by_engine(batch.meta for batch in source.batches)]
         return source
 

@@ -34,6 +34,8 @@ def rounds(tokenizer):
         {"temperature": 0.0, "logit_bias": {30: 9.0}, "logprobs": 0, "min_tokens": 3},
         {"temperature": 0.5, "top_p": 0.8, "top_k": 50, "seed": 7, "n": 2},
         {"temperature": 1.0, "allowed_token_ids": list(range(100, 160))},
+        {"temperature": 0.7, "top_p": 0.9, "prompt_logprobs": 2, "presence_penalty": 0.4},
+        {"temperature": 0.5, "prompt_logprobs": 0},
     ]
     greedy = [{"temperature": 0.0}, {"temperature": 0.0, "repetition_penalty": 1.5}]
     random = [{"temperature": 0.8, "top_p": 0.7}, {"temperature": 1.1, "top_k": 5}, {"temperature": 1.0}]

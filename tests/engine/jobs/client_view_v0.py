@@ -11,6 +11,11 @@ from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 VIEW = {}
+PROMPTS = "prompt logprobs"
+
+
+def client_row(row):
+    return None if row is None else {str(i): [float(v.logprob).hex(), v.rank] for i, v in row.items()}
 
 
 def note(name, completion):
@@ -30,6 +35,8 @@ def note(name, completion):
 async def ask(engine, name, token_ids, params, delay=0.0, abort_after=None):
     await asyncio.sleep(delay)
     async for output in engine.generate({"prompt_token_ids": list(token_ids)}, params, request_id=name):
+        if output.prompt_logprobs:
+            VIEW.setdefault(PROMPTS, {})[name] = [client_row(row) for row in output.prompt_logprobs]
         for completion in output.outputs:
             note(name, completion)
             if abort_after and len(VIEW[name]["0"]["token_ids"]) >= abort_after:
@@ -61,6 +68,9 @@ async def main(model, out):
         ask(engine, "greedy", range(110, 120), params(temperature=0.0, ignore_eos=True), 0.3),
         ask(engine, "biased", range(150, 160), params(logit_bias={28: 100.0}, max_tokens=4), 0.3),
         ask(engine, "unasked", range(160, 170), params(logprobs=None, ignore_eos=True), 0.3),
+        # in chunks; V0 ends where such a prompt finds its prefix cached, or is preempted
+        ask(engine, "scored", [i % 900 + 20000 for i in range(150)], params(prompt_logprobs=2, ignore_eos=True), 0.2),
+        ask(engine, "scored-final", range(170, 190), params(final, prompt_logprobs=0, ignore_eos=True), 0.3),
         ask(engine, "later", range(130, 140), params(ignore_eos=True), 0.6),
     )
     # the first prompt's blocks are in the cache by now: 18 of 16 tokens

@@ -19,7 +19,7 @@ ROWS = {}
 PROMPT = [i % 900 + 300 for i in range(72)]
 
 
-def note(name, token_ids, completion):
+def note(name, token_ids, completion, prompt_logprobs):
     row = ROWS.setdefault(
         (name, completion.index),
         {"request_id": name, "index": completion.index, "prompt_token_ids": token_ids, "token_ids": [], "logprobs": []},
@@ -27,6 +27,9 @@ def note(name, token_ids, completion):
     row["token_ids"] += completion.token_ids
     row["logprobs"] += [at[t].logprob for at, t in zip(completion.logprobs, completion.token_ids, strict=True)]
     row["finish_reason"] = completion.finish_reason
+    if prompt_logprobs:  # come once, with the first token
+        assert "prompt_logprobs" not in row
+        row["prompt_logprobs"] = [at and next(iter(at.values())).logprob for at in prompt_logprobs]
 
 
 async def ask(engine, name, token_ids, started=None, abort_after=None, **fields):
@@ -36,7 +39,7 @@ async def ask(engine, name, token_ids, started=None, abort_after=None, **fields)
     )
     async for output in engine.generate({"prompt_token_ids": token_ids}, params, request_id=name):
         for completion in output.outputs:
-            note(name, token_ids, completion)
+            note(name, token_ids, completion, output.prompt_logprobs)
             if started and len(ROWS[name, 0]["token_ids"]) >= 4:
                 started.set()
             if abort_after and len(ROWS[name, 0]["token_ids"]) >= abort_after:
@@ -87,8 +90,12 @@ async def main(model, view):
     await asyncio.gather(*running)
     await ask(engine, "cold", PROMPT)
     await half_and_half(engine, model)
-    many = [ask(engine, f"many-{i}", [i + 5, *PROMPT], max_tokens=90) for i in range(8)]
-    many += [ask(engine, "children", PROMPT[:20], n=2), ask(engine, "abort", [9, 9, 9], abort_after=5, max_tokens=200)]
+    asked = (None, 0, 2)
+    many = [ask(engine, f"many-{i}", [i + 5, *PROMPT], max_tokens=90, prompt_logprobs=asked[i % 3]) for i in range(8)]
+    many += [
+        ask(engine, "children", PROMPT[:20], n=2, prompt_logprobs=1),
+        ask(engine, "abort", [9, 9, 9], abort_after=5, max_tokens=200),
+    ]
     await asyncio.gather(*many)
     engine.shutdown()
     with open(view, "w") as file:

@@ -154,8 +154,24 @@ def skips_the_cache() -> bool:
     return bool(SamplingParams(prompt_logprobs=0).skip_reading_prefix_cache)
 
 
+def prompts_have_a_temperature() -> bool:
+    """Whether the temperature and the truncation of a request are among what its prompt is scored with."""
+    if IS_V0:
+        from vllm.model_executor.sampling_metadata import SamplingTensors
+
+        source = inspect.getsource(SamplingTensors)
+        rows = ("temperatures", "top_ps", "top_ks", "min_ps")
+        return all(f"{name} += [{name[:-1]}] * prefill_len" in source for name in rows)
+    from vllm.v1.worker.gpu.sample import prompt_logprob
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    source = inspect.getsource(GPUModelRunner._get_prompt_logprobs_dict) + inspect.getsource(prompt_logprob)
+    assert "compute_logprobs(logits)" in source
+    return any(word in source for word in ("temperature", "top_p", "penalt"))
+
+
 FACTS = (raised, defaults, adapter_keys, head_dtype, cascade, resets, placeholders, seeded_beside_unseeded)
-FACTS = (*FACTS, engine_defaults, kv_dtypes, skips_the_cache)
+FACTS = (*FACTS, engine_defaults, kv_dtypes, skips_the_cache, prompts_have_a_temperature)
 
 if __name__ == "__main__":
     sys.stdout = sys.stderr  # vLLM's own talk

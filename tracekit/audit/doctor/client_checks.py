@@ -61,6 +61,19 @@ def _logprobs(pair: Pair) -> str | None:
     return f"the logprob of output token {differs[0]} is not the client's, bit for bit" if differs.size else None
 
 
+def _prompt_logprobs(pair: Pair) -> str | None:
+    if pair.seen.get("prompt_logprobs") is None or not pair.rows["prompt_logprobs"]["request"].size:
+        return None
+    theirs = np.asarray(pair.seen["prompt_logprobs"][1:], dtype=np.float32)
+    if any(theirs.tobytes() == ours.tobytes() for ours in pair.prompt_logprobs):
+        return None
+    ours = pair.prompt_logprobs[0]
+    if theirs.size != ours.size:
+        return f"the client received {plural(theirs.size, 'prompt logprob')}, the trace has {ours.size}"
+    at = int(np.flatnonzero(ours.view(np.uint32) != theirs.view(np.uint32))[0])
+    return f"the logprob of prompt token {at + 1} is not the client's, bit for bit"
+
+
 def _finish(pair: Pair) -> str | None:
     if pair.told in (None, pair.reason) or pair.reason is None or pair.client_left:
         return None
@@ -145,6 +158,14 @@ CHECKS: tuple[Check[Callable[[Pair], str | None]], ...] = (
         "Look for a conversion on the way, such as float16 or rounded JSON.",
         _logprobs,
         _NEEDS,
+    ),
+    Check(
+        "client-prompt-logprobs",
+        BREAKS_REPLAY,
+        "The client has the prompt logprobs that the engine reported, bit for bit.",
+        "Look for a conversion on the way, such as float16 or rounded JSON, or for a list that is shifted by one.",
+        _prompt_logprobs,
+        _NEEDS | {"prompt_logprobs"},
     ),
     Check(
         "client-finish",

@@ -19,6 +19,10 @@ def broken_value(seen: Completion) -> str | None:
             return text
     if seen.get("logprobs") is not None and (text := _broken_list("logprobs", seen["logprobs"], _is_number)):
         return text
+    prompt = seen.get("prompt_logprobs")
+    # of the first token there is none
+    if prompt is not None and (text := _broken_list("prompt_logprobs", prompt, lambda v: v is None or _is_number(v))):
+        return text
     told = seen.get("finish_reason")
     return None if told is None or isinstance(told, str) else f"finish_reason is {told!r}"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tracekit.audit.doctor import stops
-from tracekit.audit.findings import Columns, select
+from tracekit.audit.findings import Array, Columns, select
 from tracekit.audit.rows import EngineRows
 
 Completion = Mapping[str, Any]  # a row of jobs.rollout.read_view
@@ -45,6 +45,15 @@ class Pair:
         """The request's accepted tokens."""
         begin, end = np.searchsorted(self.rows.accepted["request"], [self.number, self.number + 1])
         return select(self.rows.accepted, slice(begin, end))
+
+    @cached_property
+    def prompt_logprobs(self) -> list[Array]:
+        """Those of the request and of the others of its n: the client has one list, of whichever came last."""
+        scored, names = self.rows["prompt_logprobs"], self.rows.requests.column("external_id").to_pylist()
+        own = [self.row] if self.rows.requests.column("parent_id")[self.row].as_py() is None else range(len(names))
+        numbers = [self.rows["requests"]["request"][row] for row in own if names[row] == names[self.row]]
+        ends = [np.searchsorted(scored["request"], [number, number + 1]) for number in numbers]
+        return [scored["logprob"][begin:end] for begin, end in ends]
 
     @property
     def reason(self) -> str | None:

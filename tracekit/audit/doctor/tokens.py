@@ -12,7 +12,7 @@ from tracekit.trace.join import pick
 
 
 def _unknown(rows: EngineRows) -> Iterator[Broken]:
-    for table in ("tokens", "topk", "scheduled", "cache", "finishes"):
+    for table in ("tokens", "topk", "prompt_logprobs", "prompt_topk", "scheduled", "cache", "finishes"):
         text = f"{table} row of a request never admitted"
         yield Broken(rows.row_of(rows[table]["request"]) < 0, rows[table], lambda _, text=text: text)  # type: ignore[misc]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.audit.lint.foreign import foreign_blocks
+from tracekit.audit.lint.semantic import asks_of_prompts
 from tracekit.audit.lint.temperature import LOWEST_TEMPERATURE
 from tracekit.audit.lint.types import BREAKS, NOTE, RISK, Rule, Sampling, Subject, some
 from tracekit.plural import plural
@@ -31,7 +32,11 @@ def _prompt_logprobs(subject: Subject) -> str | None:
     if subject.is_v0 or not subject["enable_prefix_caching"]:
         return None  # V0 reads the cache for them as for others
     asked = "prompt_logprobs"
-    return some(subject, lambda g: "" if g.params.get(asked) is None else f"{asked} {g.params[asked]}")
+    return some(subject, lambda g: f"{asked} {g.params[asked]}" if asks_of_prompts(g) and _skips(g) else "")
+
+
+def _skips(group: Sampling) -> bool:
+    return group.params.get("skip_reading_prefix_cache") is not False
 
 
 def _hits(subject: Subject) -> str | None:

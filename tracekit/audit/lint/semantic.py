@@ -46,6 +46,25 @@ def _grammar(group: Sampling) -> str:
     return ", ".join(name for name in ("structured_outputs", "guided_decoding") if group.params.get(name))
 
 
+def asks_of_prompts(group: Sampling) -> bool:
+    """Whether a request asks for the logprobs of its prompt."""
+    return group.params.get("prompt_logprobs") is not None
+
+
+def _raw_prompts(subject: Subject) -> str | None:
+    if subject.is_v0:
+        return None
+    shown = (temperature, truncation, penalties, masks)
+    return some(subject, lambda g: ", ".join(filter(None, (say(g) for say in shown))) if asks_of_prompts(g) else "")
+
+
+def _processed_prompts(subject: Subject) -> str | None:
+    if not subject.is_v0:
+        return None
+    shown = (temperature, truncation)
+    return some(subject, lambda g: ", ".join(filter(None, (say(g) for say in shown))) if asks_of_prompts(g) else "")
+
+
 def _not_asked(subject: Subject) -> str | None:
     return some(subject, lambda g: "logprobs is null" if g.params.get("logprobs") is None else "")
 
@@ -142,6 +161,23 @@ RULES = (
         "apply the same masks in the trainer",
         "https://github.com/vllm-project/vllm/issues/13175",
         lambda s: some(s, masks) if not s.is_raw else None,
+    ),
+    Rule(
+        "raw-prompt-logprobs",
+        RISK,
+        "Prompt logprobs are taken before temperature, penalties and truncation whatever logprobs_mode says: a trainer "
+        "that takes them for those of sampled tokens is off by all of it.",
+        "temperature=1, top_p=1, top_k=-1 in the request that only scores, or take them for what they are, raw",
+        "https://github.com/vllm-project/vllm/pull/37082",
+        _raw_prompts,
+    ),
+    Rule(
+        "processed-prompt-logprobs",
+        RISK,
+        "V0 divides prompt logprobs by the temperature and truncates them: a prompt token that is cut off has -inf.",
+        "temperature=1, top_p=1, top_k=-1, min_p=0 in the request that scores",
+        "vLLM 0.8.5, model_executor/sampling_metadata.py, SamplingTensors.from_sampling_metadata",
+        _processed_prompts,
     ),
     Rule(
         "structured-outputs",

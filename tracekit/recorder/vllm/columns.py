@@ -19,9 +19,14 @@ class Columns:
         self._rows: dict[str, dict[str, list[Any]]] = {}
 
     def num_tokens(self) -> int:
-        """Token rows collected since the last `take`."""
-        tokens = self._rows.get("tokens")
-        return len(tokens["token_id"]) if tokens else 0
+        """Token rows collected since the last `take`, those of prompts too."""
+        tables = [self._rows[name] for name in ("tokens", "prompt_logprobs") if name in self._rows]
+        return sum(len(columns["token_id"]) for columns in tables)
+
+    def pending(self) -> dict[str, int]:
+        """Rows by table collected since the last `take`."""
+        # one that could not be finished has columns of several lengths: what its longest has is lost
+        return {table: max(map(len, columns.values())) for table, columns in self._rows.items()}
 
     def take(self) -> dict[str, dict[str, Any]]:
         """Return the collected rows as columns and start anew; empty when there are none."""

@@ -17,7 +17,7 @@ make = tuple.__new__
 
 Pairs = Sequence[tuple[int, int]]
 
-EMPTY: Mapping[str, int] = MappingProxyType({})
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Dispatch(NamedTuple):
@@ -80,6 +80,7 @@ class Step(NamedTuple):
     column: Any = None  # [rows] float32, the logprobs that we computed beside the engine's (`v1.column`)
     # V0: of this step and of those before it that ran nothing
     moves: Sequence[Moves] = ()
+    prompts: Mapping[str, Any] = EMPTY  # V1: vLLM's LogprobsTensors of whole prompts, by request
 
 
 class Preempted(NamedTuple):

@@ -29,12 +29,13 @@ REMEMBER_FINISHED = 4096
 class LiveRequest:
     """What an encoder keeps of a request."""
 
-    __slots__ = ("asked", "next_position", "num_prompt", "num_topk", "number", "was_scheduled")
+    __slots__ = ("asked", "next_position", "num_prompt", "num_prompt_topk", "num_topk", "number", "was_scheduled")
 
-    def __init__(self, number: int, num_prompt: int, asked: bool, num_topk: int = 0) -> None:
+    def __init__(self, number: int, num_prompt: int, asked: bool, params: Any = None) -> None:
         self.number = number
         self.asked = asked  # for logprobs: for who did not, the engine reports others' leavings or infinities
-        self.num_topk = num_topk  # alternatives asked for at each position
+        self.num_topk = topk_of(params)  # alternatives asked for at each position
+        self.num_prompt_topk = prompt_topk_of(params)  # and at each of the prompt's
         self.num_prompt = num_prompt
         self.next_position = num_prompt
         self.was_scheduled = False
@@ -208,8 +209,12 @@ class Rows(Columns, Generic[R]):
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
         request = self._live.get(request_id) or self._finished.get(request_id)
         if request is None:
-            self._orphans[table] = self._orphans.get(table, 0) + num_rows
+            self._count_orphans({table: num_rows})
         return request
+
+    def _count_orphans(self, rows: dict[str, int]) -> None:
+        for table, count in rows.items():
+            self._orphans[table] = self._orphans.get(table, 0) + count
 
     def _add_hits(self, engine_step: int, hits: list[Hit]) -> None:
         counts = Counter(hit.request_id for hit in hits)
@@ -238,12 +243,21 @@ class Rows(Columns, Generic[R]):
 
 def topk_of(params: Any) -> int:
     """How many alternatives the client asked for at each position, as far as they are recorded."""
-    num_topk = getattr(params, "logprobs", None) or 0
-    if num_topk < 0:
-        say_once("logprobs of the whole vocabulary are not recorded, only the sampled token's")
-        return 0
     # 0.32: these are the logprobs of tokens that the client names, not of the most likely ones
-    return 0 if getattr(params, "logprob_token_ids", None) else num_topk
+    return 0 if getattr(params, "logprob_token_ids", None) else _alternatives(getattr(params, "logprobs", None))
+
+
+def prompt_topk_of(params: Any) -> int:
+    """How many alternatives the client asked for at each prompt position, as far as they are recorded."""
+    if getattr(params, "prompt_logprob_token_ids", None) is not None:  # 0.32
+        say_once("the logprobs of tokens that a client names at prompt positions are not recorded")
+    return _alternatives(getattr(params, "prompt_logprobs", None))
+
+
+def _alternatives(asked: int | None) -> int:
+    if asked is not None and asked < 0:
+        say_once("logprobs of the whole vocabulary are not recorded, only each token's own")
+    return max(asked or 0, 0)
 
 
 def lora_columns(request: Any) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tracekit.recorder.vllm.events import Admitted, Dispatch, Preempted, Step
-from tracekit.recorder.vllm.rows import LiveRequest, Rows, topk_of
+from tracekit.recorder.vllm.rows import LiveRequest, Rows, prompt_topk_of, topk_of
 from tracekit.recorder.vllm.v0.blocks import Part, V0Blocks
 from tracekit.recorder.vllm.v0.sampling import sampling_of
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
@@ -19,8 +19,8 @@ class V0Request(LiveRequest):
 
     __slots__ = ("computed", "decodes", "epoch", "scheduled", "step")
 
-    def __init__(self, number: int, num_prompt: int, asked: bool, num_topk: int = 0) -> None:
-        super().__init__(number, num_prompt, asked, num_topk)
+    def __init__(self, number: int, num_prompt: int, asked: bool, params: Any = None) -> None:
+        super().__init__(number, num_prompt, asked, params)
         self.computed = 0  # tokens with KV
         self.scheduled = NEW  # flag of the next time it is scheduled
         self.step = 0  # of its last token
@@ -50,7 +50,11 @@ class V0Rows(Rows[V0Request]):
         rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
         num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
         num_hits = sum(self._count_hits(s) for s in scheduled)
-        return {**rows, **{t: n for t, n in (("topk", num_topk), ("cache", num_hits)) if n}}
+        more = {"topk": num_topk, "cache": num_hits}
+        for group, output in zip(scheduled, event.outputs, strict=True):
+            for table, count in _count_prompt(prompt_topk_of(group.sampling_params), output).items():
+                more[table] = more.get(table, 0) + count
+        return {**rows, **{t: n for t, n in more.items() if n}}
 
     def _add_request(self, event: Admitted) -> None:
         group = event.request
@@ -58,8 +62,8 @@ class V0Rows(Rows[V0Request]):
         is_child = bool(child) and index.isdigit()
         (sequence,) = group.seqs
         params = group.sampling_params
-        asked, num_topk = getattr(params, "logprobs", None) is not None, topk_of(params)
-        live = V0Request(self._num_requests, sequence.get_prompt_len(), asked, num_topk)
+        asked = getattr(params, "logprobs", None) is not None
+        live = V0Request(self._num_requests, sequence.get_prompt_len(), asked, params)
         live.epoch = self._blocks.epoch
         self._admit(
             event,
@@ -88,11 +92,16 @@ class V0Rows(Rows[V0Request]):
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
         unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
         if unknown:
-            self._orphans["tokens"] = self._orphans.get("tokens", 0) + unknown
+            self._count_orphans({"tokens": unknown})
         shares = [self._part(q, s) for q, s, _ in found]
         hits = self._blocks.step(at.engine_step, at.weight_version, event.moves, shares)
         num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
         self._add_hits(at.engine_step, hits)
+        for (q, s, output), share in zip(found, shares, strict=True):
+            if q is None:
+                self._count_orphans(_count_prompt(prompt_topk_of(s.sampling_params), output))
+            elif output.prompt_logprobs:
+                self._add_prompt(at.engine_step, q, share.first + 1, output.prompt_logprobs)
         sampled = [q is not None and s.do_sample for q, s, _ in found]
         picked = [(q, s.request_id, o) for (q, s, o), was in zip(found, sampled, strict=True) if was and q is not None]
         self._add_tokens(at, picked, [score for score, was in zip(scores, sampled, strict=True) if was])
@@ -170,19 +179,33 @@ class V0Rows(Rows[V0Request]):
         columns["weight_version"] += [at.weight_version] * len(picked)
         for (request, _, _), sample in zip(picked, samples, strict=True):
             if request.num_topk:
-                self._add_topk(request, sample)
+                self._add_topk("topk", request, request.next_position, sample.logprobs, request.num_topk)
         for (request, _, _), a in zip(picked, accepted, strict=True):
             if a:
                 request.next_position += 1
                 request.step = at.engine_step
 
-    def _add_topk(self, request: V0Request, sample: Any) -> None:
-        # the sampled token comes first, and is one too many where it is not among the most likely
-        found = list(sample.logprobs.items())[-request.num_topk :]
+    def _add_prompt(self, engine_step: int, request: V0Request, first: int, reported: list[dict[int, Any]]) -> None:
+        """Append what the engine reports of the prompt tokens from position `first` on."""
+        own = [next(iter(row.items())) for row in reported]  # the prompt's token comes first
+        columns = self._columns("prompt_logprobs")
+        columns["request"] += [request.number] * len(own)
+        columns["position"] += range(first, first + len(own))
+        columns["token_id"] += [token_id for token_id, _ in own]
+        columns["logprob"] += [value.logprob for _, value in own]
+        columns["rank"] += [value.rank for _, value in own]
+        columns["engine_step"] += [engine_step] * len(own)
+        if request.num_prompt_topk:
+            for position, row in enumerate(reported, first):
+                self._add_topk("prompt_topk", request, position, row, request.num_prompt_topk)
+
+    def _add_topk(self, table: str, request: V0Request, position: int, row: dict[int, Any], num_topk: int) -> None:
+        # the token itself comes first, and is one too many where it is not among the most likely
+        found = list(row.items())[-num_topk:]
         found.sort(key=lambda item: item[1].rank)
-        columns = self._columns("topk")
+        columns = self._columns(table)
         columns["request"] += [request.number] * len(found)
-        columns["position"] += [request.next_position] * len(found)
+        columns["position"] += [position] * len(found)
         columns["rank"] += range(1, len(found) + 1)
         columns["token_id"] += [token_id for token_id, _ in found]
         columns["logprob"] += [reported.logprob for _, reported in found]
@@ -195,3 +218,9 @@ class V0Rows(Rows[V0Request]):
             # with async output processing the engine learns of the end one step later
             engine_step = request.step
         super()._finish(request_id, reason, engine_step, time_ns, num_output_tokens)
+
+
+def _count_prompt(num_topk: int, output: Any) -> dict[str, int]:
+    """Rows by table of the prompt tokens that an output of a group has."""
+    count = len(output.prompt_logprobs or ())
+    return {table: n for table, n in (("prompt_logprobs", count), ("prompt_topk", count * num_topk)) if n}

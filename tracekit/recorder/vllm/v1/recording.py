@@ -49,8 +49,8 @@ class V1Recording(V1Weights):
         """
         at = self.dispatched.pop(id(scheduled), None)
         now = time.monotonic_ns()
-        fields = (at, scheduled, outputs, now, token_ids, output.req_id_to_index, output.logprobs, column, ())
-        event = make(Step, fields)
+        took = (token_ids, output.req_id_to_index, output.logprobs, column, (), output.prompt_logprobs_dict)
+        event = make(Step, (at, scheduled, outputs, now, *took))
         if at is not None:
             self.session.append(event)
             if not self.requests:

@@ -10,9 +10,10 @@ import numpy as np
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.vllm.blocks import Hit
 from tracekit.recorder.vllm.events import Admitted, Dispatch, Named, Step
-from tracekit.recorder.vllm.rows import LiveRequest, Rows, topk_of
+from tracekit.recorder.vllm.rows import LiveRequest, Rows
 from tracekit.recorder.vllm.snapshot import jsonable
 from tracekit.recorder.vllm.v1.blocks import V1Blocks
+from tracekit.recorder.vllm.v1.prompts import prompt_arrays
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 
 
@@ -59,6 +60,10 @@ class V1Rows(Rows[V1Request]):
         num_tokens = sum(len(ids) for ids in event.token_ids)
         rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": num_tokens}
         more = {"topk": self._count_topk(event), "cache": self._blocks.count(scheduled)}
+        for request_id, prompt in prompt_arrays(event.prompts):
+            known = self._live.get(request_id) or self._finished.get(request_id)
+            for table, count in prompt.num_rows(known).items():
+                more[table] = more.get(table, 0) + count
         return {**rows, **{table: count for table, count in more.items() if count}}
 
     def _add_name(self, event: Named) -> None:
@@ -76,8 +81,7 @@ class V1Rows(Rows[V1Request]):
         index, _, parent = request_id.partition("_")
         is_child = index.isdigit() and parent.startswith(external)
         params = request.sampling_params
-        asked, num_topk = self._all_asked or _asks(params), topk_of(params)
-        live = V1Request(self._num_requests, request.num_prompt_tokens, asked, num_topk)
+        live = V1Request(self._num_requests, request.num_prompt_tokens, self._all_asked or _asks(params), params)
         live.block_hashes = getattr(request, "block_hashes", ())
         self._admit(
             event,
@@ -105,6 +109,7 @@ class V1Rows(Rows[V1Request]):
         self._add_hits(at.engine_step, hits)
         self._add_scheduled(at.engine_step, scheduled, rows)
         self._add_tokens(at, event, rows, {o.request_id: len(o.new_token_ids) for o in made})
+        self._add_prompts(at.engine_step, event)
         for output in made:
             if output.finish_reason is not None:
                 self._finish(output.request_id, str(output.finish_reason), at.engine_step, event.output_ns)
@@ -175,6 +180,14 @@ class V1Rows(Rows[V1Request]):
             columns["rank"] += list(range(1, k + 1)) * len(at)
             columns["token_id"] += logprobs.logprob_token_ids[at, 1 : k + 1].ravel().tolist()
             columns["logprob"] += logprobs.logprobs[at, 1 : k + 1].ravel().tolist()
+
+    def _add_prompts(self, engine_step: int, event: Step) -> None:
+        for request_id, prompt in prompt_arrays(event.prompts):
+            request = self._live.get(request_id) or self._finished.get(request_id)
+            if request is None:
+                self._count_orphans(prompt.num_rows(None))
+                continue
+            prompt.append_to(self._columns, request, engine_step)
 
     def _count_topk(self, event: Step) -> int:
         """Rows of `topk` in a step; a request that is not encoded yet counts like the one that asked for most."""
