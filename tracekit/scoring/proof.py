@@ -18,7 +18,7 @@ LONGEST_MATTERS = "its rotary frequencies depend on the longest sequence of a ba
 _CUT = 5
 # What rounding moves a hidden state by, relative to its length; a mistake moves it more.
 _TOLERANCE_FLOAT32 = 1e-4
-_TOLERANCE_HALF = 0.05
+_TOLERANCE_HALF = 0.1  # bfloat16 moves Gemma 3 by 0.035; a state that leaks from piece to piece moves Qwen3-Next by 0.2
 
 
 def why_not_packed(model: SplitModel) -> str | None:
