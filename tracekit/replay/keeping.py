@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
@@ -48,7 +49,7 @@ class Kept:
         found = {}
         for number, unit in enumerate(units):
             # a torn file is as good as none
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 found[number] = _read(self._path(unit), unit)
         return found
 
