@@ -40,6 +40,5 @@ if __name__ == "__main__":
         )
         print("".join(chunk.choices[0].text for chunk in stream if chunk.choices))
     finally:
-        time.sleep(1)  # 0.18's engine process can miss a signal to end that comes just when it goes idle
         server.terminate()
         server.wait(60)

@@ -23,7 +23,7 @@ class Line:
         self.tables: dict[str, Any] = {}
         self.opened.append(self)
 
-    def put(self, tables: dict[str, Any]) -> None:
+    def put(self, tables: dict[str, Any], kept: Any = None) -> None:
         self.tables |= tables
 
     def lose(self, rows: dict[str, int], reason: str) -> None:

@@ -58,9 +58,11 @@ class Sink:
         self.closed = 0
         self.batches: list[int] = []
 
-    def put(self, tables: dict[str, Any]) -> None:
+    def put(self, tables: dict[str, Any], kept: Callable[[int], None] | None = None) -> None:
         self.stored += tables["tokens"]
         self.batches.append(len(tables["tokens"]))
+        if kept is not None:
+            kept(len(self.batches))
 
     def last_seq(self) -> int:
         return len(self.batches)

@@ -109,3 +109,17 @@ def test_one_row_that_no_message_holds_is_lost(tmp_path, monkeypatch):
     stream.put(numbered_tokens(0, 3))
     totals = stream.close(30)
     assert totals.lost == {"tokens": 3}
+
+
+def test_who_asks_is_told_the_last_batch_before_it_can_leave(monkeypatch):
+    """Also where the rows become several batches: what a claim rests on must not leave before the claim is made."""
+    monkeypatch.setattr(stream_module, "SPLIT_BYTES", 1 << 10)
+    stream = Stream("unix:/nowhere/d.sock", "ab" * 16)
+    told = []
+
+    def kept(seq):
+        told.append((seq, stream._cond._is_owned()))
+
+    stream.put(numbered_tokens(0, 100), kept)
+    assert told == [(stream.last_seq(), True)] and stream.last_seq() > 2
+    stream.close(0.1)

@@ -49,9 +49,12 @@ class Sink:
         self.put_once = threading.Event()
         self.lose_once = threading.Event()
 
-    def put(self, tables: dict[str, Any]) -> None:
+    def put(self, tables: dict[str, Any], kept: Any = None) -> None:
         self.stored += tables["tokens"]
         self.put_once.set()
+
+    def last_seq(self) -> int:
+        return 0
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         for table in rows:  # fails where somebody still adds to it

@@ -9,12 +9,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from tracekit.recorder.guard import say_once
 from tracekit.rpc.idle import Marker
 
 Tables = dict[str, dict[str, Any]]
+Claim = Callable[[int], None]  # takes the number of a batch
 
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
@@ -57,8 +59,8 @@ class Encoder(Protocol):
 class Sink(Protocol):
     """Where batches go: `tracekit.recorder.stream.Stream`, or a list in a test."""
 
-    def put(self, tables: Tables) -> None:
-        """Send columns, or keep them until they can be sent."""
+    def put(self, tables: Tables, kept: Claim | None = None) -> None:
+        """Send columns, or keep them until they can be sent; `kept` is called before the last of them can leave."""
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         """Count rows as lost."""
@@ -195,19 +197,21 @@ class Session:
         rests = not (self._at_rest or self._encoder.num_live())
         due = now - self._last_send >= SEND_SECS or (rests and now - self._last_rest >= REST_SECS)
         if self._closing or due:
-            self._send()
-            if rests:
-                self._rest()
+            claim = self._rest() if rests else None
+            self._send(claim)
+            if claim is not None:
+                claim(self._sink.last_seq())
 
-    def _rest(self) -> None:
-        """Mark that everything is told, unless an event came meanwhile."""
+    def _rest(self) -> Claim | None:
+        """Return what marks that everything is told, up to a batch, unless an event comes meanwhile."""
         self._last_rest = time.monotonic()
-        num_busy = self._marker.num_busy if self._marker is not None else 0
+        marker = self._marker
+        num_busy = marker.num_busy if marker is not None else 0
         self._at_rest = True
         if self._events or self._lost:
             self._at_rest = False
-        elif self._marker is not None:
-            self._marker.claim(num_busy, self._sink.last_seq())
+            return None
+        return None if marker is None else partial(marker.claim, num_busy)
 
     def _stir(self) -> None:
         """Take the mark back, on the engine's thread."""
@@ -222,7 +226,7 @@ class Session:
             for reason, rows in lost.items():
                 self._sink.lose(rows, reason)
 
-    def _send(self) -> None:
+    def _send(self, kept: Claim | None = None) -> None:
         self._last_send = time.monotonic()
         orphans = self._encoder.take_orphans()
         if orphans:
@@ -235,4 +239,4 @@ class Session:
             self._sink.lose(pending, f"not encodable: {type(error).__name__}")
             return
         if tables:
-            self._sink.put(tables)
+            self._sink.put(tables, kept)

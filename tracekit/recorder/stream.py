@@ -81,12 +81,17 @@ class Stream:
         self._state = _State.OPEN
         self._ended = ""  # why nothing will be sent any more
 
-    def put(self, tables: Tables) -> None:
-        """Take the rows of `tables`; never blocks, never raises. The arrays are not kept."""
+    def put(self, tables: Tables, kept: Callable[[int], None] | None = None) -> None:
+        """Take the rows of `tables`; never blocks, never raises. The arrays are not kept.
+
+        Args:
+            tables: the rows.
+            kept: called with the number of the last batch that they became, before that one can leave.
+        """
         if os.getpid() != self._pid:
             return
         try:
-            self._put(tables)
+            self._put(tables, kept)
         except Exception as error:
             say_once(f"a batch was malformed and is not recorded: {type(error).__name__}: {error}")
 
@@ -156,7 +161,7 @@ class Stream:
             lambda: not len(self._window) or self._ended or self._state is _State.HOPELESS, timeout_secs
         )
 
-    def _put(self, tables: Tables) -> None:
+    def _put(self, tables: Tables, kept: Callable[[int], None] | None) -> None:
         rows = count_rows(tables)
         if not rows:
             return
@@ -170,8 +175,8 @@ class Stream:
                 reason = str(error)
                 say_once(f"a batch is not recorded: {reason}")
         if len(payload) > SPLIT_BYTES and max(rows.values()) > 1:
-            self._put(slice_rows(tables, 0, 0.5))
-            self._put(slice_rows(tables, 0.5, 1))
+            self._put(slice_rows(tables, 0, 0.5), None)
+            self._put(slice_rows(tables, 0.5, 1), kept)
             return
         if len(payload) + (1 << 20) > messages.MAX_MESSAGE_BYTES:
             reason = "one row is larger than a message"
@@ -181,6 +186,8 @@ class Stream:
                 self._window.lose(rows, reason)
             else:
                 self._window.add(payload, rows)
+                if kept is not None:
+                    kept(self._window.seq)
             self._begin()
             self._cond.notify_all()
 
