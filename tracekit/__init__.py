@@ -47,6 +47,7 @@ from tracekit.errors import (
     TraceTruncatedError,
     UnreadableTraceError,
     UsageError,
+    WorkersError,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ __all__ = [
     "TracekitError",
     "UnreadableTraceError",
     "UsageError",
+    "WorkersError",
     "__version__",
     "open_trace",
     "read_replay",

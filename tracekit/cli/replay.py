@@ -20,6 +20,9 @@ import click
 @click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens scored together  [default: by device]")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Score as many rollouts as this time allows, spread evenly.")  # fmt: skip
+@click.option(
+    "--workers", metavar="N|ray://HOST:PORT", help="Score on N processes of this machine, or on a Ray cluster."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
@@ -31,6 +34,7 @@ def command(
     device: str | None,
     max_batch_tokens: int | None,
     budget: float | None,
+    workers: str | None,
     as_json: bool,
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
@@ -60,6 +64,7 @@ def command(
         max_batch_tokens=max_batch_tokens,
         budget_secs=budget,
         keep=cache_dir() / "replay",
+        workers=workers,
         show_progress=True,
     )
     if output:

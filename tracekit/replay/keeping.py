@@ -42,6 +42,11 @@ class Kept:
         self._arithmetic = arithmetic
         self._digests: dict[Path, str] = {}
 
+    @property
+    def any(self) -> bool:
+        """Whether it keeps anything."""
+        return self._folder is not None
+
     def find(self, units: Iterable[Unit]) -> dict[int, UnitScores]:
         """Return the scores that are kept, by the index of the unit."""
         if self._folder is None or not self._folder.is_dir():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,21 @@ from tracekit.replay.planning import num_shared, plan_units
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
 from tracekit.replay.rollouts import Rollouts
-from tracekit.replay.running import join, locally, run_units, totals
-from tracekit.replay.scorers import Load, Model, OneAtATime, ScorerLike, identity_test, peak_bytes, torch_loader
+from tracekit.replay.running import Mapper, join, locally, run_units, totals
+from tracekit.replay.scorers import (
+    Load,
+    Model,
+    OneAtATime,
+    ScorerLike,
+    identity_test,
+    num_threads,
+    peak_bytes,
+    torch_loader,
+)
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.units import Unit
 from tracekit.replay.versions import same_weights
+from tracekit.replay.workers import check_workers, on_ray, threads_each
 from tracekit.scores import PROCESSED, RAW, Scores, Values
 from tracekit.trace.reader import open_trace
 
@@ -54,6 +65,7 @@ def replay(
     max_batch_tokens: int | None = None,
     budget_secs: float | None = None,
     keep: str | Path | None = None,
+    workers: str | int | None = None,
     show_progress: bool = False,
     load: Load | None = None,
 ) -> Replay:
@@ -71,6 +83,7 @@ def replay(
         max_batch_tokens: tokens that go through the body together; the default depends on the device.
         budget_secs: about how long scoring may take: as many rollouts as that allows are scored, spread evenly.
         keep: a folder for what was scored, from which an interrupted replay goes on; it is gone at the end.
+        workers: score on so many Ray actors on this machine, or on those that `ray://HOST:PORT` has room for.
         show_progress: a line on stderr with the time that is left.
         load: makes a scorer from a folder and what its weights are loaded as; the default does with transformers.
 
@@ -83,6 +96,7 @@ def replay(
             model is given and the trace names none that is here.
         ModelError: a folder cannot be loaded or has another vocabulary.
         TraceError: the trace cannot be read.
+        WorkersError: workers cannot be had, or one unit ended each that scored it.
         StoreError, CacheError: what lies behind a URL cannot be had.
 
     Example:
@@ -93,6 +107,8 @@ def replay(
     started = time.monotonic()
     if expect not in (RAW, PROCESSED):
         raise UsageError(f"expect must be raw or processed, not {expect}")
+    if workers is not None:
+        check_workers(str(workers))
     rollouts = read_rollouts(open_trace(trace) if isinstance(trace, str | os.PathLike) else trace)
     received = Model(dtype, rollouts.dtype or dtype)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
@@ -100,7 +116,8 @@ def replay(
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     rollouts = leave_out_unknown(rollouts, _group(oldest))
-    scorers = OneAtATime(load or torch_loader(device))
+    load = load or torch_loader(device)
+    scorers = OneAtATime(load)
     scorer = scorers(folders[rollouts.versions[0]], received)
     shape = max_batch_tokens or BATCH_TOKENS.get(scorer.device.split(":")[0], BATCH_TOKENS_GPU)
     _check_vocabulary(scorer, rollouts)
@@ -113,7 +130,15 @@ def replay(
     units = plan_units(rollouts.rollouts, plan, _group(oldest))
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
     del scorer  # what the plan loads next must not lie in memory beside it
-    scores = _score(units, scorers, folders, rollouts, Path(keep) if keep else None, about, show_progress)
+    threads = num_threads()
+    mapper = partial(locally, scorers, folders)
+    if workers is not None:
+        scorers.release()
+        where = {weights.version: weights.folder for weights in taken}
+        threads = threads_each(str(workers), threads)
+        mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
+    kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
+    scores = _score(units, mapper, kept, rollouts, show_progress)
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
     run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
     judged = judge(run, expect=expect)
@@ -150,21 +175,14 @@ def _check_vocabulary(scorer: ScorerLike, rollouts: Rollouts) -> None:
 
 
 def _score(
-    units: Seq[Unit],
-    scorers: Load,
-    folders: Mapping[int, Path],
-    rollouts: Rollouts,
-    keep: Path | None,
-    about: tuple[str, str, str, str],
-    show_progress: bool,
+    units: Seq[Unit], mapper: Callable[..., Mapper], kept: Kept, rollouts: Rollouts, show_progress: bool
 ) -> dict[str, Scores[Values]]:
     """Score all units; returns the scores of each pass by its name."""
-    kept = Kept(keep, folders, repr((*about[1:], os.environ.get("OMP_NUM_THREADS"), os.cpu_count())))
     with Progress("replay", totals(units), quiet=not show_progress) as progress:
         try:
-            found = run_units(units, locally(scorers, folders, progress.begin), kept, progress)
+            found = run_units(units, mapper(on_loaded=progress.begin), kept, progress)
         except (KeyboardInterrupt, SystemExit):
-            if keep and show_progress:
+            if kept.any and show_progress:
                 talk("\ntracekit: what was scored is kept: the same command goes on from there")
             raise
     kept.drop(units)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from tracekit.replay.units import Unit, UnitScores, score_unit
 from tracekit.scores import Scores, Values, put, unscored
 
 OnTokens = Callable[[Unit, int], None]
-Mapper = Callable[[Seq[Unit], OnTokens], Iterator[tuple[int, UnitScores]]]
+Scored = Generator[tuple[int, UnitScores], None, None]
+Mapper = Callable[[Seq[Unit], OnTokens], Scored]
 """Scores units, in any order: yields the index and the scores of each as it is done."""
 
 
@@ -28,7 +30,7 @@ def locally(load: Load, folders: Mapping[int, Path], on_loaded: Callable[[], Non
         on_loaded()
         return scorer
 
-    def score(units: Seq[Unit], on_tokens: OnTokens) -> Iterator[tuple[int, UnitScores]]:
+    def score(units: Seq[Unit], on_tokens: OnTokens) -> Scored:
         for number, unit in enumerate(units):
 
             def advance(num_tokens: int, unit: Unit = unit) -> None:
@@ -63,10 +65,11 @@ def run_units(units: Seq[Unit], score: Mapper, kept: Kept, progress: Progress) -
         progress.skip(kind_of(units[number]), units[number].num_run_tokens)
     todo = [number for number in range(len(units)) if number not in found]
     progress.begin()
-    done = score([units[i] for i in todo], lambda unit, count: progress.advance(kind_of(unit), count))
-    for at, scores in done:
-        found[todo[at]] = scores
-        kept.keep(units[todo[at]], scores)
+    scoring = score([units[i] for i in todo], lambda unit, count: progress.advance(kind_of(unit), count))
+    with closing(scoring) as done:  # workers end here, whatever else does
+        for at, scores in done:
+            found[todo[at]] = scores
+            kept.keep(units[todo[at]], scores)
     return [found[number] for number in range(len(units))]
 
 

@@ -87,6 +87,17 @@ class OneAtATime:
             self._scorer, self._key = self._load(folder, model), (folder, model)
         return self._scorer
 
+    def release(self) -> None:
+        """Forget the scorer that is kept."""
+        self._scorer = None
+
+
+def num_threads() -> int:
+    """Return how many threads torch computes with in this process."""
+    import torch
+
+    return torch.get_num_threads()
+
 
 def torch_loader(device: str | None) -> Load:
     """Return what loads a scorer with torch and transformers.
@@ -98,7 +109,18 @@ def torch_loader(device: str | None) -> Load:
         from tracekit.scoring.scorer import Scorer
     except ImportError as error:
         raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
-    return lambda folder, model: Scorer.load(folder, dtype=model.dtype, weights=model.weights, device=device)
+    from tracekit.scoring.arithmetic import bfloat16_arithmetic
+
+    settled: list[str | None] = []  # by the first load; it goes with this loader to workers, who then do alike
+
+    def load(folder: Path, model: Model) -> ScorerLike:
+        arithmetic = settled[0] if settled else None
+        scorer = Scorer.load(folder, dtype=model.dtype, weights=model.weights, device=device, arithmetic=arithmetic)
+        if not settled:
+            settled.append(bfloat16_arithmetic(scorer.model.body))
+        return scorer
+
+    return load
 
 
 def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> float:

@@ -51,6 +51,19 @@ def settle_arithmetic(body: nn.Module, arithmetic: str | None = None) -> str:
     return chosen
 
 
+def bfloat16_arithmetic(body: nn.Module) -> str | None:
+    """Return what bfloat16 loads of a body, which itself may be of any dtype, are to compute in, on all workers alike.
+
+    None where it has no linears on a CPU, so that there is nothing to agree on.
+    """
+    ours = (module for module in body.modules() if type(module) in (nn.Linear, _ThroughFloat32))
+    shapes = [module.weight.shape for module in ours if module.weight.device.type == "cpu"]
+    if not shapes:
+        return None
+    num_out, num_in = max(shapes, key=lambda shape: shape.numel())
+    return _faster(num_out, num_in)
+
+
 def _is_slow(module: nn.Module) -> bool:
     # Not a subclass: what its forward does beyond a product is not known.
     return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
