@@ -23,6 +23,12 @@ class OneEngine:
     def table(self, name: str) -> pa.Table:
         return self._trace.table(name).filter(pc.field("engine") == self._engine)
 
+    def rows(self, name: str) -> int:
+        return self.table(name).num_rows
+
+    def all_losses(self) -> list[Any]:
+        return [loss for loss in self._trace.all_losses() if loss.engine == self._engine]
+
 
 def completions(trace: Trace | OneEngine) -> dict[tuple[str, str], dict[str, Any]]:
     """Accepted tokens and logprobs by (external id, index of the completion)."""

@@ -136,7 +136,7 @@ def _resolve(computed: Computed, held: list[_Run], group: Group) -> list[_Run]:
 def _merged(runs: list[_Run]) -> list[tuple[int, int]]:
     """Version and end of each part, neighbors of the same version as one."""
     ends = [(version, stop) for version, _, stop, _ in runs]
-    return [end for end, after in zip(ends, [*ends[1:], (-1, 0)], strict=True) if end[0] != after[0]]
+    return [end for end, after in pairwise([*ends, (-1, 0)]) if end[0] != after[0]]
 
 
 def _within(held: list[_Run], block: Block) -> list[_Run]:
