@@ -4,12 +4,16 @@ The truth is the job's own: the weights that each forward read, and how far each
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers.engine import job, record, run_cli
+from helpers.traced import OneEngine
+from tracekit.replay.runner import replay
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
 from tracekit.trace.reader import Trace
 
@@ -29,6 +33,19 @@ def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory:
     command = job("updates.py", tiny_model, folder, HOW[request.param])
     trace = record(request.param, folder / "trace.arrow", command)
     return request.param, folder, trace, json.loads((folder / "truth.json").read_text())
+
+
+SCALES = (1.0, 1.5, 1.125, 1.6875, 1.265625)  # of the norms that the job multiplies, by weight version
+
+
+def scaled(model: Path, folder: Path, scale: float) -> Path:
+    """The model as the job's engines have it."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight"):
+        tensors[name] = tensors[name] * scale
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def view(folder: Path) -> dict[str, Any]:
@@ -231,3 +248,23 @@ def test_an_update_with_a_reset_is_no_risk_and_one_without_is(recorded: Any) -> 
     assert {u["engine_step"] for u in updates} <= {c["engine_step"] for c in resets if c["answer"] == "true"}
     (deletes,) = (one for one in fired if one["id"] == "pause-keep-deletes-a-token")
     assert deletes["where"] == f"engine {PAUSED}" and deletes["detail"].startswith("running rollouts: 2, before")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replay_scores_over_the_kv_that_each_rollout_had_and_finds_nothing(
+    recorded: Any, kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    _, _, trace, _ = recorded
+    folders = {version: scaled(tiny_model, tmp_path / str(version), scale) for version, scale in enumerate(SCALES)}
+    found = replay(OneEngine(trace, KINDS[kind]), folders[0], weights=folders, expect="raw", dtype="float32").result
+    # a rollout that went on from blocks in which two versions meet
+    assert [(s.why, s.count) for s in found.data.skipped_requests] == [("mixed kv", 1)]
+    names = {r["request"]: r["external_id"] for r in of_engine(trace, "requests", KINDS[kind])}
+    leave = {names[rollout.request] for rollout in found.verdict.rollouts if rollout.onset}
+    # of these vLLM 0.18 loses a token, whose KV the rest of the rollout goes on from
+    assert leave <= {name for name in names.values() if "drained" in name}
+    kv = {other.name: other for other in found.verdict.kv}
+    assert kv["recomputed"].num_rollouts >= 5 and kv["kept"].num_rollouts >= 1
+    for other in kv.values():
+        assert other.num_recorded_better == other.num_rollouts and other.median_nats > 5
+        assert other.d_abs_mean_recorded < 1e-4 < 1e-2 < other.d_abs_mean
