@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from tracekit.errors import NoSuchObjectError, StoreError
 from tracekit.objects.address import Address
 
-# pyarrow's own retries go on for minutes after a server died; these end a wait after about 10 seconds
+# not left to pyarrow, whose retries may go on for minutes; these end a wait after about 10 seconds
 _ATTEMPTS = 3
 _CONNECT_SECS = 2.0
 _STALL_SECS = 3.0
