@@ -130,6 +130,11 @@ def test_replay_finds_what_it_found(
     assert now["num_with_onset"] == then["num_with_onset"]
     for mine, rollout in zip(now["rollouts"], then["rollouts"], strict=True):
         assert (mine["request"], mine["num_tokens"]) == (rollout["request"], rollout["num_tokens"])
-        for onset in ("first_beyond_noise", "shift_start"):
-            if sturdy(rollout["first_beyond_noise"]):
-                assert token(mine[onset]) == token(rollout[onset]), f"{onset} of request {rollout['request']}"
+        if sturdy(rollout["first_beyond_noise"]):
+            assert token(mine["first_beyond_noise"]) == token(rollout["first_beyond_noise"]), rollout["request"]
+            starts = [each["shift_start"] for each in (mine, rollout)]
+            # where a shift starts hangs on the noise measured beside it, by a token or two
+            if all(starts):
+                assert abs(starts[0]["position"] - starts[1]["position"]) <= 2, rollout["request"]
+            else:
+                assert starts[0] == starts[1], rollout["request"]

@@ -115,7 +115,7 @@ def test_what_cannot_be_done_is_answered_with_an_error(fake, engine):
 
 def test_a_label_that_is_lost_on_the_way_is_an_error(fake, engine, monkeypatch):
     monkeypatch.setattr(
-        engine.stream, "put", lambda tables: engine.stream.lose({"weights": 1}, "the recorder's window is full")
+        engine.stream, "put", lambda tables, *_: engine.stream.lose({"weights": 1}, "the recorder's window is full")
     )
     fake.command(id="a", mark_weights=mark("step-1"))
     assert fake.next_result()[0].error == "its row was lost" and engine.labels

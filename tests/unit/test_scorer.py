@@ -79,15 +79,15 @@ def test_raw_logprobs_are_those_of_the_models_own_forward(folders: dict[str, Pat
 @pytest.mark.parametrize("name", ["llama", "qwen3-tied"])
 def test_the_head_is_float32_while_the_body_is_not(folders: dict[str, Path], name: str) -> None:
     sequence = some_sequences(1)[0]
-    (scores,) = score(Scorer.load(folders[name], device="cpu"), [sequence], max_batch_tokens=64)
+    scorer = Scorer.load(folders[name], device="cpu")
+    (scores,) = score(scorer, [sequence], max_batch_tokens=64)
     model = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.bfloat16).eval()
-    ids = torch.from_numpy(np.concatenate([sequence.prompt_token_ids, sequence.token_ids[:-1]]).astype(np.int64))
     with torch.inference_mode():
-        hidden = model.model(input_ids=ids.unsqueeze(0), use_cache=False).last_hidden_state[0]
+        ((hidden, _),) = scorer.body.run([whole(sequence)], 64, share=True, kvs={})
         assert hidden.dtype == torch.bfloat16
         by_hand = (hidden.float() @ model.get_output_embeddings().weight.float().T).log_softmax(dim=-1)
     targets = torch.from_numpy(sequence.token_ids.astype(np.int64))
-    by_hand = by_hand[len(sequence.prompt_token_ids) - 1 :].gather(1, targets[:, None]).squeeze(1)
+    by_hand = by_hand[-len(targets) :].gather(1, targets[:, None]).squeeze(1)
     np.testing.assert_allclose(scores.raw_logprob, by_hand.numpy(), rtol=0, atol=2e-6)
     assert np.abs(scores.raw_logprob - own_logprobs(model, sequence)).max() > 1e-3, "a bfloat16 head differs"
 
