@@ -26,7 +26,7 @@ test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip whe
 	@begin=$$(date +%s); $(PYTEST) -m "not engine and not long" && echo "tests without engines: $$(($$(date +%s) - begin)) s"
 	@begin=$$(date +%s); $(PYTEST) -m "engine and not long" && echo "tests on engines: $$(($$(date +%s) - begin)) s"
 
-test-long: $(VENV)/.installed  ## Run the tests with the larger real model (250 MB to fetch, ten minutes).
+test-long: $(VENV)/.installed  ## Run what fetches more: the larger real model, engines in Ray actors (400 MB, fifteen minutes).
 	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.
