@@ -131,6 +131,7 @@ def test_the_command_starts_and_ends_a_ray_of_its_own_and_says_nothing_of_it(rec
     assert judged(recorded, "--workers", "2") == judged(recorded)
 
 
+@pytest.mark.long  # a Ray head with ports of its own takes a minute to start on a busy machine
 def test_a_cluster_that_runs_elsewhere_scores_to_the_bit(recorded, short_path, monkeypatch):
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
