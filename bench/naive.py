@@ -74,7 +74,9 @@ def head_errors(folder: str, device: str) -> dict:
             chunk = slice(first, min(first + ours.chunk_rows, ROWS))
             rows = chunk.stop - first
             segment = Segment(Params(), empty, np.zeros(rows, np.uint32), 0, rows)
-            parts.append(score_rows(ours.model.logits(hidden[chunk]), targets[chunk], [[segment]])[0].raw_logprob)
+            parts.append(
+                score_rows(ours.model.logits(hidden[chunk], targets[chunk]), targets[chunk], [[segment]])[0].raw_logprob
+            )
         return torch.cat(parts)
 
     def plain_head() -> torch.Tensor:
