@@ -72,8 +72,8 @@ class Job:
     @property
     def num_scored(self) -> int:
         """Tokens that its forwards score: one that two stages run counts twice."""
-        num_prompt = len(self.sequence.prompt_token_ids)
-        return sum(max(stage.stop + 1 - max(stage.start + 1, num_prompt), 0) for stage in self.stages)
+        scored = [self.sequence.outputs(stage.start, stage.stop) for stage in self.stages]
+        return sum(end - first for first, end in scored)
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,9 +47,7 @@ class Span:
     @property
     def outputs(self) -> tuple[int, int]:
         """Indices into the completion of the first scored token, and of one beyond the last."""
-        num_prompt = len(self.sequence.prompt_token_ids)
-        first = max(self.start + 1, num_prompt) - num_prompt
-        return first, max(self.stop + 1 - num_prompt, first)
+        return self.sequence.outputs(self.start, self.stop)
 
     @property
     def num_scored(self) -> int:

@@ -36,3 +36,12 @@ class Sequence:
     def input_ids(self) -> NDArray[np.int64]:
         """[P + T - 1] ids of the tokens at those positions."""
         return np.concatenate([self.prompt_token_ids, self.token_ids]).astype(np.int64)[: self.num_inputs]
+
+    def outputs(self, start: int, stop: int) -> tuple[int, int]:
+        """Indices into the completion of the first token that input positions start..stop score, and one past the last.
+
+        The token at position p is sampled from the hidden state of position p - 1.
+        """
+        num_prompt = len(self.prompt_token_ids)
+        first = max(start + 1, num_prompt) - num_prompt
+        return first, max(stop + 1 - num_prompt, first)
