@@ -27,6 +27,7 @@ GROUPS = {
     "Check": {
         "doctor": "Prove a trace against itself, and against what the client received.",
         "lint": "Name settings that are known to break parity, from a trace or before a run.",
+        "check": "Hold a replay's numbers against rules, as a gate for CI.",
     },
     "Replay": {
         "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tracekit.diagnose.data import Run
 from tracekit.diagnose.noise import TokenNoise
 from tracekit.diagnose.result import Result
-from tracekit.errors import NotATraceError, SchemaTooNewError
+from tracekit.errors import NotATraceError, SchemaTooNewError, UnreadableTraceError
 from tracekit.trace.output import new_file
 
 _RESULT = b"tracekit.result"
@@ -112,10 +112,34 @@ def read_replay(path: str | os.PathLike[str]) -> Replay:
     stored = (table.schema.metadata or {}).get(_RESULT)
     if stored is None:
         raise NotATraceError(f"this Arrow file holds no result of a replay: {path}")
+    return Replay(_result(stored, path), table.replace_schema_metadata(None))
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read the result alone, of what `tracekit replay -o` wrote or `tracekit replay --json` printed.
+
+    Raises:
+        UnreadableTraceError: the system does not let us read it.
+        NotATraceError, SchemaTooNewError: as `read_replay`.
+    """
     try:
-        result = Result.from_dict(json.loads(stored))
+        with open(path, "rb") as file:
+            head = file.read(1)
+            return _result(head + file.read(), path) if head == b"{" else read_replay(path).result
+    except OSError as error:
+        raise UnreadableTraceError(os.fspath(path), error) from None
+
+
+def _result(stored: bytes, path: str | os.PathLike[str]) -> Result:
+    try:
+        values = json.loads(stored)
+    except ValueError as error:
+        raise NotATraceError(f"this is not the JSON of a replay: {path}") from error
+    try:
+        return Result.from_dict(values)
     except ValueError as error:
         raise SchemaTooNewError(f"{error}: {path}") from error
     except KeyError as error:
         raise NotATraceError(f"the result in this file lacks {error}: {path}") from error
-    return Replay(result, table.replace_schema_metadata(None))
+    except TypeError as error:
+        raise NotATraceError(f"the result in this file is not one of a replay: {path}") from error
