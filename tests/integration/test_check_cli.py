@@ -141,11 +141,13 @@ def test_what_is_no_replay_is_refused(tracekit, tmp_path):
     (tmp_path / "b.json").write_text("{no json")
     (tmp_path / "e.json").write_text('{"schema_version": 1, "tracekit_version": "", "exit_code": 0, "scoring": "x"}')
     (tmp_path / "c.arrow").write_text("no Arrow file, and longer than its magic")
-    for name, said in (
-        ("a.json", "version 99"),
-        ("b.json", "not the JSON"),
-        ("c.arrow", "not an Arrow"),
-        ("d", "read"),
-    ):
+    said = {
+        "a.json": "version 99",
+        "b.json": "not the JSON",
+        "c.arrow": "not an Arrow",
+        "d": "read",
+        "e.json": "one of a",
+    }
+    for name, sentence in said.items():
         code, out, err = tracekit(tmp_path / name)
         assert code == 1 and out == "" and sentence in err and err.count("\n") == 1, err
