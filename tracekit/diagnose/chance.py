@@ -19,13 +19,14 @@ def chance_of(run: Run, judged: TokenNoise) -> float:
     """
     rollouts = len(run.rollouts)
     hit = len(np.unique(run.rollout[judged.beyond]))
-    single = _binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
+    single = binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
     tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
     sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
     return min(3 * min(single, tokens, sustained), 1.0)
 
 
-def _binomial_tail(at_least: int, n: int, p: float) -> float:
+def binomial_tail(at_least: int, n: int, p: float) -> float:
+    """Return how likely at least so many of `n` happen, each with probability `p`."""
     below = sum(exp(log(comb(n, k)) + k * log(p) + (n - k) * log(1 - p)) for k in range(at_least))
     return max(1.0 - below, 0.0)
 

@@ -23,7 +23,6 @@ _OPERATORS = {
     ">": operator.gt,
 }
 _RULE = re.compile(r"\s*([a-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*(\S(?:.*\S)?)\s*")
-_PREFIXES = {"before": "verdict.before.", "after": "verdict.after."}
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,16 @@ class Checked:
     value: float | str | None
 
 
-def parse_predicate(text: str) -> Predicate:
+def parse_predicate(text: str, metrics: str = "verdict.before", others: str = "verdict") -> Predicate:
     """Read a rule.
 
-    A name is a metric as the trainer sees it (`mismatch_kl`), one after the semantic is put right (`after.clip_rate`),
-    a field of the verdict (`layer`), or the path of any other field (`data.num_tokens`, `verdict.noise.detectable`).
+    A name is a metric (`mismatch_kl`), another field of `others` (`layer`, `after.clip_rate`), or the path of any field
+    (`data.num_tokens`, `verdict.noise.detectable`).
+
+    Args:
+        text: the rule.
+        metrics: path of the metrics that a bare name means.
+        others: path of what holds every other bare name.
 
     Raises:
         UsageError: it is not one.
@@ -73,7 +77,7 @@ def parse_predicate(text: str) -> Predicate:
             raise UsageError(f"{bound!r} is not a number, and only numbers can be larger or smaller: {text}") from None
     if value != value:
         raise UsageError(f"nothing compares with NaN: {text}")
-    return Predicate(text.strip(), _path(name), sign, value)
+    return Predicate(text.strip(), _path(name, metrics, others), sign, value)
 
 
 def check(result: Mapping[str, Any], predicate: Predicate) -> Checked:
@@ -99,10 +103,10 @@ def check(result: Mapping[str, Any], predicate: Predicate) -> Checked:
     return Checked(predicate, "fires" if fires else "holds", value)
 
 
-def _path(name: str) -> str:
+def _path(name: str, metrics: str, others: str) -> str:
     first, _, rest = name.partition(".")
-    if first in _PREFIXES and rest:
-        return _PREFIXES[first] + rest
-    if rest:
-        return name
-    return ("verdict.before." if name in {field.name for field in fields(Metrics)} else "verdict.") + name
+    if name in {field.name for field in fields(Metrics)}:
+        return f"{metrics}.{name}"
+    if not rest or first == "after":
+        return f"{others}.{name}"
+    return name

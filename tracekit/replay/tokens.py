@@ -38,7 +38,8 @@ def columns(table: pa.Table) -> Columns:
     out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
     others = [pc.is_valid(table.column(name)) for name in ("raw_logprob", "processed_logprob")]
     out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
-    out["rollout_logprob"] = np.asarray(logprob.to_numpy(), dtype=np.float64)
+    for name in ("rollout_logprob", "raw_logprob", "processed_logprob"):
+        out[name] = np.asarray(table.column(name).to_numpy(), dtype=np.float64)
     order = np.lexsort((out["position"], out["request"], out["engine"]))
     return {name: values[order] for name, values in out.items()}
 

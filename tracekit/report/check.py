@@ -17,14 +17,22 @@ _MARK = {"holds": "ok", "fires": "FAIL", "cannot tell": "?"}
 
 def to_facts(path: str, checked: Sequence[Checked], *, lost: bool) -> dict[str, Any]:
     """Return what was checked as JSON types."""
-    rules = [{"rule": c.predicate.text, "field": c.predicate.path, "value": c.value, "state": c.state} for c in checked]
-    return {"path": path, "lost": lost, "rules": rules}
+    return {"path": path, "lost": lost, "rules": rules_of(checked)}
+
+
+def rules_of(checked: Sequence[Checked]) -> list[dict[str, Any]]:
+    """Return what each rule said as JSON types."""
+    return [{"rule": c.predicate.text, "field": c.predicate.path, "value": c.value, "state": c.state} for c in checked]
+
+
+def rule_line(rule: Mapping[str, Any]) -> str:
+    """Say what one rule said; `rule` as `rules_of` gives it."""
+    return f"{_MARK[rule['state']]:<5}{rule['rule']}  ({_what(rule['field'], rule['value'])})"
 
 
 def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines for the terminal; `facts` as `to_facts` gives them."""
-    for one in facts["rules"]:
-        yield f"{_MARK[one['state']]:<5}{one['rule']}  ({_what(one['field'], one['value'])})"
+    yield from map(rule_line, facts["rules"])
     if facts["lost"]:
         yield "data was lost in the trace: what is missing could not be judged"
     states = [one["state"] for one in facts["rules"]]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tracekit.diagnose.result import Result
+from tracekit.report.columns import side_by_side
 from tracekit.report.words import cause
 
 RUNS = {"defaults": "V1 defaults", "parity": "parity settings"}
@@ -38,28 +39,7 @@ def story(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def table(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the table alone; `facts` as in `story`."""
-    verdicts = [facts[name]["verdict"] for name in RUNS]
-    before = [verdict["before"] for verdict in verdicts]
-    rows = [
-        ("", *RUNS.values()),
-        ("recorded logprobs are", *(verdict["semantic"]["kind"] for verdict in verdicts)),
-        ("layer of mismatch", *(verdict["layer"] for verdict in verdicts)),
-        ("since", *(_since(verdict) for verdict in verdicts)),
-        ("mean ratio", *(f"{metrics['ratio_mean']:.3f}" for metrics in before)),
-        ("mismatch_kl (nats)", *(f"{metrics['mismatch_kl']:.4f}" for metrics in before)),
-        (f"clip rate (±{before[0]['epsilon']})", *(f"{metrics['clip_rate']:.1%}" for metrics in before)),
-        ("bit-equal tokens", *(f"{metrics['bit_equal']:.0%}" for metrics in before)),
-    ]
-    width = max(len(row[1]) for row in rows)
-    for title, first, second in rows:
-        yield f"  {title:24}{first:{width + 3}}{second}"
-
-
-def _since(verdict: Mapping[str, Any]) -> str:
-    since = verdict["since"]
-    if since is None:
-        return "-"
-    return f"rollout {verdict['since_rollout']}, position {since['position']}"
+    return side_by_side({title: facts[name] for name, title in RUNS.items()})
 
 
 def _value(value: Any) -> str:

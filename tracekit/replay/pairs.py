@@ -1,0 +1,124 @@
+"""Requests of two traces side by side: paired by their ids, never by their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.diagnose.diff import Pair, Paired
+from tracekit.errors import ReplayRefused
+from tracekit.replay.output import Replay
+from tracekit.replay.tokens import accepted, by_request, columns
+from tracekit.scores import PROCESSED, RAW
+
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
+I8 = npt.NDArray[np.int64]
+F8 = npt.NDArray[np.float64]
+Key = tuple[int, int]  # engine, request
+
+REPORTED = "reported"
+_COLUMNS = {REPORTED: "rollout_logprob", RAW: "raw_logprob", PROCESSED: "processed_logprob"}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One request with its completion."""
+
+    key: Key
+    token_ids: I8  # [T]
+    logprob: F8  # [T] nats, NaN where null
+    engine_step: I8  # [T]
+
+
+def pair_traces(first: Trace, second: Trace) -> Paired:
+    """Pair the requests of two traces that have the same prompt ids.
+
+    Of several with one prompt those go together whose completions agree longest. What is compared is what both report,
+    where they report the same kind; else raw logprobs where both traces have them, else processed ones.
+
+    Raises:
+        ReplayRefused: they report different kinds and have none in common, or no prompt is in both.
+    """
+    lens = _common_lens(first, second)
+    one, other = _by_prompt(first, lens), _by_prompt(second, lens)
+    pairs = [
+        pair for prompt in sorted(one.keys() & other.keys()) for pair in _match(prompt, one[prompt], other[prompt])
+    ]
+    if not pairs:
+        raise ReplayRefused("no prompt is in both traces, so there is nothing to compare")
+    pairs.sort(key=lambda pair: pair.keys)
+    count = [sum(map(len, side.values())) - len(pairs) for side in (one, other)]
+    return Paired(lens, pairs, count[0], count[1])
+
+
+def noise_lines(replay: Replay) -> dict[Key, F8]:
+    """Return, by (engine, request), [T] nats above which a replay calls a token of the completion beyond noise."""
+    tokens, threshold = replay.tokens, replay.result.verdict.noise.threshold
+    names = ("engine", "request", "position")
+    engine, request, position = (tokens.column(name).to_numpy().astype(np.int64) for name in names)
+    line = tokens.column("sigma").to_numpy().astype(np.float64) * threshold
+    parts = by_request({"engine": engine, "request": request, "position": position, "line": line})
+    return {key: part["line"] for key, part in parts}
+
+
+def _common_lens(first: Trace, second: Trace) -> str:
+    modes = [{str(e.get("logprobs_mode") or "") for e in trace.engines()} for trace in (first, second)]
+    if modes[0] == modes[1] and len(modes[0]) == 1:
+        return REPORTED
+    for lens in (RAW, PROCESSED):
+        if all(trace.table("tokens").column(_COLUMNS[lens]).null_count == 0 for trace in (first, second)):
+            return lens
+    said = " and ".join("/".join(sorted(mode)) or "nothing" for mode in modes)
+    raise ReplayRefused(
+        f"the traces report different numbers, {said}, and do not both hold one kind: record with --logprobs both"
+    )
+
+
+def _by_prompt(trace: Trace, lens: str) -> dict[bytes, list[_Request]]:
+    prompts = {
+        (int(row["engine"]), int(row["request"])): np.asarray(row["prompt_token_ids"], dtype=">u4").tobytes()
+        for row in trace.table("requests").select(["engine", "request", "prompt_token_ids"]).to_pylist()
+    }
+    tokens, _ = accepted(columns(trace.table("tokens")))
+    found: dict[bytes, list[_Request]] = {}
+    for key, part in by_request(tokens) if tokens["token_id"].size else ():
+        prompt = prompts.get(key)
+        if prompt and int(part["position"][0]) == len(prompt) // 4 and not np.any(np.diff(part["position"]) != 1):
+            request = _Request(key, part["token_id"], part[_COLUMNS[lens]], part["engine_step"])
+            found.setdefault(prompt, []).append(request)
+    return found
+
+
+def _match(prompt: bytes, one: list[_Request], other: list[_Request]) -> Iterator[Pair]:
+    """The longest common beginnings first; equal ones in the order of their ids, then of their numbers."""
+    ranked = sorted(
+        ((a, b) for a in one for b in other),
+        key=lambda ab: (-_num_common(*ab), ab[0].token_ids.tolist(), ab[1].token_ids.tolist(), ab[0].key, ab[1].key),
+    )
+    taken: set[tuple[int, Key]] = set()
+    for a, b in ranked:
+        if (0, a.key) in taken or (1, b.key) in taken:
+            continue
+        taken |= {(0, a.key), (1, b.key)}
+        num = _num_common(a, b)
+        yield Pair(
+            keys=(a.key, b.key),
+            num_prompt_tokens=len(prompt) // 4,
+            token_ids=a.token_ids[:num],
+            values=(a.logprob[:num], b.logprob[:num]),
+            engine_step=a.engine_step[:num],
+            lengths=(len(a.token_ids), len(b.token_ids)),
+        )
+
+
+def _num_common(a: _Request, b: _Request) -> int:
+    """Tokens up to the first that differs."""
+    num = min(len(a.token_ids), len(b.token_ids))
+    differ = np.flatnonzero(a.token_ids[:num] != b.token_ids[:num])
+    return int(differ[0]) if differ.size else num
