@@ -26,6 +26,7 @@ TracekitError                       exit 1: something failed, one sentence says 
 ├── NoteError                       a file is not a recorder's note of what it could not deliver
 ├── MetricsError                    an engine's metrics cannot be read, or are not those of vLLM
 │   └── NotAMetricError             a line is not of the text format of Prometheus
+├── TrainerDumpError                a trainer's dump cannot be read, or is of no known format
 ├── WorkersError                    workers of a replay cannot be had, or were lost again and again
 └── ReplayRefused                   a verdict would be a guess: missing logprobs, unknown weights, empty join
 """
@@ -161,6 +162,10 @@ class MetricsError(TracekitError):
 class NotAMetricError(MetricsError):
     def __init__(self, number: int, line: str) -> None:
         super().__init__(f"line {number} is not a metric in the text format of Prometheus: {line[:80]!r}")
+
+
+class TrainerDumpError(TracekitError):
+    pass
 
 
 class WorkersError(TracekitError):

@@ -33,7 +33,8 @@ DIRECTIONS: dict[str, set[str]] = {
     "scores": set(),
     "diagnose": {"scores"},
     "scoring": {"scores"},
-    "replay": {"objects", "trace", "scoring", "diagnose", "scores"},
+    "trainer": set(),
+    "replay": {"objects", "trace", "scoring", "trainer", "diagnose", "scores"},
     "audit": {"trace"},
     "report": {"diagnose", "scores"},
     "tracekitd": {"trace", "rpc"},
@@ -105,7 +106,7 @@ def test_a_room_that_the_table_does_not_know_is_an_error(tmp_path: Path) -> None
 
 
 HEAVY = {"torch", "transformers", "vllm", "click", "pyarrow", "grpc", "google.protobuf", "numpy"}
-ROOMS = "objects trace rpc recorder engines demo jobs scoring replay diagnose audit report cli".split()
+ROOMS = "objects trace rpc recorder engines demo jobs scoring trainer replay diagnose audit report cli".split()
 OURS = {f"tracekit.{name}" for name in ROOMS} | {"tracekitd"}
 
 # package -> what it may import beside the standard library, tracekit.errors and tracekit.tables
@@ -119,10 +120,12 @@ ALLOWED = {
     "tracekit.demo": {"tracekit.engines"},
     "tracekit.jobs": {"tracekit.rpc", "grpc", "google.protobuf"},
     "tracekit.scoring": {"torch", "transformers", "numpy"},
+    "tracekit.trainer": {"numpy"},
     "tracekit.replay": {
         "tracekit.objects",
         "tracekit.trace",
         "tracekit.scoring",
+        "tracekit.trainer",
         "tracekit.diagnose",
         *"torch transformers numpy pyarrow".split(),
     },
