@@ -40,6 +40,8 @@ class Scores(Generic[Array]):
         entropy: [N] of the raw distribution, in nats.
         kept_mass: [N] probability of the kept set after penalties and temperature, before masks and truncation
             renormalise it; 1 where they drop nothing.
+        profile: [N, W] what is kept of the row's raw logits, as `tracekit.scoring.profile` lays it out; W is 0 where
+            nobody asked for it.
     """
 
     raw_logprob: Array
@@ -52,6 +54,7 @@ class Scores(Generic[Array]):
     edge_logprobs: Array
     entropy: Array
     kept_mass: Array
+    profile: Array
 
     def logprob(self, semantic: str) -> Array:
         """Return the logprobs of one semantic, [N]; processed ones are the forced kind, so that all are finite."""
@@ -71,12 +74,13 @@ class Scores(Generic[Array]):
         return cls(*(concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def unscored(num_tokens: int) -> Scores[Values]:
+def unscored(num_tokens: int, profile_width: int = 0) -> Scores[Values]:
     """Return scores of tokens that no pass has scored: NaN, 0 survivors, no argmax."""
     columns: dict[str, Values] = {field.name: np.full(num_tokens, np.nan) for field in fields(Scores)}
     columns["kept_count"] = np.zeros(num_tokens, dtype=np.int64)
     columns["argmax_token_id"] = np.full(num_tokens, -1, dtype=np.int64)
     columns["edge_logprobs"] = np.full((num_tokens, 2), np.nan)
+    columns["profile"] = np.full((num_tokens, profile_width), np.nan, dtype=np.float32)
     return Scores(**columns)
 
 

@@ -139,6 +139,7 @@ def score(logits: np.ndarray, token: np.ndarray, temperature: float, top_p: floa
         edge_logprobs=np.column_stack(edges),
         entropy=-(np.exp(raw) * raw).sum(axis=1),
         kept_mass=(np.exp(log_softmax(logits / temperature)) * inside).sum(axis=1),
+        profile=np.empty((token.size, 0), np.float32),
     )
 
 

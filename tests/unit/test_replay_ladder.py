@@ -7,7 +7,7 @@ import pytest
 
 from helpers.synthetic import Made, make_run, score
 from tracekit.diagnose.causes import READINGS
-from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, PROFILE, TRAINER
 from tracekit.diagnose.verdict import judge
 from tracekit.replay.ladder import LADDER, Scene, parameters_in_use
 from tracekit.replay.ladder import plan_passes as plan_of
@@ -25,10 +25,12 @@ def names(*all_params, **scene):
     return [how.name for how in plan_passes("bfloat16", all_params, **scene)]
 
 
-def test_every_run_has_the_trainers_pass_first_and_two_that_measure_noise():
-    trainer, shape, precision = plan_passes("bfloat16", [Params()])
+def test_every_run_has_the_trainers_pass_first_a_profile_and_two_that_measure_noise():
+    trainer, profile, shape, precision = plan_passes("bfloat16", [Params()])
     assert (trainer.name, trainer.model.dtype, trainer.max_batch_tokens) == (TRAINER, "bfloat16", 512)
     assert trainer.num_tokens is None and trainer.cost is None and trainer.share
+    # a look at the same logits: it takes the trainer's forward along
+    assert (profile.name, profile.forward, profile.profile) == (PROFILE, trainer.forward, True)
     # each rollout alone, its prompt run for it alone
     assert (shape.name, shape.model, shape.max_batch_tokens, shape.share) == (OTHER_SHAPE, trainer.model, 1, False)
     # the weights are what they were before: another precision of the body is no other cast of what is stored
@@ -45,7 +47,7 @@ def test_other_histories_of_the_kv_and_the_masters_are_scored_where_a_run_has_th
 
 
 def test_a_reading_is_scored_only_where_it_differs_from_raw_and_processed():
-    others = {TRAINER, OTHER_SHAPE, OTHER_PRECISION}
+    others = {TRAINER, PROFILE, OTHER_SHAPE, OTHER_PRECISION}
     assert set(names(Params(top_k=5))) == others  # without truncation it would be raw
     assert set(names(Params(top_k=5), Params(min_p=0.1))) == others
     assert {"sampling.no_temperature", "sampling.no_truncation"} <= set(names(NUCLEUS))
@@ -59,7 +61,13 @@ def test_what_each_reading_makes_of_the_parameters():
     assert read[TRAINER] == full
     assert read["sampling.no_temperature"] == replace(full, temperature=1.0)
     assert read["sampling.temperature_twice"] == replace(full, temperature=pytest.approx(0.49))
-    assert names(Params(temperature=0.7)) == [TRAINER, OTHER_SHAPE, "sampling.temperature_twice", OTHER_PRECISION]
+    assert names(Params(temperature=0.7)) == [
+        TRAINER,
+        PROFILE,
+        OTHER_SHAPE,
+        "sampling.temperature_twice",
+        OTHER_PRECISION,
+    ]
     assert read["sampling.no_truncation"] == replace(full, top_p=1.0, top_k=0, min_p=0.0)
     assert read["sampling.no_penalties"] == replace(full, repetition_penalty=1.0, logit_bias=())
 

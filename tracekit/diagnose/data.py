@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.diagnose.profile import Profile
+from tracekit.diagnose.settings import Settings
 from tracekit.scores import Scores, Values
 
 F8 = npt.NDArray[np.float64]
@@ -27,6 +29,7 @@ INFERENCE_PATH: Layer = "inference path"
 TRAINER = "trainer"  # as the trainer scores
 OTHER_SHAPE = "noise.shape"  # the same weights and precision in another batch shape, on a sample
 OTHER_PRECISION = "noise.precision"  # the same weights in another body precision, on a sample
+PROFILE = "profile"  # the trainer's raw logits in short, on a sample: `Run.profile`, no scores
 
 # passes of some runs
 KV_RECOMPUTED = "kv.recomputed"  # KV of older weights computed again, on a sample of the rollouts where that differs
@@ -62,6 +65,8 @@ class Run:
     logprobs_modes: tuple[str, ...] = ()  # what the engines declare
     num_kv_unknown: int = 0  # rollouts of several weight versions of whose KV the trace does not tell
     noise_dtype: str = ""  # of the body in the pass that measures what precision does
+    settings: Settings | None = None  # sampling parameters of each token
+    profile: Profile | None = None  # raw logits of some tokens
 
     @property
     def trainer(self) -> Scores[Values]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
-from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, TRAINER
+from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, PROFILE, TRAINER
 from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
 from tracekit.scoring.params import Params
@@ -42,6 +42,7 @@ class Pass:
         cost: what it may run at most, as a share of the trainer's pass; None for all.
         at_least: rollouts that it scores whatever that costs.
         least_tokens: the same in tokens.
+        profile: whether it asks for a profile of the raw logits.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Pass:
     cost: float | None = None
     at_least: int = 1
     least_tokens: int = 0
+    profile: bool = False
 
     @property
     def forward(self) -> tuple[Model, int, bool, KvHow]:
@@ -116,6 +118,7 @@ _NO_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_
 
 LADDER = (
     Rung(TRAINER, lambda trainer: trainer),
+    Rung(PROFILE, lambda trainer: replace(trainer, num_tokens=READING_TOKENS, profile=True)),
     # each rollout alone, its prompt run again for it
     Rung(OTHER_SHAPE, lambda trainer: _noise(trainer, max_batch_tokens=1, share=False)),
     Rung(

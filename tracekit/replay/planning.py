@@ -78,6 +78,7 @@ def _jobs(rollouts: Seq[Rollout], asked: Seq[tuple[Pass, Iterable[int]]], group:
             rollouts[i].sequence,
             stages_of(rollouts[i], passes[0].kv, group),
             tuple((how.name, how.sampling(rollouts[i].sequence.params)) for how in passes),
+            next((how.name for how in passes if how.profile), None),
         )
         for i, passes in sorted(readings.items())
     ]

@@ -25,6 +25,7 @@ from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_passes
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_units
+from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
 from tracekit.replay.rollouts import Rollouts
@@ -40,10 +41,10 @@ from tracekit.replay.scorers import (
     torch_loader,
 )
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
-from tracekit.replay.units import Unit
+from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import same_weights
 from tracekit.replay.workers import check_workers, on_ray, threads_each
-from tracekit.scores import PROCESSED, RAW, Scores, Values
+from tracekit.scores import PROCESSED, RAW
 from tracekit.trace.reader import open_trace
 
 if TYPE_CHECKING:
@@ -138,9 +139,11 @@ def replay(
         threads = threads_each(str(workers), threads)
         mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
-    scores = _score(units, mapper, kept, rollouts, show_progress)
+    found = _score(units, mapper, kept, show_progress)
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
+    scores = join(rollouts.rollouts, found)
     run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
+    run = replace(run, settings=settings_of(rollouts.rollouts), profile=profile_of(rollouts.rollouts, found))
     judged = judge(run, expect=expect)
     return Replay(_result(scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
 
@@ -174,10 +177,8 @@ def _check_vocabulary(scorer: ScorerLike, rollouts: Rollouts) -> None:
         )
 
 
-def _score(
-    units: Seq[Unit], mapper: Callable[..., Mapper], kept: Kept, rollouts: Rollouts, show_progress: bool
-) -> dict[str, Scores[Values]]:
-    """Score all units; returns the scores of each pass by its name."""
+def _score(units: Seq[Unit], mapper: Callable[..., Mapper], kept: Kept, show_progress: bool) -> list[UnitScores]:
+    """Score all units; returns the scores of each."""
     with Progress("replay", totals(units), quiet=not show_progress) as progress:
         try:
             found = run_units(units, mapper(on_loaded=progress.begin), kept, progress)
@@ -186,7 +187,7 @@ def _score(
                 talk("\ntracekit: what was scored is kept: the same command goes on from there")
             raise
     kept.drop(units)
-    return join(rollouts.rollouts, found)
+    return found
 
 
 def _scoring(

@@ -84,6 +84,8 @@ def join(rollouts: Seq[Rollout], scores: Iterable[UnitScores]) -> dict[str, Scor
     for of_unit in scores:
         for key, by_pass in of_unit.items():
             for name, its_scores in by_pass.items():
+                if its_scores.profile.shape[1]:
+                    continue  # of a few tokens: see `tracekit.replay.profiles`
                 if name not in joined:
                     joined[name] = unscored(int(bounds[-1]))
                 put(joined[name], place[key], its_scores)

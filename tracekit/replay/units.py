@@ -8,14 +8,17 @@ and workers elsewhere all map `score_unit` and join what it returns by key.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tracekit.replay.scorers import Load, Model
 from tracekit.scores import Scores, Values, put, unscored
+from tracekit.scoring.layout import WIDTH
 from tracekit.scoring.params import Params
 from tracekit.scoring.spans import Span
 from tracekit.scoring.types import Sequence
@@ -53,11 +56,13 @@ class Job:
         sequence: its prompt and completion.
         stages: how its KV and its tokens came about, in order.
         readings: how its sampling parameters are read, by the name of the pass that asks.
+        profile: the pass of these that asks for a profile of the raw logits; None for none.
     """
 
     sequence: Sequence
     stages: tuple[Stage, ...]
     readings: tuple[tuple[str, Params], ...]
+    profile: str | None = None
 
     @property
     def key(self) -> Key:
@@ -117,7 +122,7 @@ class Unit:
         """Return what stands for all that a unit asks, 32 hex digits: equal where the scores would be."""
         hashed = blake2b(repr((self.model, self.max_batch_tokens, self.share)).encode(), digest_size=16)
         for job in self.jobs:
-            hashed.update(repr((job.key, job.stages, job.readings)).encode())
+            hashed.update(repr((job.key, job.stages, job.readings, job.profile)).encode())
             for ids in (job.sequence.prompt_token_ids, job.sequence.token_ids):
                 hashed.update(len(ids).to_bytes(8, "little") + ids.astype("<u4").tobytes())
         return hashed.hexdigest()
@@ -134,7 +139,12 @@ def score_unit(
         unit: what to score.
         on_tokens: told of scored tokens as they are done.
     """
-    found = {job.key: {name: unscored(len(job.sequence.token_ids)) for name, _ in job.readings} for job in unit.jobs}
+    found = {
+        job.key: {
+            name: unscored(len(job.sequence.token_ids), WIDTH if name == job.profile else 0) for name, _ in job.readings
+        }
+        for job in unit.jobs
+    }
     todo: list[tuple[Job, int, KV | None]] = [(job, 0, None) for job in unit.jobs]
     while todo:
         version = min(job.stages[at].version for job, at, _ in todo)
@@ -147,7 +157,11 @@ def score_unit(
             first, end = job.stages[at].outputs
             rows = slice(first - span.outputs[0], end - span.outputs[0])
             for (name, _), reading in zip(job.readings, its_scores.readings, strict=True):
-                put(found[job.key][name], slice(first, end), reading.each(itemgetter(rows)))
+                own = reading.each(itemgetter(rows))
+                if name == job.profile:  # a scorer that makes no profiles leaves it NaN
+                    missing = np.full((end - first, WIDTH), np.nan, np.float32)
+                    own = replace(own, profile=missing if its_scores.profile is None else its_scores.profile[rows])
+                put(found[job.key][name], slice(first, end), own)
             if at + 1 < len(job.stages):
                 todo.append((job, at + 1, its_scores.kv))
     return found
@@ -163,4 +177,5 @@ def _span(job: Job, at: int, kv: KV | None) -> Span:
         stop=stage.stop,
         past=kv.truncated(stage.start) if kv is not None and stage.start else None,
         keep_kv=at + 1 < len(job.stages) and job.stages[at + 1].start > 0,
+        profile=job.profile is not None,
     )

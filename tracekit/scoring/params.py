@@ -32,6 +32,8 @@ class Params:
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     """Every id that ends a completion, barred until min_tokens are there."""
+    greedy: bool = False
+    """Whether the most likely token was taken, whatever the values above say."""
 
     @property
     def truncates(self) -> bool:
@@ -127,4 +129,5 @@ def _parse(sampling: Mapping[str, Any]) -> Params:
         bad_words=tuple(tuple(int(t) for t in word) for word in _get(sampling, "bad_words_token_ids") or () if word),
         min_tokens=min_tokens,
         stop_token_ids=tuple(int(t) for t in _get(sampling, "all_stop_token_ids") or ()) if min_tokens else (),
+        greedy=greedy,
     )

@@ -43,7 +43,8 @@ def score_rows(logits: Tensor, token_ids: Tensor, readings: Seq[Seq[Segment]]) -
     for i in apart:
         own = logits if i == apart[-1] else logits.clone()
         parts[i] = _reweighed(own, token_ids, readings[i], limits[i])
-    return [Scores(**_joined(raw), **_joined(its_parts)) for its_parts in parts]
+    nothing = logits.new_empty(len(logits), 0)
+    return [Scores(**_joined(raw), **_joined(its_parts), profile=nothing) for its_parts in parts]
 
 
 def _reweighed(logits: Tensor, token_ids: Tensor, segments: Seq[Segment], limits: Limits) -> list[Columns]:

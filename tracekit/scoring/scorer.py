@@ -18,8 +18,10 @@ from tracekit.scoring.arithmetic import settle_arithmetic
 from tracekit.scoring.body import Body
 from tracekit.scoring.head import SplitModel
 from tracekit.scoring.kv import KV
+from tracekit.scoring.layout import WIDTH
 from tracekit.scoring.loading import load_model, pick_device
 from tracekit.scoring.parts import Part, chunks, segments_of, tokens_of
+from tracekit.scoring.profile import profile_rows
 from tracekit.scoring.rows import score_rows
 from tracekit.scoring.spans import Span, SpanScores
 
@@ -124,12 +126,13 @@ class Scorer:
         for span in spans:
             self._check(span)
         scores = [[unscored(span.num_scored) for _ in span.readings] for span in spans]
+        profiles = {i: np.full((s.num_scored, WIDTH), np.nan, np.float32) for i, s in enumerate(spans) if s.profile}
         kvs: dict[int, KV] = {}
         with torch.inference_mode(), _exact_float32():
             for hidden, parts in self.body.run(spans, max_batch_tokens, share=share, kvs=kvs):
-                self._score_parts(spans, hidden, parts, scores, on_tokens)
+                self._score_parts(spans, hidden, parts, scores, profiles, on_tokens)
                 del hidden  # before the next batch comes
-        return [SpanScores(tuple(found), kvs.get(i)) for i, found in enumerate(scores)]
+        return [SpanScores(tuple(found), kvs.get(i), profiles.get(i)) for i, found in enumerate(scores)]
 
     def _check(self, span: Span) -> None:
         sequence = span.sequence
@@ -149,6 +152,7 @@ class Scorer:
         hidden: Tensor,
         parts: list[Part],
         scores: list[list[Scores[Values]]],
+        profiles: dict[int, Values],
         on_tokens: Callable[[int], None] | None,
     ) -> None:
         """Score parts of a batch, as many rows at a time as a chunk has, and put them where they belong."""
@@ -157,15 +161,21 @@ class Scorer:
             targets = np.concatenate([tokens_of(spans[part.span], part) for part in chunk])
             chosen = torch.from_numpy(targets.astype(np.int64)).to(hidden.device)
             logits = self.model.logits(hidden[torch.from_numpy(rows).to(hidden.device)], chosen)
-            found = score_rows(logits, chosen, segments_of(spans, chunk))
             ends = np.cumsum([part.num for part in chunk])
-            for reading, its_scores in enumerate(found):
-                columns = its_scores.each(_to_numpy)
+            for part, end in zip(chunk, ends, strict=True):
+                if part.span in profiles:
+                    rows_of = slice(int(end) - part.num, int(end))
+                    first = part.output - spans[part.span].outputs[0]
+                    columns = profile_rows(logits[rows_of], chosen[rows_of])
+                    profiles[part.span][first : first + part.num] = columns.cpu().numpy()
+            found = score_rows(logits, chosen, segments_of(spans, chunk))
+            for reading, its_tensors in enumerate(found):
+                its_scores = its_tensors.each(_to_numpy)
                 for part, end in zip(chunk, ends, strict=True):
                     if reading < len(spans[part.span].readings):
                         first = part.output - spans[part.span].outputs[0]
-                        rows_of = itemgetter(slice(end - part.num, end))
-                        put(scores[part.span][reading], np.arange(first, first + part.num), columns.each(rows_of))
+                        its_rows = itemgetter(slice(end - part.num, end))
+                        put(scores[part.span][reading], np.arange(first, first + part.num), its_scores.each(its_rows))
             if on_tokens:
                 on_tokens(len(targets))
 

@@ -36,6 +36,8 @@ class Span:
     """Of positions 0..start, by whatever weights; None where start is 0."""
     keep_kv: bool = False
     """Whether the answer holds the KV of positions 0..stop."""
+    profile: bool = False
+    """Whether it holds a profile of the raw logits, too."""
 
     def __post_init__(self) -> None:
         length = 0 if self.past is None else self.past.length
@@ -69,6 +71,8 @@ class SpanScores:
     """Of the span's `num_scored` tokens, one for each of its readings."""
     kv: KV | None = None
     """Of positions 0..stop where the span asked to keep it."""
+    profile: Values | None = None
+    """[num_scored, W] float32 where the span asked for it."""
 
 
 def whole(sequence: Sequence, readings: Iterable[Params] | None = None) -> Span:
