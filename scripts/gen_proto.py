@@ -34,6 +34,12 @@ from typing_extensions import Self
 
 PROTOCOL: int
 MAX_MESSAGE_BYTES: int
+MAX_HEAD_BYTES: int
+MAX_PIECE_BYTES: int
+MAX_PAYLOAD_BYTES: int
+MAX_SEQ: int
+MAX_COUNT: int
+MAX_TEXT: int
 FILES: tuple[Any, ...]  # FileDescriptorProto of each file
 
 _T = TypeVar("_T")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +38,8 @@ def socket_path(listen: str) -> Path:
 def claim(path: Path) -> Iterator[None]:
     """Own the socket's path while inside: its folder is private, its lock is ours, a stale socket is gone.
 
-    The lock is what protects a live daemon: gRPC itself binds over a socket in use without a word.
+    The lock is what protects a live daemon: gRPC itself binds over a socket in use without a word. Where somebody
+    deleted the lock of a live one, its socket still answers.
 
     Raises:
         DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is not a socket.
@@ -52,6 +55,8 @@ def claim(path: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DaemonError(f"another tracekitd is listening there: unix:{path}") from None
+        if _answers(path):
+            raise DaemonError(f"another tracekitd is listening there, whose lock was deleted: unix:{path}")
         _remove_socket(path)
         yield
         _remove_socket(path)
@@ -61,12 +66,19 @@ def claim(path: Path) -> Iterator[None]:
 
 def _private_folder(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (*reversed(folder.parents), folder):  # `parents=True` would make those on the way for everybody
+            made.mkdir(mode=0o700, exist_ok=True)
         found = folder.stat()
     except OSError as error:
         raise DaemonError(f"cannot use the socket's folder ({error.strerror}): {folder}") from None
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise DaemonError(f"the socket's folder must be yours alone (chmod 700): {folder}")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(os.fsencode(path)) in (0, errno.EAGAIN)  # EAGAIN: its queue is full
 
 
 def _remove_socket(path: Path) -> None:

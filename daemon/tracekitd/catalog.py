@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tracekit.rpc import messages
+from tracekit.trace.batch import BatchMeta
 from tracekit.trace.spool import ResumePoint
 
 
@@ -21,7 +22,8 @@ class Engine:
     produced: dict[str, int] = field(default_factory=dict)  # the producer's counters as of received_seq
     lost: dict[str, int] = field(default_factory=dict)
     last: bool = False  # it said goodbye, as of received_seq
-    streams: int = 0  # open connections; two for a moment when it reconnects
+    stream: int = 0  # the number of its newest connection: an older one has nothing to say any more
+    open: bool = False  # that connection is there
     progress: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when anything here moves
     commands: dict[str, messages.Command] = field(default_factory=dict)  # by id, those that are not answered
     results: dict[str, messages.CommandResult] = field(default_factory=dict)  # of commands, durable, to be fetched
@@ -36,9 +38,21 @@ class Engine:
         self.durable_seq = max(self.durable_seq, seq)
         self.wake()
 
-    def connected(self, change: int) -> None:
-        """Note that a stream began (1) or ended (-1)."""
-        self.streams += change
+    def received(self, meta: BatchMeta) -> None:
+        """Note the next batch."""
+        self.received_seq = meta.seq
+        self.produced, self.lost, self.last = meta.produced, meta.lost, meta.last
+
+    def connected(self) -> int:
+        """Note that a connection began, and return its number; one that was there is to end."""
+        self.stream, self.open = self.stream + 1, True
+        self.wake()
+        return self.stream
+
+    def disconnected(self, stream: int) -> None:
+        """Note that a connection ended."""
+        if stream == self.stream:
+            self.open = False
         self.wake()
 
     def answered(self, result: messages.CommandResult) -> None:
@@ -70,9 +84,6 @@ class Catalog:
             for engine_id, point in resume.items()
         }
 
-    def __contains__(self, engine_id: str) -> bool:
-        return engine_id in self._engines
-
     def find(self, engine_id: str) -> Engine | None:
         """Return a known engine."""
         return self._engines.get(engine_id)
@@ -84,6 +95,11 @@ class Catalog:
             number = max((known.number for known in self._engines.values()), default=-1) + 1
             engine = self._engines[engine_id] = Engine(number, engine_id)
         return engine
+
+    def forget_silent(self, engine: Engine) -> None:
+        """Forget an engine that went away without having sent anything."""
+        if not engine.received_seq and not engine.open:
+            self._engines.pop(engine.engine_id, None)
 
     def engines(self) -> list[Engine]:
         """Return every engine in the order of their numbers."""

@@ -75,7 +75,7 @@ async def _wait(engine: Engine, name: str, seconds: float) -> str:
     while name not in engine.results:
         if engine.ended:
             return "the engine has ended"
-        connected, now = engine.streams > 0, loop.time()
+        connected, now = engine.open, loop.time()
         until = deadline if connected else min(deadline, away_since + RECONNECT_SECS)
         if now >= until:
             return "it did not confirm in time, the label may arrive yet" if connected else "it is not connected"

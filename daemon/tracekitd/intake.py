@@ -1,27 +1,24 @@
-"""From a Batch off the wire to a record batch for the spool. Everything an engine says is checked here."""
+"""From a message off the wire to what the spool takes. Everything that an engine says is checked here."""
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import grpc
-import numpy as np
-import pyarrow as pa
-from google.protobuf.message import DecodeError
 
-from tracekit.errors import TracekitError
+from tracekit.errors import ChecksumError, TracekitError
 from tracekit.rpc import messages
-from tracekit.rpc.columns import WIRE_TABLES, count_rows, unpack
+from tracekit.rpc.columns import Table, parse
+from tracekit.rpc.frames import Framed, unframe
+from tracekit.rpc.identity import id_of
 from tracekit.tables import SCHEMA_VERSION
-from tracekit.trace.batch import BatchMeta, Tables, to_record_batch
+from tracekit.trace.batch import BatchMeta
 from tracekit.trace.ledger import GAP, Loss
+from tracekitd.bounds import check_json, counts_of, losses_of
 
-MAX_LOSSES = 1000  # in one batch; a recorder coalesces them by reason
 ENGINE_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -35,39 +32,40 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Received:
-    """One checked batch, in the form that the spool takes."""
+    """One checked batch."""
 
-    tables: Tables
-    rows: dict[str, int]
+    tables: Mapping[str, Table]
     losses: list[Loss]
-    arrow: pa.RecordBatch
-    meta: BatchMeta
+    meta: BatchMeta  # its rows are filled in
+    results: list[messages.CommandResult]
 
     def behind(self, gap: Loss) -> Received:
         """Return it with one more loss: the gap in front of it."""
-        losses = [*self.losses, gap]
-        return replace(self, losses=losses, arrow=_to_arrow(self.tables, losses, self.meta.engine))
+        return replace(self, losses=[*self.losses, gap])
 
 
-def parse(data: bytes) -> messages.Batch:
-    """Return the message that the bytes off the wire are.
+def open_frame(data: bytes) -> Framed:
+    """Return what a message holds.
 
     Raises:
-        Refused: they are not one.
+        Refused: DATA_LOSS where it was damaged on the way, INVALID_ARGUMENT where it is not a frame.
     """
     try:
-        return messages.Batch.FromString(data)
-    except DecodeError:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "what was sent is not a tracekit.v1.Batch") from None
+        return unframe(data)
+    except ChecksumError as error:
+        raise Refused(grpc.StatusCode.DATA_LOSS, str(error)) from None
+    except TracekitError as error:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-def check_hello(batch: messages.Batch) -> None:
-    """Make sure that the first message of a stream is the hello of a recorder that we understand.
+def check_hello(framed: Framed) -> str:
+    """Return the engine id of a stream whose first message is the hello of a recorder that we understand.
 
     Raises:
         Refused: it is not.
     """
-    if not batch.HasField("hello") or batch.seq or batch.payload:
+    batch = framed.batch
+    if not batch.HasField("hello") or batch.seq or framed.payload:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream must be a hello")
     if batch.hello.protocol != messages.PROTOCOL:
         raise Refused(
@@ -81,31 +79,56 @@ def check_hello(batch: messages.Batch) -> None:
         )
     if not ENGINE_ID.fullmatch(batch.engine_id):
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "an engine_id is 32 hex digits")
+    # it is a digest, so that how long the comparison takes tells nothing of the token
+    if id_of(batch.hello.token) != batch.engine_id:
+        raise Refused(grpc.StatusCode.PERMISSION_DENIED, "this engine_id is that of another recorder")
+    return batch.engine_id
 
 
-def decode(batch: messages.Batch, engine: int, engine_id: str) -> Received:
-    """Check one batch against its checksum and the tables.
+def check_number(batch: messages.Batch, engine_id: str) -> None:
+    """Make sure that a batch is of the stream's engine and has a number.
 
     Raises:
-        Refused: DATA_LOSS where the checksum does not match, INVALID_ARGUMENT for anything malformed.
+        Refused: it is not.
     """
-    if batch.engine_id != engine_id or not batch.seq:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "a batch needs its engine's id and a number from 1")
-    if zlib.crc32(batch.payload) != batch.crc:
-        raise Refused(grpc.StatusCode.DATA_LOSS, f"batch {batch.seq} does not match its checksum")
+    if batch.engine_id != engine_id or not 1 <= batch.seq <= messages.MAX_SEQ:
+        text = f"a batch needs its engine's id and a number from 1 to {messages.MAX_SEQ}"
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def decode(batch: messages.Batch, payload: bytes, engine: int) -> Received:
+    """Check one whole batch against the tables and the bounds.
+
+    Raises:
+        Refused: INVALID_ARGUMENT for anything malformed.
+    """
     try:
-        tables, losses = unpack(batch.payload), _losses(batch)
+        tables, losses = parse(payload), losses_of(batch)
+        check_json(tables)
         meta = BatchMeta(
             engine=engine,
-            engine_id=engine_id,
+            engine_id=batch.engine_id,
             seq=batch.seq,
-            produced=_counts(batch.totals.produced),
-            lost=_counts(batch.totals.lost),
+            produced=counts_of(batch.totals.produced),
+            lost=counts_of(batch.totals.lost),
             last=batch.last,
+            rows={name: table.rows for name, table in tables.items()},
         )
-        return Received(tables, count_rows(tables), losses, _to_arrow(tables, losses, engine), meta)
-    except (TracekitError, ValueError, pa.ArrowException) as error:
+        return Received(tables, losses, meta, list(batch.results))
+    except (TracekitError, ValueError) as error:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"batch {batch.seq} is malformed: {error}") from None
+
+
+def check_counters(received: Received, produced: Mapping[str, int], lost: Mapping[str, int]) -> None:
+    """Make sure that cumulative counters do not go back.
+
+    Raises:
+        Refused: they do.
+    """
+    for now, before in ((received.meta.produced, produced), (received.meta.lost, lost)):
+        if any(count > now.get(name, 0) for name, count in before.items()):
+            text = f"batch {received.meta.seq} is malformed: its counters go back"
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def find_gap(received: Received, after_seq: int, produced: Mapping[str, int]) -> Loss | None:
@@ -126,38 +149,6 @@ def find_gap(received: Received, after_seq: int, produced: Mapping[str, int]) ->
     if first > last:
         return None
     rows = Counter(received.meta.produced)
-    for other in (produced, received.rows, *(loss.rows for loss in received.losses)):
+    for other in (produced, received.meta.rows, *(loss.rows for loss in received.losses)):
         rows.subtract(other)
     return Loss(None, first, last, GAP, dict(+rows))
-
-
-def _to_arrow(tables: Tables, losses: list[Loss], engine: int) -> pa.RecordBatch:
-    return to_record_batch({**tables, **_loss_rows(losses)} if losses else tables, engine)
-
-
-def _losses(batch: messages.Batch) -> list[Loss]:
-    if len(batch.losses) > MAX_LOSSES:
-        raise TracekitError(f"it reports more than {MAX_LOSSES} losses")
-    if any(not 1 <= loss.from_seq <= loss.to_seq <= batch.seq for loss in batch.losses):
-        raise TracekitError("a loss is not a run of numbers up to its own")
-    return [Loss(None, loss.from_seq, loss.to_seq, loss.reason, _counts(loss.rows)) for loss in batch.losses]
-
-
-def _counts(counts: Mapping[str, int]) -> dict[str, int]:
-    if unknown := sorted(_unknown(counts)):
-        raise TracekitError(f"it counts rows of an unknown table: {unknown[0]!r}")
-    return dict(counts)
-
-
-def _unknown(names: Iterable[str]) -> set[str]:
-    return set(names) - WIRE_TABLES.keys()
-
-
-def _loss_rows(losses: list[Loss]) -> Tables:
-    columns = {
-        "from_seq": np.array([loss.from_seq for loss in losses], dtype="u8"),
-        "to_seq": np.array([loss.to_seq for loss in losses], dtype="u8"),
-        "reason": [loss.reason for loss in losses],
-        "rows": [json.dumps(loss.rows, sort_keys=True) for loss in losses],
-    }
-    return {"losses": columns}

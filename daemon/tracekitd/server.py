@@ -22,6 +22,7 @@ from tracekit.trace.spool import SpoolWriter
 from tracekitd.address import claim, socket_path
 from tracekitd.catalog import Catalog
 from tracekitd.config import Config
+from tracekitd.log import say
 from tracekitd.sealing import seal_spool
 from tracekitd.service import ControlService, RecorderService, handlers
 from tracekitd.writer import Writer
@@ -45,16 +46,17 @@ class Daemon:
         self._grace_secs = config.grace_secs
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(spool, self._writer_failed)
-        self._recorder = RecorderService(self.catalog, self._writer)
+        self._recorder = RecorderService(self.catalog, self._writer, self._writer_failed)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: 65 kB of it may be 64 MB
             ]
         )
-        control = ControlService(self.catalog, self._writer, str(config.spool.absolute()))
+        control = ControlService(self.catalog, self._recorder, str(config.spool.absolute()))
         self._server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -99,11 +101,12 @@ class Daemon:
         await self._health.enter_graceful_shutdown()
         self._recorder.closing = True
         deadline = self._loop.time() + self._grace_secs
-        while any(engine.streams and not engine.ended for engine in self.catalog.engines()):
+        while any(engine.open and not engine.ended for engine in self.catalog.engines()):
             if self._hurry or self._loop.time() >= deadline:
                 break
             await asyncio.sleep(POLL_SECS)
         await self._server.stop(CANCEL_SECS)
+        await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
         await asyncio.sleep(0)  # the writer's last confirmations reach the catalog
 
@@ -155,7 +158,7 @@ async def _serve(config: Config) -> Catalog:
             loop.add_signal_handler(number, daemon.shut_down)
     try:
         await daemon.start()
-        print(f"tracekitd: listening on unix:{daemon.path}", file=sys.stderr, flush=True)
+        say(f"listening on unix:{daemon.path}")
         await daemon.stopping.wait()
     finally:
         await daemon.stop()

@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from tracekit import __version__
 from tracekit.rpc import messages
+from tracekit.rpc.frames import Framed
 from tracekit.rpc.methods import SERVICES, Method
 from tracekit.tables import SCHEMA_VERSION
+from tracekitd.budget import Budget
 from tracekitd.catalog import Catalog, Engine
 from tracekitd.commands import check_mark, choose, command, time_for
-from tracekitd.intake import Refused, check_hello, decode, find_gap, parse
+from tracekitd.gather import Gatherer
+from tracekitd.intake import (
+    Received,
+    Refused,
+    check_counters,
+    check_hello,
+    check_number,
+    decode,
+    find_gap,
+    open_frame,
+)
+from tracekitd.peers import cut_off_strangers
+from tracekitd.pieces import SECS as PIECES_SECS
+from tracekitd.pieces import Pieces
 from tracekitd.writer import Writer
 
+T = TypeVar("T")
+
 MAX_STREAMS = 64
-MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is read off the wire
-INLINE_BYTES = 64 << 10  # a smaller payload is decoded on the event loop: a change of threads costs more
+MAX_GREETING = 64  # connected, and not yet said who they are
+HELLO_SECS = 10.0
+MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is taken in
+INLINE_BYTES = 64 << 10  # a smaller message is taken in on the event loop: a change of threads costs more
+MAX_ENGINES = 1 << 16  # of one spool
 
 
 class RecorderService:
-    """`tracekit.v1.Recorder`: engines stream batches, and get cumulative acks of what is on the disk."""
+    """`tracekit.v1.Recorder`: engines stream batches, and get cumulative acks of what is on the disk.
 
-    def __init__(self, catalog: Catalog, writer: Writer) -> None:
+    Args:
+        catalog: the engines.
+        writer: takes what they send.
+        failed: called for an error that is ours.
+    """
+
+    def __init__(self, catalog: Catalog, writer: Writer, failed: Callable[[BaseException], None]) -> None:
         self._catalog = catalog
-        self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._queued_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        # one thread: what an engine sends stays in order, and the event loop is free meanwhile
+        self._pool = ThreadPoolExecutor(1, "tracekitd-intake")
+        self._gatherer = Gatherer(writer, self._pool, self._durable, failed)
+        self._budget = Budget(MAX_QUEUED_BYTES)
+        self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
+        self._num_greeting = 0
         self.closing = False  # engines that are known may finish, new ones are turned away
 
     async def record(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[messages.Ack]:
@@ -42,13 +71,16 @@ class RecorderService:
         except Refused as refused:
             await context.abort(refused.code, str(refused))
             return
-        engine.connected(1)
+        number = engine.connected()
         receiver = asyncio.create_task(self._receive(engine, requests))
         try:
             acked, commands = engine.durable_seq, dict(engine.commands)
             sent = set(commands)
             yield messages.Ack(durable_seq=acked, commands=commands.values())
             while not receiver.done() or engine.durable_seq < engine.received_seq or acked < engine.durable_seq:
+                if engine.stream != number:
+                    receiver.cancel()
+                    await context.abort(grpc.StatusCode.ABORTED, "the engine has connected anew")
                 commands = {name: command for name, command in engine.commands.items() if name not in sent}
                 if acked == engine.durable_seq and not commands:
                     await _first_of(engine.progress, receiver)
@@ -63,61 +95,104 @@ class RecorderService:
                 await context.abort(refused.code, str(refused))
         finally:
             receiver.cancel()
-            engine.connected(-1)
+            engine.disconnected(number)
+            self._catalog.forget_silent(engine)
+
+    def commit(self, then: Callable[[], None]) -> None:
+        """Call `then` on the event loop when everything that was received is durable."""
+        self._gatherer.commit(then)
+
+    def close(self) -> None:
+        """Hand the writer what is left; no stream may be open any more."""
+        self._gatherer.commit()
+        self._pool.shutdown()
 
     async def _greet(self, requests: AsyncIterator[bytes]) -> Engine:
-        hello = parse(await anext(requests, b""))
-        check_hello(hello)
-        if self.closing and hello.engine_id not in self._catalog:
+        if self._num_greeting >= MAX_GREETING:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_GREETING} streams have yet to say who they are")
+        cut_off_strangers()
+        self._num_greeting += 1
+        try:
+            data = await asyncio.wait_for(anext(requests, b""), HELLO_SECS)
+        except TimeoutError:
+            text = f"a stream begins with a hello, within {HELLO_SECS:g} seconds"
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+        finally:
+            self._num_greeting -= 1
+        engine_id = check_hello(open_frame(data))
+        known = self._catalog.find(engine_id)
+        if self.closing and known is None:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down")
-        if sum(engine.streams for engine in self._catalog.engines()) >= MAX_STREAMS:
+        engines = self._catalog.engines()
+        # an engine that connects anew takes the place of its last stream
+        if sum(other.open for other in engines if other is not known) >= MAX_STREAMS:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} engines are connected already")
-        return self._catalog.greet(hello.engine_id)
+        if known is None and len(engines) >= MAX_ENGINES:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the spool has {MAX_ENGINES} engines already")
+        return self._catalog.greet(engine_id)
 
     async def _receive(self, engine: Engine, requests: AsyncIterator[bytes]) -> None:
         async for data in requests:
-            batch = parse(data)
-            if 0 < batch.seq <= engine.received_seq:
-                continue  # sent again after a reconnect
-            await self._room.wait()
-            work = partial(decode, batch, engine.number, engine.engine_id)
-            received = work() if len(batch.payload) < INLINE_BYTES else await asyncio.to_thread(work)
-            # from here to the append nothing may wait: a second stream of this engine could overtake
-            if batch.seq <= engine.received_seq:
-                continue
-            if gap := find_gap(received, engine.received_seq, engine.produced):
-                received = received.behind(gap)
-            meta = received.meta
-            engine.received_seq = meta.seq
-            engine.produced, engine.lost, engine.last = meta.produced, meta.lost, meta.last
-            self._queue_bytes(len(batch.payload))
-            self._writer.append(received.arrow, meta, self._confirmer(engine, batch))
+            size = len(data)
+            await self._budget.take(size)
+            kept = False
+            try:
+                framed = await self._work(size, open_frame, data)
+                batch, payload = framed.batch, framed.payload
+                check_number(batch, engine.engine_id)
+                if batch.seq <= engine.received_seq:
+                    continue  # sent again after a reconnect
+                if batch.pieces > 1:
+                    self._budget.give(size)
+                    size = 0
+                    payload = await self._whole(engine, framed, requests)
+                    await self._budget.take(len(payload))
+                    size = len(payload)
+                received = await self._work(size, decode, batch, payload, engine.number)
+                check_counters(received, engine.produced, engine.lost)
+                if gap := find_gap(received, engine.received_seq, engine.produced):
+                    received = received.behind(gap)
+                engine.received(received.meta)
+                self._gatherer.add(engine, received, size)
+                kept = True
+            finally:
+                if not kept:
+                    self._budget.give(size)
 
-    def _confirmer(self, engine: Engine, batch: messages.Batch) -> Any:
-        seq, size, results = batch.seq, len(batch.payload), list(batch.results)
+    async def _work(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
+        if size < INLINE_BYTES:
+            return function(*arguments)
+        return await self._loop.run_in_executor(self._pool, partial(function, *arguments))
 
-        def confirm() -> None:
-            engine.durable(seq)
-            for result in results:
+    async def _whole(self, engine: Engine, framed: Framed, requests: AsyncIterator[bytes]) -> bytes:
+        """Return the payload of a batch in pieces, of which `framed` is the first."""
+        seq = framed.batch.seq
+        async with self._in_pieces:
+            try:
+                async with asyncio.timeout(PIECES_SECS):
+                    pieces = Pieces()
+                    while not pieces.add(framed, seq):
+                        framed = await self._work(INLINE_BYTES, open_frame, await anext(requests, b""))
+                        check_number(framed.batch, engine.engine_id)
+                    return pieces.payload()
+            except TimeoutError:
+                text = f"batch {seq} came in pieces, and not all of them within {PIECES_SECS:g} seconds"
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+
+    def _durable(self, engine: Engine, received: list[Received], size: int) -> None:
+        for one in received:
+            for result in one.results:
                 engine.answered(result)
-            self._queue_bytes(-size)
-
-        return lambda: self._loop.call_soon_threadsafe(confirm)
-
-    def _queue_bytes(self, size: int) -> None:
-        self._queued_bytes += size
-        if self._queued_bytes < MAX_QUEUED_BYTES:
-            self._room.set()
-        else:
-            self._room.clear()
+        engine.durable(received[-1].meta.seq)
+        self._budget.give(size)
 
 
 class ControlService:
     """`tracekit.v1.Control`: what people and tools ask."""
 
-    def __init__(self, catalog: Catalog, writer: Writer, spool: str) -> None:
+    def __init__(self, catalog: Catalog, recorder: RecorderService, spool: str) -> None:
         self._catalog = catalog
-        self._writer = writer
+        self._recorder = recorder
         self._spool = spool
 
     async def describe(self, _request: messages.DescribeRequest, _context: Any) -> messages.DescribeReply:
@@ -135,7 +210,7 @@ class ControlService:
                     engine=engine.number,
                     durable_seq=engine.durable_seq,
                     totals=messages.Counters(produced=engine.produced, lost=engine.lost),
-                    open=engine.streams > 0,
+                    open=engine.open,
                     ended=engine.ended,
                 )
                 for engine in self._catalog.engines()
@@ -144,12 +219,8 @@ class ControlService:
 
     async def flush(self, _request: messages.FlushRequest, _context: Any) -> messages.FlushReply:
         """Answer when everything received so far is on the disk."""
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-        def tell() -> None:
-            loop.call_soon_threadsafe(done.set)
-
-        self._writer.flush(tell)
+        done = asyncio.Event()
+        self._recorder.commit(done.set)
         await done.wait()
         return messages.FlushReply()
 

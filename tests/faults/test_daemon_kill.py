@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections import Counter
 
 import pytest
 
-from helpers.wire import all_tables, assert_conserved, numbered_tokens, rows_of_trace
+from helpers.wire import all_tables, assert_conserved, engine_id, numbered_tokens, rows_of_trace
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 from tracekit.rpc.columns import count_rows
@@ -18,10 +17,6 @@ from tracekit.trace.reader import open_trace
 
 CLOSE_SECS = 60.0
 ROWS = 50
-
-
-def engine_id() -> str:
-    return uuid.uuid4().hex
 
 
 def token_ids(path) -> list[int]:

@@ -1,5 +1,6 @@
 """What the tests of the wire and the daemon share: tables of every kind, a real daemon, a client without manners."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -21,7 +23,8 @@ from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
 from tracekit.rpc import messages
 from tracekit.rpc.client import wait_ready
-from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack
+from tracekit.rpc.columns import ALL_NULL, WIRE_TABLES, count_rows, pack, parse
+from tracekit.rpc.identity import id_of, new_token
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.reader import open_trace
@@ -29,15 +32,19 @@ from tracekit.trace.reader import open_trace
 LIMITS = {"u1": 2**8, "u4": 2**32, "u8": 2**64}
 FLOATS = np.array([0.0, -0.0, -np.inf, np.inf, np.nan, -1e-45, np.float32(-0.1), -3.4e38], dtype="f4")
 READY_SECS = 60
+TEXTS = ("", "a", "é\0漢", "x" * 50)
+# where tracekit.tables says JSON
+JSON_TEXTS = ("{}", '{"a": "é漢"}', '{"temperature":1.0}')
+JSON_COLUMNS = {"config", "sampling_params", "labels", "arguments", "answer"}
 
 
-def column_values(kind: str, rows: int, seed: int):
+def column_values(kind: str, rows: int, seed: int, texts=TEXTS):
     """Values of a column kind, with the extremes of its type among them."""
     rng = np.random.default_rng(seed)
     base, nullable = kind.rstrip("?"), kind.endswith("?")
     nulls = rng.random(rows) < 0.3 if nullable else np.zeros(rows, dtype=bool)
     if base == "str":
-        texts = [["", "a", "é\0漢", "x" * 50][i] for i in rng.integers(0, 4, rows)]
+        texts = [texts[i] for i in rng.integers(0, len(texts), rows)]
         return [None if null else text for text, null in zip(texts, nulls, strict=True)]
     if base == "list<u4>":
         return [rng.integers(0, 2**32, n, dtype="u4") for n in rng.integers(0, 5, rows)]
@@ -53,7 +60,10 @@ def column_values(kind: str, rows: int, seed: int):
 def all_tables(rows: int, seed: int = 0, num_requests: int | None = None):
     """Random rows of every table that goes over the wire."""
     tables = {
-        name: {column: column_values(kind, rows, seed + i) for i, (column, kind) in enumerate(columns.items())}
+        name: {
+            column: column_values(kind, rows, seed + i, JSON_TEXTS if column in JSON_COLUMNS else TEXTS)
+            for i, (column, kind) in enumerate(columns.items())
+        }
         for name, columns in WIRE_TABLES.items()
     }
     for columns in tables.values() if num_requests else ():
@@ -73,7 +83,7 @@ def numbered_tokens(start: int, rows: int):
 
 def engine_row():
     """The row of `engines` about this process, empty but for where it runs."""
-    known = {"pid": np.array([os.getpid()], "u4"), "host": [socket.gethostname()]}
+    known = {"pid": np.array([os.getpid()], "u4"), "host": [socket.gethostname()], "config": ["{}"]}
     columns = {}
     for name, kind in WIRE_TABLES["engines"].items():
         is_text = kind.startswith("str")
@@ -196,18 +206,66 @@ class LabelledEngine:
         return self._recording.label(label, checkpoint)
 
 
-def hello(engine_id: str, protocol: int = messages.PROTOCOL, schema: int = SCHEMA_VERSION) -> messages.Batch:
-    return messages.Batch(
-        engine_id=engine_id, hello=messages.Hello(protocol=protocol, schema=schema, recorder_version="test")
-    )
+class EngineId(str):
+    """An engine's id, and the token that proves it."""
+
+    token: str
 
 
-def batch(engine_id: str, seq: int, tables, produced: dict[str, int] | None = None, **fields) -> messages.Batch:
+def engine_id() -> EngineId:
+    """A new one."""
+    token = new_token()
+    made = EngineId(id_of(token))
+    made.token = token
+    return made
+
+
+@dataclass
+class Sent:
+    """One message as a client without manners may make it."""
+
+    batch: messages.Batch
+    payload: bytes = b""
+    crc: int | None = None  # instead of the right one
+
+    def to_bytes(self) -> bytes:
+        head = self.batch.SerializeToString()
+        crc = zlib.crc32(self.payload, zlib.crc32(head)) if self.crc is None else self.crc
+        return messages.Frame(crc=crc, batch=head, payload=self.payload).SerializeToString()
+
+
+def hello(engine_id: str, protocol: int = messages.PROTOCOL, schema: int = SCHEMA_VERSION) -> Sent:
+    token = getattr(engine_id, "token", "")
+    said = messages.Hello(protocol=protocol, schema=schema, recorder_version="test", token=token)
+    return Sent(messages.Batch(engine_id=engine_id, hello=said))
+
+
+def batch(engine_id: str, seq: int, tables, produced: dict[str, int] | None = None, **fields) -> Sent:
     """A well-formed batch; `produced` is its rows unless said otherwise."""
-    payload = pack(tables)
     totals = messages.Counters(produced=count_rows(tables) if produced is None else produced)
-    crc = zlib.crc32(payload)
-    return messages.Batch(engine_id=engine_id, seq=seq, payload=payload, crc=crc, totals=totals, **fields)
+    return Sent(messages.Batch(engine_id=engine_id, seq=seq, totals=totals, **fields), pack(tables))
+
+
+def unpack(payload: bytes):
+    """The tables of a payload as they were packed: what the daemon never does, it hands the buffers to Arrow."""
+    return {
+        name: {column: _values(WIRE_TABLES[name][column], table.rows, part) for column, part in table.columns.items()}
+        for name, table in parse(payload).items()
+    }
+
+
+def _values(kind, rows, part):
+    base = kind.rstrip("?")
+    valid = np.frombuffer(part.valid, "u1").astype(bool) if part.valid else np.full(rows, part.nulls != ALL_NULL)
+    if base in ("str", "list<u4>"):
+        unit, lengths = 1 if base == "str" else 4, np.frombuffer(part.lengths, "<u4")
+        ends = np.cumsum([0, *(lengths if len(lengths) else [0] * rows)]) * unit
+        cut = [bytes(part.data[start:end]) for start, end in itertools.pairwise(ends)]
+        if base == "str":
+            return [text.decode() if ok else None for text, ok in zip(cut, valid, strict=True)]
+        return [np.frombuffer(item, "<u4") for item in cut]
+    data = np.frombuffer(part.data, f"<{base}") if part.data else np.zeros(rows, f"<{base}")
+    return data if valid.all() else np.ma.MaskedArray(data, mask=~valid)
 
 
 def record(address: str, sent: list) -> tuple[list[int], grpc.StatusCode, str]:
@@ -216,7 +274,7 @@ def record(address: str, sent: list) -> tuple[list[int], grpc.StatusCode, str]:
     acks: list[int] = []
     with grpc.insecure_channel(address, options=options) as channel:
         stub = SERVICES[RECORDER]["Record"].on(channel)
-        call = stub(iter([part if isinstance(part, bytes) else part.SerializeToString() for part in sent]))
+        call = stub(iter([part if isinstance(part, bytes) else part.to_bytes() for part in sent]))
         try:
             acks.extend(ack.durable_seq for ack in call)
         except grpc.RpcError:

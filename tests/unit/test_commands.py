@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from helpers.wire import LabelledEngine, numbered_tokens
+from helpers.wire import LabelledEngine, numbered_tokens, unpack
 from tracekit.recorder import session as session_module
 from tracekit.recorder.stream import Stream
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
-from tracekit.rpc.columns import unpack
+from tracekit.rpc.frames import unframe
 from tracekit.rpc.methods import RECORDER
 
 ENGINE = "cd" * 16
@@ -26,9 +26,7 @@ class FakeDaemon:
         self.address = f"unix:{folder}/d.sock"
         self.acks: queue.Queue = queue.Queue()
         self.batches: queue.Queue = queue.Queue()
-        handler = grpc.stream_stream_rpc_method_handler(
-            self.record, messages.Batch.FromString, messages.Ack.SerializeToString
-        )
+        handler = grpc.stream_stream_rpc_method_handler(self.record, unframe, messages.Ack.SerializeToString)
         self.server = grpc.server(ThreadPoolExecutor(4))
         self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(RECORDER, {"Record": handler})])
         self.server.add_insecure_port(self.address)
@@ -54,8 +52,8 @@ class FakeDaemon:
         """The next batch with results; the rows of `weights` that came before or with it."""
         labels = []
         while True:
-            batch = self.batches.get(timeout=WAIT_SECS)
-            labels += unpack(batch.payload).get("weights", {}).get("label", []) if batch.payload else []
+            batch, payload, _ = self.batches.get(timeout=WAIT_SECS)
+            labels += unpack(payload).get("weights", {}).get("label", []) if payload else []
             if batch.results:
                 (result,) = batch.results
                 return result, labels
@@ -138,5 +136,5 @@ def test_an_answer_behind_a_refused_batch_is_an_error():
     window.answer(messages.CommandResult(id="a"))
     assert window.reject_first("refused by the daemon: no")
     window.next_unsent()
-    (result,) = messages.Batch.FromString(window.next_unsent()).results
+    (result,) = unframe(window.next_unsent()).batch.results
     assert result.error == "its rows may be lost, a batch before it was refused by the daemon: no"

@@ -10,8 +10,10 @@ import pytest
 from helpers.wire import numbered_tokens
 from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
+from tracekit.rpc.identity import id_of
 
-ENGINE = "cd" * 16
+TOKEN = "cd" * 16
+ENGINE = id_of(TOKEN)
 
 
 def test_it_imports_no_grpc_arrow_or_click_before_the_first_put():
@@ -23,7 +25,7 @@ def test_it_imports_no_grpc_arrow_or_click_before_the_first_put():
 
 
 def test_without_a_daemon_everything_is_undelivered_and_noted(tmp_path, capfd):
-    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN)
     stream.put(numbered_tokens(0, 10))
     stream.put(numbered_tokens(10, 5))
     totals = stream.close(30)
@@ -36,14 +38,14 @@ def test_without_a_daemon_everything_is_undelivered_and_noted(tmp_path, capfd):
 
 
 def test_without_the_folder_nothing_is_written(tmp_path):
-    stream = Stream(f"unix:{tmp_path}/missing/d.sock", ENGINE)
+    stream = Stream(f"unix:{tmp_path}/missing/d.sock", TOKEN)
     stream.put(numbered_tokens(0, 10))
     assert stream.close(30).undelivered == {"tokens": 10}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_window_drops_the_newest_and_counts_them(tmp_path):
-    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE, max_bytes=1400)
+    stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN, max_bytes=1400)
     for start in range(0, 100, 10):
         stream.put(numbered_tokens(start, 10))
     totals = stream.close(30)
@@ -54,7 +56,7 @@ def test_a_full_window_drops_the_newest_and_counts_them(tmp_path):
 
 
 def test_what_cannot_be_packed_is_lost_and_said_once(tmp_path, capfd):
-    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN)
     for _ in range(3):
         stream.put({"tokens": {"request": [1, 2]}})
     stream.put("nonsense")
@@ -68,7 +70,7 @@ def test_what_cannot_be_packed_is_lost_and_said_once(tmp_path, capfd):
 @pytest.mark.parametrize("address", ["localhost:1234", "tcp:1.2.3.4:5", ""])
 def test_other_addresses_are_refused_with_one_sentence(address, capfd):
     states = []
-    stream = Stream(address, ENGINE, on_state=states.append)
+    stream = Stream(address, TOKEN, on_state=states.append)
     stream.put(numbered_tokens(0, 10))
     assert stream.close(30).lost == {"tokens": 10}
     stream.put(numbered_tokens(10, 5))
@@ -78,7 +80,7 @@ def test_other_addresses_are_refused_with_one_sentence(address, capfd):
 
 
 def test_nothing_produced_nothing_said(tmp_path, capfd):
-    assert Stream(f"unix:{tmp_path}/d.sock", ENGINE).close(30).produced == {}
+    assert Stream(f"unix:{tmp_path}/d.sock", TOKEN).close(30).produced == {}
     assert list(tmp_path.iterdir()) == [] and capfd.readouterr().err == ""
 
 
@@ -88,7 +90,7 @@ import os, sys
 sys.path[:0] = {sys.path!r}
 from helpers.wire import numbered_tokens
 from tracekit.recorder.stream import Stream
-stream = Stream("unix:{tmp_path}/d.sock", "{ENGINE}")
+stream = Stream("unix:{tmp_path}/d.sock", "{TOKEN}")
 stream.put(numbered_tokens(0, 10))
 with stream._cond:  # a fork may happen while another thread holds the lock
     pid = os.fork()
@@ -104,8 +106,8 @@ assert stream.close(30).produced == {{"tokens": 10}}
 
 def test_one_row_that_no_message_holds_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(stream_module, "SPLIT_BYTES", 100)
-    monkeypatch.setattr(stream_module.messages, "MAX_MESSAGE_BYTES", (1 << 20) + 50)
-    stream = Stream(f"unix:{tmp_path}/d.sock", ENGINE)
+    monkeypatch.setattr(stream_module.messages, "MAX_PAYLOAD_BYTES", 50)
+    stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN)
     stream.put(numbered_tokens(0, 3))
     totals = stream.close(30)
     assert totals.lost == {"tokens": 3}

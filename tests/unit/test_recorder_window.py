@@ -7,14 +7,25 @@ from hypothesis import strategies as st
 
 from tracekit.recorder.window import ITEM_BYTES, Window
 from tracekit.rpc import messages
+from tracekit.rpc.frames import unframe
 
 ENGINE = "ab" * 16
+
+
+class Drained:
+    """A message as its batch, with its payload."""
+
+    def __init__(self, message):
+        self._batch, self.payload, _ = unframe(message)
+
+    def __getattr__(self, name):
+        return getattr(self._batch, name)
 
 
 def drain(window):
     batches = []
     while (data := window.next_unsent()) is not None:
-        batches.append(messages.Batch.FromString(data))
+        batches.append(Drained(data))
     return batches
 
 
@@ -160,3 +171,28 @@ def test_produced_is_stored_plus_lost_for_every_prefix(actions):
     assert len(window) == 0 and window.unknown_to_daemon() == {}
     assert window.produced["tokens"] == stored["tokens"] + lost["tokens"]
     assert window.lost["tokens"] == lost["tokens"]
+
+
+def test_a_long_payload_comes_in_pieces_and_again_from_the_first(monkeypatch):
+    monkeypatch.setattr(messages, "MAX_PIECE_BYTES", 4)
+    window = Window(ENGINE, 10_000)
+    window.add(b"0123456789", {"tokens": 1})
+    window.add(b"ab", {"tokens": 1})
+    pieces = [(0, 3, b"0123"), (1, 3, b"4567"), (2, 3, b"89"), (0, 0, b"ab")]
+    assert [(batch.piece, batch.pieces, batch.payload) for batch in drain(window)] == pieces
+    window.rewind()
+    window.next_unsent()
+    window.rewind()
+    window.next_unsent()
+    window.ack(1)  # an ack that overtakes the rest of it
+    assert [(batch.seq, batch.piece, batch.payload) for batch in drain(window)] == [(2, 0, b"ab")]
+
+
+def test_reasons_of_losses_are_few_and_short():
+    window = Window(ENGINE, 10_000)
+    for number in range(1000):
+        window.lose({"tokens": 1}, f"{number} " + "x" * 5000)
+    window.beat()
+    (batch,) = drain(window)
+    assert len(batch.losses) == 65 and max(len(loss.reason) for loss in batch.losses) == 1000
+    assert batch.losses[64].reason == "several reasons" and batch.losses[64].rows["tokens"] == 1000 - 64

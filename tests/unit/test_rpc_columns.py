@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.wire import all_tables, assert_same
+from helpers.wire import all_tables, assert_same, unpack
 from tracekit.errors import TracekitError
-from tracekit.rpc import messages
-from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack, slice_rows, unpack
+from tracekit.rpc import columns
+from tracekit.rpc.columns import WIRE_TABLES, count_rows, pack, parse, slice_rows
 
 
 @settings(deadline=None)
@@ -67,54 +67,87 @@ def test_pack_refuses(change, words):
         pack(tables)
 
 
-def column_of(packed, table, name):
-    return next(c for t in packed.tables if t.name == table for c in t.columns if c.name == name)
+COLUMNS = list(WIRE_TABLES["tokens"])
+# where the shape of the first table, of tokens, lies: its number, its rows, then 5 bytes for each column
+NUMBER, ROWS = slice(0, 1), slice(1, 5)
 
 
-def tokens_of(packed):
-    return next(t for t in packed.tables if t.name == "tokens")
+def nulls_of(column):
+    return slice(at := 5 + 5 * COLUMNS.index(column), at + 1)
+
+
+def size_of(column):
+    return slice(at := 6 + 5 * COLUMNS.index(column), at + 4)
+
+
+def tokens():
+    return pack({"tokens": all_tables(3, seed=5)["tokens"]})
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("place", "put", "words"),
     [
-        (lambda p: setattr(tokens_of(p), "name", "nonsense"), "no table"),
-        (lambda p: setattr(tokens_of(p), "rows", 4), "bytes for 4 rows"),
-        (lambda p: setattr(tokens_of(p), "rows", 0), "bytes for 0 rows"),
-        (lambda p: setattr(tokens_of(p), "rows", 2**32 - 1), "bytes for 4294967295 rows"),
-        (lambda p: p.tables.append(tokens_of(p)), "twice"),
-        (lambda p: tokens_of(p).columns.append(column_of(p, "tokens", "flags")), "twice"),
-        (lambda p: setattr(column_of(p, "tokens", "flags"), "name", "engine"), "wrong columns: engine, flags"),
-        (lambda p: setattr(column_of(p, "tokens", "flags"), "data", b"\1"), "1 bytes for 3 rows"),
-        (lambda p: setattr(column_of(p, "tokens", "flags"), "lengths", b"\1"), "of one size"),
-        (lambda p: setattr(column_of(p, "tokens", "flags"), "valid", b"\1\1\1"), "not nullable"),
-        (lambda p: setattr(column_of(p, "tokens", "rank"), "valid", b"\1\1"), "validity"),
-        (lambda p: setattr(column_of(p, "tokens", "rank"), "valid", b"\1\1\2"), "validity"),
-        (lambda p: setattr(column_of(p, "finishes", "reason"), "lengths", b""), "0 bytes of lengths"),
-        (lambda p: setattr(column_of(p, "finishes", "reason"), "lengths", b"\xff" * 12), "add up to 12884901885"),
-        (lambda p: setattr(column_of(p, "requests", "prompt_token_ids"), "data", b"abc"), "add up"),
+        (NUMBER, b"\xff", "unknown, doubled"),
+        (ROWS, b"\4\0\0\0", "bytes for 4 rows"),
+        (ROWS, b"\0\0\0\0", "without rows"),
+        (ROWS, b"\xff\xff\xff\xff", "bytes for 4294967295 rows"),
+        (size_of("flags"), b"\1\0\0\0", "1 bytes for 3 rows"),
+        (size_of("flags"), b"\xff\xff\xff\xff", "4294967295 bytes for 3 rows"),
+        (nulls_of("flags"), b"\1", "nulls that it cannot have"),
+        (nulls_of("flags"), b"\3", "nulls that it cannot have"),
+        (nulls_of("rank"), b"\2", "12 bytes for 3 rows"),
+        (slice(-1, None), b"", "is cut off"),
+        (slice(20, None), b"", "is cut off"),
+        (slice(len(tokens()), None), tokens(), "doubled"),
     ],
 )
-def test_unpack_refuses(damage, words):
-    packed = messages.Tables.FromString(pack(all_tables(3)))
-    damage(packed)
+def test_parse_refuses(place, put, words):
+    payload = bytearray(tokens())
+    payload[place] = put
     with pytest.raises(TracekitError, match=words):
-        unpack(packed.SerializeToString())
+        parse(bytes(payload))
 
 
-def test_unpack_refuses_text_that_is_not_utf8():
-    packed = messages.Tables.FromString(pack(all_tables(3)))
-    column = column_of(packed, "finishes", "reason")
-    column.data, column.lengths = b"\xff\xff\xff", b"\1\0\0\0" * 3
-    with pytest.raises(TracekitError, match=r"finishes\.reason is malformed"):
-        unpack(packed.SerializeToString())
+def lying(column, lengths, data):
+    """A payload whose column has other buffers than it says."""
+    honest = columns._encode
+
+    def encode(name, kind, values):
+        nulls, valid, *buffers = honest(name, kind, values)
+        return nulls, valid, *((lengths, data) if name == column else buffers)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(columns, "_encode", encode)
+        return pack({"finishes": all_tables(3, seed=1)["finishes"]})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "data", "words"),
+    [
+        (b"\xff" * 12, b"abc", "add up to 12884901885 bytes of 3"),
+        (b"\1\0\0\0" * 3, b"ab", "add up to 3 bytes of 2"),
+        (b"\1\0\0\0" * 3, b"\xff\xff\xff", r"finishes\.reason is malformed"),
+        (b"\1\0\0\0" * 3, "é".encode() + b"a", "begins inside a character"),
+    ],
+)
+def test_parse_refuses_texts_that_are_none(lengths, data, words):
+    with pytest.raises(TracekitError, match=words):
+        parse(lying("reason", lengths, data))
+
+
+def test_a_column_of_nulls_costs_nothing():
+    table = all_tables(3)["tokens"]
+    nothing = {name: np.ma.masked_all(3, "f4") for name in ("rollout_logprob", "raw_logprob", "processed_logprob")}
+    full = {name: np.zeros(3, "f4") for name in nothing}
+    assert len(pack({"tokens": table | full})) - len(pack({"tokens": table | nothing})) == 3 * 3 * 4
+    assert unpack(pack({"tokens": table | nothing}))["tokens"]["raw_logprob"].mask.all()
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_unpack_of_any_bytes_gives_tables_or_a_sentence(payload):
+def test_parse_of_any_bytes_gives_tables_or_a_sentence(payload):
     try:
-        tables = unpack(payload)
+        tables = parse(payload)
     except TracekitError:
         return
     assert set(tables) <= set(WIRE_TABLES)
@@ -122,11 +155,11 @@ def test_unpack_of_any_bytes_gives_tables_or_a_sentence(payload):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
-def test_unpack_of_a_damaged_payload_gives_tables_or_a_sentence(place, byte):
+def test_parse_of_a_damaged_payload_gives_tables_or_a_sentence(place, byte):
     payload = bytearray(pack(all_tables(3)))
     payload[place % len(payload)] = byte
     try:
-        tables = unpack(bytes(payload))
+        tables = parse(bytes(payload))
     except TracekitError:
         return
     assert set(tables) <= set(WIRE_TABLES)

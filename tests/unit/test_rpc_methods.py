@@ -13,7 +13,7 @@ def test_paths_messages_and_directions_are_those_of_proto():
     assert SERVICES.keys() == SERVICERS.keys()
     record, mark = SERVICES[RECORDER]["Record"], SERVICES[CONTROL]["MarkWeights"]
     assert record.path == "/tracekit.v1.Recorder/Record" and record.streams
-    assert record.request is messages.Batch and record.reply is messages.Ack
+    assert record.request is messages.Frame and record.reply is messages.Ack
     assert mark.path == "/tracekit.v1.Control/MarkWeights" and not mark.streams
     assert mark.request is messages.MarkWeightsRequest and mark.reply is messages.MarkWeightsReply
 

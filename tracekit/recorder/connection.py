@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from tracekit import __version__
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
-from tracekit.rpc.address import socket_of, target_of
+from tracekit.rpc.address import socket_of, strangers_socket, target_of
+from tracekit.rpc.frames import frame
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 
@@ -50,6 +51,7 @@ class Connection:
 
     Args:
         address: `unix:/path/to.sock`.
+        token: what proves that the window's engine is ours.
         window: what is to be sent.
         cond: guards the window and the state; notified when either changes.
         on_ready: called when the daemon has answered the hello.
@@ -62,12 +64,14 @@ class Connection:
     def __init__(
         self,
         address: str,
+        token: str,
         window: Window,
         cond: threading.Condition,
         on_ready: Callable[[], None],
         on_command: Callable[[messages.Command], None],
     ) -> None:
         self._address = address
+        self._token = token
         self._window = window
         self._cond = cond
         self._on_ready = on_ready
@@ -87,6 +91,8 @@ class Connection:
             return Ending(Then.GIVE_UP, f"only unix: addresses are supported, not {self._address}")
         if not os.path.exists(path):
             return Ending(Then.TRY_AGAIN)
+        if strangers_socket(path):
+            return Ending(Then.GIVE_UP, f"the socket belongs to somebody else, who would get all prompts: {path}")
         try:
             grpc, channel = _open_channel(self._address)
         except ImportError as error:
@@ -119,8 +125,10 @@ class Connection:
 
     def _outgoing(self) -> Iterator[bytes]:
         """What grpc sends, on a thread of its own: a hello, then, once answered, everything that is not acked."""
-        hello = messages.Hello(protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, recorder_version=__version__)
-        yield messages.Batch(engine_id=self._window.engine_id, hello=hello).SerializeToString()
+        hello = messages.Hello(
+            protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, recorder_version=__version__, token=self._token
+        )
+        yield frame(messages.Batch(engine_id=self._window.engine_id, hello=hello))
         while (batch := self._next_batch()) is not None:
             yield batch
 
@@ -154,7 +162,12 @@ class Connection:
         malformed = code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DATA_LOSS)
         if malformed and self.answered:
             return Ending(Then.SUSPECT, details)
-        if malformed or code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
+        foreign = (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.PERMISSION_DENIED,
+        )
+        if malformed or code in foreign:
             return Ending(Then.GIVE_UP, refusal(self._address, details))
         return Ending(Then.TRY_AGAIN)
 

@@ -6,7 +6,6 @@ import atexit
 import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -70,11 +69,6 @@ class Sink(Protocol):
 
     def close(self, timeout_secs: float) -> Any:
         """Send what is there within the time, and end."""
-
-
-def new_engine_id() -> str:
-    """32 random hex digits, one per engine process."""
-    return uuid.uuid4().hex
 
 
 class Session:

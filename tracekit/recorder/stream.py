@@ -14,8 +14,9 @@ from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
+from tracekit.rpc.identity import id_of
 
-SPLIT_BYTES = 16 << 20  # a larger batch is cut by rows, far below what a message may hold
+SPLIT_BYTES = 2 << 20  # a larger batch is cut by rows, below what a message may hold
 FIRST_DELAY_SECS = 0.05
 MAX_DELAY_SECS = 2.0
 
@@ -52,11 +53,12 @@ class Stream:
 
     Args:
         address: `unix:/path/to.sock`.
-        engine_id: 32 hex digits, one per engine process.
+        token: the secret of this engine process (`tracekit.rpc.identity`).
         max_bytes: un-acked bytes to keep; the newest batch is dropped and counted beyond it.
         on_state: called from the thread with "connected", "disconnected" or "refused".
 
     Attributes:
+        engine_id: 32 hex digits, one per engine process.
         on_command: called from the thread with each `messages.Command` that the daemon sends, more than once after a
             reconnect; what comes of it goes to `answer`. Without one, every command is answered with an error.
     """
@@ -64,18 +66,19 @@ class Stream:
     def __init__(
         self,
         address: str,
-        engine_id: str,
+        token: str,
         *,
         max_bytes: int = 256 << 20,
         on_state: Callable[[str], None] | None = None,
     ) -> None:
         self.address = address
-        self.engine_id = engine_id
+        self.engine_id = id_of(token)
+        self._token = token
         self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
         self._cond = threading.Condition()
-        self._window = Window(engine_id, max_bytes)
+        self._window = Window(self.engine_id, max_bytes)
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
         self._state = _State.OPEN
@@ -178,8 +181,8 @@ class Stream:
             self._put(slice_rows(tables, 0, 0.5), None)
             self._put(slice_rows(tables, 0.5, 1), kept)
             return
-        if len(payload) + (1 << 20) > messages.MAX_MESSAGE_BYTES:
-            reason = "one row is larger than a message"
+        if len(payload) > messages.MAX_PAYLOAD_BYTES:
+            reason = "one row is larger than a batch may be"
         with self._cond:
             reason = reason or self._refusal(len(payload))
             if reason:
@@ -223,7 +226,9 @@ class Stream:
 
     def _connect(self) -> bool:
         """Use one connection until it ends; return whether the daemon answered."""
-        connection = Connection(self.address, self._window, self._cond, lambda: self._tell("connected"), self._obey)
+        connection = Connection(
+            self.address, self._token, self._window, self._cond, lambda: self._tell("connected"), self._obey
+        )
         with self._cond:
             if self._ended:
                 return False

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tracekit.rpc import messages
+from tracekit.rpc.frames import frame
 
 ITEM_BYTES = 512  # what a batch costs beside its payload
+MAX_REASON = 1000  # characters
+MAX_REASONS = 64  # of losses in one batch, told apart; further ones are told together
 
 
 @dataclass
 class _Item:
     batch: messages.Batch
+    payload: bytes
     rows: dict[str, int]
+
+    def num_pieces(self) -> int:
+        """Return in how many messages it is sent."""
+        return max(1, -(-len(self.payload) // messages.MAX_PIECE_BYTES))
+
+    def piece(self, number: int) -> bytes:
+        """Return one of them."""
+        if self.num_pieces() == 1:
+            return frame(self.batch, self.payload)
+        self.batch.piece, self.batch.pieces = number, self.num_pieces()
+        start = number * messages.MAX_PIECE_BYTES
+        return frame(self.batch, self.payload[start : start + messages.MAX_PIECE_BYTES])
 
 
 class Window:
@@ -41,6 +56,7 @@ class Window:
         self._items: deque[_Item] = deque()
         self._bytes = 0
         self._sent = 0  # of _items, on the present connection
+        self._pieces = 0  # of the one behind those
         self._suspect = 0  # the oldest batch when the daemon last refused something
         self._losses: dict[str, messages.Loss] = {}  # by reason, all newer than the last item
 
@@ -54,13 +70,16 @@ class Window:
     def add(self, payload: bytes, rows: Mapping[str, int]) -> None:
         """Keep a packed batch until it is acked; `rows` is its rows by table."""
         self.produced.update(rows)
-        self._append(messages.Batch(payload=payload, crc=zlib.crc32(payload)), dict(rows))
+        self._append(messages.Batch(), dict(rows), payload)
 
     def lose(self, rows: Mapping[str, int], reason: str) -> None:
         """Count rows that will never be sent."""
         self.seq += 1
         self.produced.update(rows)
         self.lost.update(rows)
+        reason = reason[:MAX_REASON]
+        if reason not in self._losses and len(self._losses) >= MAX_REASONS:
+            reason = "several reasons"
         loss = self._losses.setdefault(reason, messages.Loss(from_seq=self.seq, reason=reason))
         loss.to_seq = self.seq
         for table, count in rows.items():
@@ -83,14 +102,18 @@ class Window:
 
     def rewind(self) -> None:
         """Begin again with the oldest batch: the connection is a new one."""
-        self._sent = 0
+        self._sent = self._pieces = 0
 
     def next_unsent(self) -> bytes | None:
-        """Return the next batch for the present connection, serialized, or None when all were handed out."""
+        """Return the next message for the present connection, or None when all were handed out."""
         if self._sent == len(self._items):
             return None
-        self._sent += 1
-        return self._items[self._sent - 1].batch.SerializeToString()
+        item = self._items[self._sent]
+        message = item.piece(self._pieces)
+        self._pieces += 1
+        if self._pieces == item.num_pieces():
+            self._sent, self._pieces = self._sent + 1, 0
+        return message
 
     def first_seq(self) -> int:
         """Return the number of the oldest batch, 0 if there is none."""
@@ -100,8 +123,11 @@ class Window:
         """Forget the batches up to `durable_seq`: the daemon has them on its disk."""
         while self._items and self._items[0].batch.seq <= durable_seq:
             item = self._items.popleft()
-            self._bytes -= len(item.batch.payload) + ITEM_BYTES
-            self._sent = max(0, self._sent - 1)
+            self._bytes -= len(item.payload) + ITEM_BYTES
+            if self._sent:
+                self._sent -= 1
+            else:
+                self._pieces = 0
             self.acked_seq = item.batch.seq
             self._acked_produced = item.batch.totals.produced
 
@@ -122,9 +148,11 @@ class Window:
         item = self._items[0]
         if not item.rows:
             return False
-        self._bytes -= len(item.batch.payload)
-        item.batch.payload, item.batch.crc = b"", 0
-        item.batch.losses.add(from_seq=item.batch.seq, to_seq=item.batch.seq, reason=reason, rows=item.rows)
+        self._bytes -= len(item.payload)
+        item.payload = b""
+        item.batch.piece = item.batch.pieces = 0
+        reason, seq = reason[:MAX_REASON], item.batch.seq
+        item.batch.losses.add(from_seq=seq, to_seq=seq, reason=reason, rows=item.rows)
         self.lost.update(item.rows)
         for other in self._items:
             for table, count in item.rows.items():
@@ -140,7 +168,7 @@ class Window:
             rows = self._items.popleft().rows
             self.produced.subtract(rows)  # `lose` counts them again
             self.lose(rows, reason)
-        self._bytes = self._sent = 0
+        self._bytes = self._sent = self._pieces = 0
 
     def undelivered(self) -> dict[str, int]:
         """Return the rows by table that wait for an ack."""
@@ -155,12 +183,12 @@ class Window:
         rows.subtract(self._acked_produced)
         return dict(+rows)
 
-    def _append(self, batch: messages.Batch, rows: dict[str, int]) -> None:
+    def _append(self, batch: messages.Batch, rows: dict[str, int], payload: bytes = b"") -> None:
         self.seq += 1
         batch.engine_id = self.engine_id
         batch.seq = self.seq
         batch.losses.extend(self._losses.values())
         batch.totals.CopyFrom(messages.Counters(produced=self.produced, lost=self.lost))
         self._losses.clear()
-        self._items.append(_Item(batch, rows))
-        self._bytes += len(batch.payload) + ITEM_BYTES
+        self._items.append(_Item(batch, payload, rows))
+        self._bytes += len(payload) + ITEM_BYTES

@@ -13,6 +13,14 @@ def socket_of(address: str) -> Path | None:
     return Path(path) if address.startswith("unix:") and path else None
 
 
+def strangers_socket(path: Path) -> bool:
+    """Whether somebody else made what lies at the path: whoever listens there gets all that is sent."""
+    try:
+        return os.stat(path).st_uid not in (os.geteuid(), 0)
+    except OSError:
+        return False  # it is gone
+
+
 def target_of(address: str) -> str:
     """Return what gRPC is to be told: it reads a URI, where a percent sign, `?` and `#` would mean something."""
     path = socket_of(address)

@@ -1,25 +1,30 @@
-"""Tables to and from the bytes of a Batch: raw little-endian columns, checked name by name against tracekit.tables.
+"""Tables to and from the bytes of a payload: raw little-endian columns in the order of tracekit.tables.
 
-Numeric columns move as whole buffers; only strings and lists cost Python work per row. numpy and protobuf only,
-because the recorder imports it inside the engine.
+A payload is a run of tables, each at most once and in the order of `WIRE_TABLES`. A table begins with its number (u1)
+and its rows (u4), then for each column how its nulls are told (u1: `FULL`, `SOME_NULL`, `ALL_NULL`) and the bytes of
+its values (u4). Then come the columns' buffers: a byte per row, 0 for a null (`SOME_NULL` only), a u4 length per row
+(text and lists only), the values. An `ALL_NULL` column has none. No names travel: both ends have one schema, as the
+hello says.
+
+numpy only, because the recorder imports it inside the engine.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
 
 from tracekit.errors import TracekitError
-from tracekit.rpc import messages
 from tracekit.tables import TABLES
 
 # table -> column -> values: a numpy array (masked where null) for u1 u4 u8 i8 f4, a list for str, str? and list<u4>
 Tables = dict[str, dict[str, Any]]
 Array = npt.NDArray[Any]
+Buffer = memoryview
 
 # What a recorder sends: the daemon numbers the engines, and a loss travels as a Loss.
 WIRE_TABLES = {
@@ -27,6 +32,31 @@ WIRE_TABLES = {
     for name, columns in TABLES.items()
     if name != "losses"
 }
+
+FULL, SOME_NULL, ALL_NULL = 0, 1, 2
+
+_NAMES = tuple(WIRE_TABLES)
+_HEADS = {name: struct.Struct("<BI" + "BI" * len(columns)) for name, columns in WIRE_TABLES.items()}
+
+
+class Column(NamedTuple):
+    """One column as it came: views into the payload, of checked sizes.
+
+    Example:
+        Column(FULL, valid=b"", lengths=b"", data=b"\\x01\\0\\0\\0\\x02\\0\\0\\0")
+    """
+
+    nulls: int  # FULL, SOME_NULL or ALL_NULL
+    valid: Buffer  # [rows] bytes, 0 or 1; empty where not SOME_NULL
+    lengths: Buffer  # [rows] u4; of text and lists only
+    data: Buffer
+
+
+class Table(NamedTuple):
+    """One table as it came."""
+
+    rows: int
+    columns: dict[str, Column]
 
 
 def count_rows(tables: Tables) -> dict[str, int]:
@@ -45,7 +75,7 @@ def slice_rows(tables: Tables, start: float, stop: float) -> Tables:
 
 
 def pack(tables: Tables) -> bytes:
-    """Return `tables` as a serialized `Tables` message; empty tables are left out.
+    """Return the payload of `tables`; empty tables are left out.
 
     Every column of tracekit.tables but `engine` must be there, all of one length; integers of any width are taken
     when they fit.
@@ -53,9 +83,15 @@ def pack(tables: Tables) -> bytes:
     Raises:
         TracekitError: an unknown or missing table or column, columns of unequal length, a value out of range.
     """
-    packed = messages.Tables()
-    for name, columns in tables.items():
-        kinds = _kinds(name, columns)
+    if unknown := sorted(tables.keys() - WIRE_TABLES.keys()):
+        raise TracekitError(f"there is no table {unknown[0]!r} on the wire")
+    parts: list[bytes] = []
+    for index, (name, kinds) in enumerate(WIRE_TABLES.items()):
+        columns = tables.get(name)
+        if columns is None:
+            continue
+        if odd := sorted(kinds.keys() ^ columns.keys()):
+            raise TracekitError(f"table {name} has the wrong columns: {', '.join(odd)}")
         lengths = {len(values) for values in columns.values()}
         if len(lengths) != 1:
             raise TracekitError(f"table {name} has columns of different lengths")
@@ -64,66 +100,78 @@ def pack(tables: Tables) -> bytes:
             continue
         try:
             encoded = [_encode(column, kind, columns[column]) for column, kind in kinds.items()]
-        except (TypeError, ValueError, OverflowError) as error:
+            shapes = [number for nulls, *_, data in encoded for number in (nulls, len(data))]
+            parts.append(_HEADS[name].pack(index, rows, *shapes))
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
             raise TracekitError(f"table {name} cannot be packed: {error}") from error
-        packed.tables.append(messages.Table(name=name, rows=rows, columns=encoded))
-    return packed.SerializeToString()
+        for _, *buffers in encoded:
+            parts += buffers
+    return b"".join(parts)
 
 
-def unpack(payload: bytes) -> Tables:
-    """Return the tables of a serialized `Tables` message, trusting nothing in it.
+def parse(payload: bytes | Buffer) -> dict[str, Table]:
+    """Return the tables of a payload as views into it, trusting nothing in it.
 
-    Numeric arrays are read-only views; a nullable one comes masked if it has nulls.
+    No length from outside makes it allocate anything.
 
     Raises:
-        TracekitError: not a `Tables` message, an unknown, missing or repeated table or column, a buffer that does not
-            hold exactly the declared rows, text that is not UTF-8.
+        TracekitError: an unknown, repeated or empty table, buffers that do not hold exactly the declared rows, nulls
+            where none can be, text that is not UTF-8.
     """
-    try:
-        packed = messages.Tables.FromString(payload)
-    except DecodeError as error:
-        raise TracekitError("the payload is not a tracekit.v1.Tables message") from error
-    tables: Tables = {}
-    for table in packed.tables:
-        columns = {column.name: column for column in table.columns}
-        kinds = _kinds(table.name, columns)
-        if len(columns) != len(table.columns) or table.name in tables:
-            raise TracekitError(f"table {table.name} or one of its columns is there twice")
-        decoded = {}
-        for column, kind in kinds.items():
+    view, at, last = memoryview(payload), 0, -1
+    tables: dict[str, Table] = {}
+    while at < len(view):
+        index = view[at]
+        if not last < index < len(_NAMES):
+            raise TracekitError("its tables are unknown, doubled or out of order")
+        last, name = index, _NAMES[index]
+        head = _HEADS[name]
+        if at + head.size > len(view):
+            raise TracekitError(f"table {name} is cut off")
+        _, rows, *shapes = head.unpack_from(view, at)
+        at += head.size
+        if not rows:
+            raise TracekitError(f"table {name} is there without rows")
+        columns = {}
+        for (column, kind), nulls, size in zip(WIRE_TABLES[name].items(), shapes[::2], shapes[1::2], strict=True):
             try:
-                decoded[column] = _decode(kind, table.rows, columns[column])
+                columns[column], at = _column(view, at, kind, rows, nulls, size)
             except ValueError as error:
-                raise TracekitError(f"column {table.name}.{column} is malformed: {error}") from error
-        tables[table.name] = decoded
+                raise TracekitError(f"column {name}.{column} is malformed: {error}") from None
+        tables[name] = Table(rows, columns)
     return tables
 
 
-def _kinds(name: str, columns: dict[str, Any]) -> dict[str, str]:
-    kinds = WIRE_TABLES.get(name)
-    if kinds is None:
-        raise TracekitError(f"there is no table {name!r} on the wire")
-    odd = sorted(kinds.keys() ^ columns.keys())
-    if odd:
-        raise TracekitError(f"table {name} has the wrong columns: {', '.join(odd)}")
-    return kinds
+def texts(column: Column, rows: int) -> Iterator[str]:
+    """Yield the texts of a str column that was parsed, an empty one for each null."""
+    if column.nulls == ALL_NULL:
+        yield from [""] * rows
+        return
+    at, data = 0, bytes(column.data)
+    for length in np.frombuffer(column.lengths, dtype="<u4").tolist():
+        yield data[at : at + length].decode()
+        at += length
 
 
-def _encode(name: str, kind: str, values: Any) -> messages.Column:
+def _encode(name: str, kind: str, values: Any) -> tuple[int, bytes, bytes, bytes]:
+    """Return how the nulls of a column are told, and its three buffers."""
     base, nullable = kind.rstrip("?"), kind.endswith("?")
     if base == "list<u4>":
         arrays = [_to_array(name, "u4", value) for value in values]
-        return messages.Column(name=name, data=np.concatenate(arrays).tobytes(), lengths=_lengths(arrays))
+        return FULL, b"", _lengths(arrays), np.concatenate(arrays).tobytes()
     valid = _validity(values)
     if valid and not nullable:
         raise ValueError(f"{name} has a null but is not nullable")
+    if valid and not any(valid):
+        return ALL_NULL, b"", b"", b""
+    nulls = SOME_NULL if valid else FULL
     if base == "str":
         # a lone surrogate in one caller's id must not cost the whole batch
         parts = [b"" if value is None else value.encode("utf-8", "backslashreplace") for value in values]
-        return messages.Column(name=name, data=b"".join(parts), lengths=_lengths(parts), valid=valid)
+        return nulls, valid, _lengths(parts), b"".join(parts)
     if valid and isinstance(values, list):
         values = [0 if value is None else value for value in values]
-    return messages.Column(name=name, data=_to_array(name, base, values).tobytes(), valid=valid)
+    return nulls, valid, b"", _to_array(name, base, values).tobytes()
 
 
 def _validity(values: Any) -> bytes:
@@ -162,42 +210,38 @@ def _lengths(parts: list[Any]) -> bytes:
     return np.fromiter(map(len, parts), dtype="<u4", count=len(parts)).tobytes()
 
 
-def _decode(kind: str, rows: int, column: messages.Column) -> Any:
+def _column(view: Buffer, at: int, kind: str, rows: int, nulls: int, size: int) -> tuple[Column, int]:
+    """Return the column that begins at `at`, and where it ends."""
     base, nullable = kind.rstrip("?"), kind.endswith("?")
-    valid = _decode_validity(column.valid, rows, nullable)
-    if base == "str" or base == "list<u4>":
-        values = _decode_parts(base, rows, column)
-        return values if valid is None else [value if ok else None for value, ok in zip(values, valid, strict=True)]
-    if column.lengths:
-        raise ValueError("it has lengths but its values are of one size")
-    dtype = np.dtype(f"<{base}")
-    if len(column.data) != rows * dtype.itemsize:
-        raise ValueError(f"it holds {len(column.data)} bytes for {rows} rows of {base}")
-    array = np.frombuffer(column.data, dtype=dtype)
-    return array if valid is None else np.ma.MaskedArray(array, mask=~valid)
+    varies = base in ("str", "list<u4>")
+    if nulls not in (FULL, SOME_NULL, ALL_NULL) or (nulls and not nullable):
+        raise ValueError("it has nulls that it cannot have")
+    if not varies and size != (0 if nulls == ALL_NULL else rows * int(base[1:])):
+        raise ValueError(f"it holds {size} bytes for {rows} rows of {base}")
+    data = at + (rows if nulls == SOME_NULL else 0)
+    lengths_at, data = data, data + (rows * 4 if varies and nulls != ALL_NULL else 0)
+    if data + size > len(view):
+        raise ValueError(f"it is cut off, {len(view) - at} bytes are left for {rows} rows")
+    column = Column(nulls, view[at:lengths_at], view[lengths_at:data], view[data : data + size])
+    if nulls == SOME_NULL and np.frombuffer(column.valid, dtype="u1").max() > 1:
+        raise ValueError("its validity is not one byte, 0 or 1, for each row")
+    if varies:
+        _check_parts(column, base)
+    return column, data + size
 
 
-def _decode_validity(valid: bytes, rows: int, nullable: bool) -> Array | None:
-    if not valid:
-        return None
-    if not nullable:
-        raise ValueError("it has nulls but is not nullable")
-    flags = np.frombuffer(valid, dtype="u1")
-    if len(flags) != rows or flags.max() > 1:
-        raise ValueError(f"its validity is not one byte, 0 or 1, for each of {rows} rows")
-    return flags.astype(bool)
-
-
-def _decode_parts(base: str, rows: int, column: messages.Column) -> list[Any]:
-    if len(column.lengths) != rows * 4:
-        raise ValueError(f"it holds {len(column.lengths)} bytes of lengths for {rows} rows")
-    lengths = np.frombuffer(column.lengths, dtype="<u4").tolist()
-    size = 1 if base == "str" else 4
-    # exact in Python's integers: lengths from outside must not be able to wrap around
-    ends = list(accumulate(lengths, initial=0))
-    if ends[-1] * size != len(column.data):
-        raise ValueError(f"its lengths add up to {ends[-1] * size} bytes of {len(column.data)}")
-    if base == "str":
-        return [column.data[start:end].decode() for start, end in pairwise(ends)]
-    array = np.frombuffer(column.data, dtype="<u4")
-    return [array[start:end] for start, end in pairwise(ends)]
+def _check_parts(column: Column, base: str) -> None:
+    lengths = np.frombuffer(column.lengths, dtype="<u4")
+    # exact: there are fewer than 2^26 lengths of less than 2^32
+    total = int(lengths.sum(dtype=np.uint64)) * (1 if base == "str" else 4)
+    if total != len(column.data):
+        raise ValueError(f"its lengths add up to {total} bytes of {len(column.data)}")
+    if base == "list<u4>":
+        return
+    text = bytes(column.data)
+    if not text.isascii():
+        text.decode()  # together the texts are UTF-8; each is where none begins inside a character
+        starts = np.cumsum(lengths, dtype=np.int64)
+        first = np.frombuffer(text, dtype="u1")[starts[starts < total]]
+        if ((first & 0xC0) == 0x80).any():
+            raise ValueError("a text begins inside a character")

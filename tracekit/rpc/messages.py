@@ -12,11 +12,19 @@ from importlib import resources
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-PROTOCOL = 2
+PROTOCOL = 3
 
-# Both ends. The largest thing that cannot be split is one request: a prompt of a million tokens is 4 MiB, which is
-# gRPC's own default limit, so that is not enough; 64 MiB is room for sixteen million.
-MAX_MESSAGE_BYTES = 64 << 20
+# Both ends; gRPC's own default. A batch is cut by rows far below it, and one row that is still larger, a prompt of half
+# a million tokens, comes in pieces.
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_HEAD_BYTES = 256 << 10  # of a Batch without its rows
+MAX_PIECE_BYTES = 2 << 20  # of a payload in one frame
+MAX_PAYLOAD_BYTES = 64 << 20  # of one batch in pieces: a prompt of sixteen million tokens
+
+# What numbers and texts from outside may be: they end in JSON, in signed integers, and on somebody's screen.
+MAX_SEQ = (1 << 48) - 1
+MAX_COUNT = (1 << 53) - 1
+MAX_TEXT = 4096
 
 FILES = tuple(
     FileDescriptorSet.FromString(resources.files("tracekit.rpc").joinpath("recorder.binpb").read_bytes()).file

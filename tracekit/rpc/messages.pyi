@@ -6,6 +6,12 @@ from typing_extensions import Self
 
 PROTOCOL: int
 MAX_MESSAGE_BYTES: int
+MAX_HEAD_BYTES: int
+MAX_PIECE_BYTES: int
+MAX_PAYLOAD_BYTES: int
+MAX_SEQ: int
+MAX_COUNT: int
+MAX_TEXT: int
 FILES: tuple[Any, ...]  # FileDescriptorProto of each file
 
 _T = TypeVar("_T")
@@ -26,16 +32,30 @@ class _Message:
     def HasField(self, name: str) -> bool: ...
     def CopyFrom(self, other: Self) -> None: ...
 
+class Frame(_Message):
+    crc: int
+    batch: bytes
+    payload: bytes
+    def __init__(
+        self,
+        *,
+        crc: int = ...,
+        batch: bytes = ...,
+        payload: bytes = ...,
+    ) -> None: ...
+
 class Hello(_Message):
     protocol: int
     schema: int
     recorder_version: str
+    token: str
     def __init__(
         self,
         *,
         protocol: int = ...,
         schema: int = ...,
         recorder_version: str = ...,
+        token: str = ...,
     ) -> None: ...
 
 class Counters(_Message):
@@ -65,59 +85,25 @@ class Loss(_Message):
 class Batch(_Message):
     engine_id: str
     seq: int
-    crc: int
-    payload: bytes
     totals: Counters
     losses: _Repeated[Loss]
     hello: Hello
     last: bool
     results: _Repeated[CommandResult]
+    piece: int
+    pieces: int
     def __init__(
         self,
         *,
         engine_id: str = ...,
         seq: int = ...,
-        crc: int = ...,
-        payload: bytes = ...,
         totals: Counters | None = ...,
         losses: Iterable[Loss] = ...,
         hello: Hello | None = ...,
         last: bool = ...,
         results: Iterable[CommandResult] = ...,
-    ) -> None: ...
-
-class Tables(_Message):
-    tables: _Repeated[Table]
-    def __init__(
-        self,
-        *,
-        tables: Iterable[Table] = ...,
-    ) -> None: ...
-
-class Table(_Message):
-    name: str
-    rows: int
-    columns: _Repeated[Column]
-    def __init__(
-        self,
-        *,
-        name: str = ...,
-        rows: int = ...,
-        columns: Iterable[Column] = ...,
-    ) -> None: ...
-
-class Column(_Message):
-    name: str
-    data: bytes
-    lengths: bytes
-    valid: bytes
-    def __init__(
-        self,
-        *,
-        name: str = ...,
-        data: bytes = ...,
-        lengths: bytes = ...,
-        valid: bytes = ...,
+        piece: int = ...,
+        pieces: int = ...,
     ) -> None: ...
 
 class Ack(_Message):

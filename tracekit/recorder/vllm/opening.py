@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tracekit.recorder.guard import say_once
-from tracekit.recorder.session import Session, new_engine_id
+from tracekit.recorder.session import Session
 from tracekit.recorder.settings import daemon_address, logprobs_complaint
 from tracekit.recorder.vllm.describe import Described, engine_row
 from tracekit.recorder.vllm.events import TableRow
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
+from tracekit.rpc.identity import new_token
 from tracekit.rpc.idle import Marker
 from tracekit.rpc.note import folder_of
 
@@ -49,12 +50,11 @@ def open_recording(
         return None
     if complaint := logprobs_complaint():
         say_once(complaint)
-    engine_id = new_engine_id()
-    stream = Stream(address, engine_id)
-    session = Session(rows(), stream, Marker(folder_of(address), engine_id))
+    stream = Stream(address, new_token())
+    session = Session(rows(), stream, Marker(folder_of(address), stream.engine_id))
     recording = make(session)
     Commands(stream, session, recording.label)
     for owner in owners:
         setattr(owner, PLACE, recording)
-    session.append(TableRow("engines", engine_row(engine_id, described)))
+    session.append(TableRow("engines", engine_row(stream.engine_id, described)))
     return recording

@@ -1,0 +1,94 @@
+"""Batches on their way to the spool: made into record batches off the event loop, and committed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from tracekitd.arrow import to_record_batch
+from tracekitd.catalog import Engine
+from tracekitd.intake import Received
+from tracekitd.writer import Writer
+
+COMMIT_SECS = 0.2
+COMMIT_BYTES = 1 << 20
+
+
+@dataclass
+class _Pending:
+    """What one engine sent since the last commit."""
+
+    engine: Engine
+    received: list[Received] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+class Gatherer:
+    """Hands what engines send to the writer, engine by engine, 200 ms or 1 MiB after the first of it.
+
+    Used on the event loop only; record batches are made on `pool`, whose one thread keeps their order.
+
+    Args:
+        writer: takes record batches, and syncs them.
+        pool: of one thread.
+        done: called on the event loop when batches of an engine are durable, with them and their bytes.
+        failed: called on the event loop when they could not be made into a record batch: a fault of ours.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        pool: Executor,
+        done: Callable[[Engine, list[Received], int], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._writer = writer
+        self._pool = pool
+        self._done = done
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, _Pending] = {}  # by number of the engine
+        self._num_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, engine: Engine, received: Received, num_bytes: int) -> None:
+        """Take one batch, the next of its engine."""
+        pending = self._pending.setdefault(engine.number, _Pending(engine))
+        pending.received.append(received)
+        pending.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+        # who says goodbye, or answers a command, waits for the confirmation
+        if received.meta.last or received.results or self._num_bytes >= COMMIT_BYTES:
+            self.commit()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(COMMIT_SECS, self.commit)
+
+    def commit(self, then: Callable[[], None] | None = None) -> None:
+        """Hand over what is there; `then` is called on the event loop when that, and all before it, is durable."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        pending, self._pending, self._num_bytes = list(self._pending.values()), {}, 0
+        work = self._loop.run_in_executor(self._pool, self._hand_over, pending, then)
+        work.add_done_callback(self._look)
+
+    def _look(self, work: asyncio.Future[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            self._failed(error)
+
+    def _hand_over(self, pending: list[_Pending], then: Callable[[], None] | None) -> None:
+        for item in pending:
+            *before, last = item.received
+            for one in before:
+                self._writer.append(*to_record_batch([one]), lambda: None)
+            done = self._teller(self._done, item.engine, item.received, item.num_bytes)
+            self._writer.append(*to_record_batch([last]), done)
+        self._writer.flush(self._teller(then) if then else lambda: None)
+
+    def _teller(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
+        def tell() -> None:
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+        return tell
