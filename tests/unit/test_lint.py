@@ -78,6 +78,12 @@ WITH_A_TRAINER = {
     "trainer-config-differs",
     "trainer-config-unsaid",
     "trainer-generation-config-differs",
+    # see test_lint_tokenizer
+    "trainer-tokenizer-differs",
+    "trainer-special-tokens-differ",
+    "trainer-chat-template-differs",
+    "trainer-vocabulary-padded",
+    "trainer-tokenizer-unknown",
 }  # see test_lint_outside
 
 

@@ -25,6 +25,9 @@ NEUTRAL: Mapping[str, Any] = {
     "rope_theta": 10000.0,
     "sliding_window": None,
 }
+# whose absence means its neutral value in every model but these, whose class has another default
+_ABSENT_IS_NEUTRAL = ("rope_scaling",)
+_OWN_ROPE = ("gpt_oss",)
 # they change no number, or say what the engine was told elsewhere
 IGNORED = frozenset(
     {
@@ -46,16 +49,29 @@ IGNORED = frozenset(
 
 
 def differences(engine: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[str]:
-    """Say what both name and have otherwise, as `name engine's value, trainer's value`."""
-    return list(_differences(plain(engine), plain(trainer), ""))
+    """Say what differs: what both name, and what only one names where its absence has one meaning for every model."""
+    one, other = plain(engine), plain(trainer)
+    if not {engine.get("model_type"), trainer.get("model_type")} & {*_OWN_ROPE}:
+        for name in _ABSENT_IS_NEUTRAL:
+            if one.get(name) is not None or other.get(name) is not None:
+                one, other = {name: None, **one}, {name: None, **other}
+    if _rows(other) > _rows(one):
+        other.pop("vocab_size")  # padded: a rule of its own
+    return list(_differences(one, other, ""))
+
+
+def _rows(config: Mapping[str, Any]) -> int:
+    size = config.get("vocab_size")
+    return size if isinstance(size, int) else 0
 
 
 def unsaid(engine: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[str]:
     """Say what changes numbers on one side, while the other does not name it."""
     one, other = plain(engine), plain(trainer)
+    said = " ".join(differences(engine, trainer))
     found = []
     for name, neutral in NEUTRAL.items():
-        if (name in one) != (name in other):
+        if (name in one) != (name in other) and f"{name} " not in said:
             value = one.get(name, other.get(name))
             if value is not None and value != neutral:
                 found.append(f"{name} {value} {'in the engine' if name in one else 'in the folder'} only")

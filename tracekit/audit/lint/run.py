@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tracekit.audit.lint import numerics, outside, scheduling, semantic, weights
+from tracekit.audit.lint import numerics, outside, scheduling, semantic, tokenizer, weights
 from tracekit.audit.lint.types import BREAKS, SEVERITIES, Fired, Rule, Subject
 
-RULES: tuple[Rule, ...] = (*semantic.RULES, *outside.RULES, *weights.RULES, *scheduling.RULES, *numerics.RULES)
+RULES: tuple[Rule, ...] = (
+    *semantic.RULES,
+    *outside.RULES,
+    *tokenizer.RULES,
+    *weights.RULES,
+    *scheduling.RULES,
+    *numerics.RULES,
+)
 
 
 def lint(subjects: Iterable[Subject]) -> list[Fired]:
