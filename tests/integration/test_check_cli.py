@@ -9,7 +9,7 @@ import pytest
 from helpers.synthetic import Made, make_run
 from tracekit.cli.main import main
 from tracekit.diagnose.gate import check, parse_predicate
-from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
+from tracekit.diagnose.result import Data, Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
 from tracekit.errors import UsageError
 from tracekit.replay.output import Replay, token_table, write_replay
@@ -26,7 +26,7 @@ def replays(tmp_path_factory) -> Path:
     for name, made, lost in (("clean", Made(), False), ("raw", Made(recorded="raw"), False), ("lost", Made(), True)):
         run = make_run(made)
         judged = judge(run)
-        result = Result(SCHEMA_VERSION, "0.1.0", 0, SCORING, Data(16, 768, 0, 5 * lost, [], None, lost), judged.verdict)
+        result = Result.of("0.1.0", SCORING, Data(16, 768, 0, 5 * lost, [], None, lost), judged.verdict)
         write_replay(Replay(result, token_table(run, judged.tokens)), folder / f"{name}.arrow")
         (folder / f"{name}.json").write_text(json.dumps(result.to_dict()))
     return folder
@@ -139,7 +139,9 @@ def test_junit_and_sarif_hold_what_fires(replays, tracekit, tmp_path):
 def test_what_is_no_replay_is_refused(tracekit, tmp_path):
     (tmp_path / "a.json").write_text('{"schema_version": 99}')
     (tmp_path / "b.json").write_text("{no json")
-    (tmp_path / "e.json").write_text('{"schema_version": 1, "tracekit_version": "", "exit_code": 0, "scoring": "x"}')
+    (tmp_path / "e.json").write_text(
+        '{"schema_version": 2, "tracekit_version": "", "outcome": "clean", "exit_code": 0, "scoring": "x"}'
+    )
     (tmp_path / "c.arrow").write_text("no Arrow file, and longer than its magic")
     said = {
         "a.json": "version 99",

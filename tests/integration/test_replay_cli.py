@@ -174,14 +174,14 @@ def test_files_that_hold_no_replay_are_refused(tmp_path, recorded):
     (tmp_path / "text.arrow").write_text("no Arrow file, and longer than its magic")
     with pytest.raises(NotATraceError, match="not an Arrow file"):
         read_replay(tmp_path / "text.arrow")
-    for version in (9, 1):
+    for version in (9, 2):
         table = pa.table({"a": [1]}).replace_schema_metadata({"tracekit.result": f'{{"schema_version": {version}}}'})
         with pa.OSFile(str(tmp_path / f"{version}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(SchemaTooNewError, match="version 9, and this tracekit reads 1"):
+    with pytest.raises(SchemaTooNewError, match="version 9, and this tracekit reads 2"):
         read_replay(tmp_path / "9.arrow")
     with pytest.raises(NotATraceError, match="the result in this file lacks 'tracekit_version'"):
-        read_replay(tmp_path / "1.arrow")
+        read_replay(tmp_path / "2.arrow")
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(tmp_path, recorded, tracekit):
@@ -278,7 +278,8 @@ def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, record
     args = (tmp_path / "t.arrow", "--model", recorded.model, "--expect", "raw", "--json")
     code, out, _ = tracekit(*args, "--weights", f"1={other}")
     assert code == 0, json.loads(out)["verdict"]["cause"]
-    assert {"code": "kv recomputed", "numbers": {"count": NUM_REQUESTS}} in json.loads(out)["verdict"]["limits"]
+    limits = {limit["code"]: limit["numbers"] for limit in json.loads(out)["verdict"]["limits"]}
+    assert limits["kv recomputed"] == {"count": NUM_REQUESTS}
     code, out, _ = tracekit(*args, "--weights", f"1={recorded.model}")
     assert code == 4
     starts = [r["first_beyond_noise"] for r in json.loads(out)["verdict"]["rollouts"]]
@@ -377,7 +378,9 @@ def test_a_request_that_cannot_be_recomputed_is_skipped_and_shown(tmp_path, reco
     tables["requests"]["sampling_params"] = [grammar, *tables["requests"]["sampling_params"][1:]]
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
-    assert code == 0  # nothing is missing from the trace
+    assert code == 1  # nothing is missing from the trace, but this is not a pass
+    assert out.startswith("VERDICT: withheld")
+    assert "WITHHELD: 1 request was not judged, because structured_outputs changed the logits" in out
     assert "SKIPPED: 1 request whose processed logprobs cannot be recomputed: structured_outputs" in out
     assert f"{(NUM_REQUESTS - 1) * NUM_TOKENS} tokens of {NUM_REQUESTS - 1} rollouts" in out
 
@@ -419,8 +422,9 @@ def test_recorded_nan_is_counted_and_named(tmp_path, recorded, tracekit):
     values[3, 4] = np.nan
     write_trace(tmp_path / "t.arrow", [recorded.tables(values)])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
-    assert code == 0
-    assert "1 recorded logprob is NaN or infinite, the first at position 9 of request 3" in out
+    assert code == 1 and out.startswith("VERDICT: withheld\n")
+    assert "WITHHELD: 1 token was not judged, because the recorded logprob is NaN or infinite: the first at" in out
+    assert "position 9 of request 3" in out
 
 
 def test_progress_is_silent_where_it_is_quick_and_stdout_is_json_alone(tmp_path, recorded, tracekit):
@@ -438,7 +442,7 @@ def test_a_model_of_another_vocabulary_is_refused_by_what_the_engine_said(tmp_pa
     assert f"vocabulary of {VOCAB + 64}" in err and str(VOCAB) in err
 
 
-def test_requests_of_an_adapter_or_of_embeddings_are_left_out_and_no_loss(tmp_path, recorded, tracekit):
+def test_requests_of_an_adapter_or_of_embeddings_are_left_out_which_is_no_pass(tmp_path, recorded, tracekit):
     tables = recorded.tables()
     tables["requests"]["lora"] = ["sql"] + [None] * (NUM_REQUESTS - 1)
     tables["requests"]["prompt_token_ids"][1] = np.zeros(0, "u4")
@@ -446,7 +450,9 @@ def test_requests_of_an_adapter_or_of_embeddings_are_left_out_and_no_loss(tmp_pa
     write_trace(tmp_path / "t.arrow", [tables])
     code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--json")
     facts = json.loads(out)
-    assert code == 0 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 3 and not facts["data"]["lost"]
+    assert code == 1 and facts["data"]["num_rollouts"] == NUM_REQUESTS - 3 and not facts["data"]["lost"]
+    assert (facts["outcome"], facts["verdict"]["layer"]) == ("withheld", "none")
+    assert [unknown["code"] for unknown in facts["verdict"]["withheld"]] == ["not judged"] * 3
     assert {s["why"] for s in facts["data"]["skipped_requests"]} == {"adapter", "no prompt ids", "not text"}
     tables["requests"]["lora"] = ["sql"] * NUM_REQUESTS
     write_trace(tmp_path / "u.arrow", [tables])

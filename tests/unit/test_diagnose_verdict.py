@@ -132,7 +132,7 @@ def test_not_finite_values_are_counted_and_named():
     judged = judge_run(edit(make_run(Made()), spoil))
     assert judged.verdict.layer == "none"
     assert judged.verdict.before.num_not_finite == 2
-    assert Remark("not finite", {"count": 2, "position": 8, "request": 0}) in judged.verdict.findings
+    assert Remark("not finite", {"count": 2, "position": 8, "request": 0}) in judged.verdict.withheld
     assert not judged.tokens.beyond[[3, 50]].any()
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, make_run, score
-from tracekit.diagnose.causes import READINGS
 from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, PROFILE, TRAINER
+from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.verdict import judge
 from tracekit.replay.ladder import LADDER, Scene, parameters_in_use
 from tracekit.replay.ladder import plan_passes as plan_of

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, edit, make_run
-from tracekit.diagnose.causes import Cause
+from tracekit.diagnose.causes import CAUSES
+from tracekit.diagnose.explanation import Code as CauseCode
+from tracekit.diagnose.explanation import Explanation
+from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.onset import Onset
 from tracekit.diagnose.plain import plain
 from tracekit.diagnose.remarks import Code, Remark
-from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
+from tracekit.diagnose.result import Data, Result, Scoring, Weights
 from tracekit.diagnose.skipped import REASONS, Skipped, Why
-from tracekit.diagnose.verdict import judge
+from tracekit.diagnose.verdict import OnPath, judge
+from tracekit.diagnose.withheld import withheld
 from tracekit.report import words
+from tracekit.report.causes.table import SAYINGS, change, proof, sentence
 from tracekit.report.json import to_json
 from tracekit.report.text import to_text
 
@@ -26,8 +32,8 @@ DATA = Data(16, 768, 0, 0, [], None, False)
 
 
 def result_of(run, *, expect="processed", data=DATA, scoring=SCORING):
-    verdict = judge(run, expect=expect).verdict
-    return Result(SCHEMA_VERSION, "0.1.0", 0 if verdict.layer == "none" else 4, scoring, data, verdict)
+    verdict = judge(run, expect=expect, facts=Facts(skipped=data.skipped_requests)).verdict
+    return Result.of("0.1.0", scoring, data, verdict)
 
 
 def screen(run, **changes):
@@ -72,11 +78,8 @@ def test_what_was_lost_is_on_the_screen():
 
 
 def test_findings_are_marked():
-    text = screen(edit(make_run(Made()), lambda v: np.where(np.arange(v.size) == 0, np.nan, v)))
-    assert (
-        "  ! 1 recorded logprob is NaN or infinite, the first at position 5 of request 0; it enters no number here."
-        in text
-    )
+    text = screen(edit(make_run(Made()), lambda v: np.where(np.arange(v.size) == 0, 0.5, v)))
+    assert "  ! 1 recorded value is above 0, which no log-probability is." in text
 
 
 @pytest.mark.parametrize("made", [Made(), Made(recorded="raw"), Made(temperature=1.0, top_p=1.0), Made(shift=0.8)])
@@ -104,14 +107,102 @@ def test_where_the_weights_came_from_is_on_the_screen():
 def test_every_code_has_its_sentence():
     verdict = judge(make_run(Made(num_rollouts=4))).verdict
     numbers = {"count": 3.0, "position": 8.0, "request": 2.0, "nats": 1.25}
-    said = {code: words.remark(verdict, Remark(code, numbers)) for code in get_args(Code)}
+    said = {code: words.remark(verdict, Remark(code, numbers, ["this", "that"])) for code in get_args(Code)}
     assert len({*said.values()}) == len(said) and all(text.endswith(".") for text in said.values())
-    causes = {words.cause(replace(verdict, cause=code)) for code in get_args(Cause)}
-    assert len(causes) == len(get_args(Cause)) and all(text.endswith(".") for text in causes)
+    found = {words.cause(replace(verdict, cause=code)) for code in get_args(OnPath)}
+    assert len(found) == len(get_args(OnPath)) and all(text.endswith(".") for text in found)
     assert words.left(verdict) is None
     lefts = {words.left(replace(verdict, left=code)) for code in ("none", "unexplained", "leaves replay")}
     assert len(lefts) == 3 and all(text and text.endswith(".") for text in lefts)
     assert {Skipped(why, "min_tokens", 1).what for why in get_args(Why)} and set(REASONS) == {*get_args(Why)}
+
+
+def test_every_cause_has_words_and_nothing_else_has():
+    assert list(get_args(CauseCode)) == [cause.code for cause in CAUSES] and set(SAYINGS) == {*get_args(CauseCode)}
+    assert len({saying.noun for saying in SAYINGS.values()}) == len(SAYINGS)
+
+
+def test_causes_stand_with_their_proof_and_what_to_change_beside_them():
+    verdict = judge(make_run(Made(recorded="raw"))).verdict
+    (found,) = verdict.causes
+    assert (found.code, found.layer, found.names) == ("other reading", "semantic", ["raw", "processed"])
+    assert found.share > 0.9 and found.since == verdict.since and len(found.rollouts) == 16
+    text = screen(make_run(Made(recorded="raw")))
+    assert f"  proof of another reading: {found.margin:,.0f} nats ahead of the next, explains 9" in text
+    assert "expects processed ones: record with logprobs_mode=processed_logprobs" in text
+    two = replace(verdict, causes=[found, replace(found, margin=float("nan"), share=float("nan"))])
+    assert sentence(found, verdict).endswith(".") and not change(found, verdict).endswith(".")
+    text = to_text(replace(result_of(make_run(Made(recorded="raw"))), verdict=two))
+    assert f"  and: {sentence(found, verdict)} To change: {change(found, verdict)}." in text
+    assert "  proof of another reading: proved without numerics" in text
+    assert proof(Explanation("other reading", "semantic", 7.0, 0.5, alternatives=["other reading"])) == (
+        "7 nats ahead of the next, explains 50% of what is beyond a perfect replay, not told apart from another reading"
+    )
+
+
+def not_finite(run):
+    return edit(run, lambda values: np.where(np.arange(values.size) == 3, np.nan, values))
+
+
+ADAPTER = replace(DATA, skipped_requests=[Skipped("adapter", None, 8)])
+
+
+@pytest.mark.parametrize(
+    ("run", "data", "sentence"),
+    [
+        (make_run(Made()), ADAPTER, "8 requests were not judged, because a LoRA adapter sampled the tokens, which"),
+        (
+            make_run(Made()),
+            replace(DATA, skipped_requests=[Skipped("mixed kv", None, 1)]),
+            "1 request was not judged, because a cached block of their KV holds the work of several weight versions",
+        ),
+        (
+            not_finite(make_run(Made())),
+            DATA,
+            "1 token was not judged, because the recorded logprob is NaN or infinite: the first at position 8 of "
+            "request 0.",
+        ),
+    ],
+)
+def test_a_run_of_which_a_part_was_not_judged_is_not_a_pass(run, data, sentence):
+    result = result_of(run, data=data)
+    assert (result.outcome, result.exit_code, result.verdict.layer) == ("withheld", 1, "none")
+    text = to_text(result)
+    assert text.startswith("VERDICT: withheld\n  What was judged stays within this run's noise, but not all could be")
+    assert f"\n  WITHHELD: {sentence}" in text and "mean what the trainer expects" not in text
+    facts = json.loads(to_json(result))
+    assert (facts["outcome"], facts["exit_code"]) == ("withheld", 1)
+    assert facts["verdict"]["withheld"] == plain(result.verdict.withheld) and len(facts["verdict"]["withheld"]) == 1
+
+
+def test_what_is_withheld_does_not_hide_a_divergence_and_is_graver_than_a_loss():
+    diverges = result_of(make_run(Made(shift=0.8)), data=replace(ADAPTER, lost=True))
+    assert (diverges.outcome, diverges.exit_code) == ("diverges", 4)
+    assert "WITHHELD: 8 requests" in to_text(diverges)
+    assert result_of(make_run(Made()), data=replace(ADAPTER, lost=True)).exit_code == 1
+    skipped = [Skipped("missing tokens", None, 2)]
+    lost = result_of(make_run(Made()), data=replace(DATA, skipped_requests=skipped, lost=True))
+    assert (lost.outcome, lost.exit_code, lost.verdict.withheld) == ("clean", 3, [])
+    unasked = result_of(make_run(Made()), data=replace(DATA, skipped_requests=[Skipped("not asked", None, 2)]))
+    assert (unasked.outcome, unasked.exit_code) == ("clean", 0)
+
+
+def test_values_that_two_readings_explain_as_well_are_not_said_to_mean_either():
+    run = make_run(Made())
+    noise = {name: measure_noise(run, name) for name in ("raw", "processed")}
+    result = result_of(run)
+    tied = replace(result.verdict.semantic, kind="not told apart", closest="processed", runner_up="raw", margin=1.5)
+    (unknown,) = withheld(run, tied, noise, Facts())
+    result = Result.of("0.1.0", SCORING, DATA, replace(result.verdict, semantic=tied, withheld=[unknown]))
+    assert (result.outcome, result.exit_code) == ("withheld", 1)
+    assert (
+        "  WITHHELD: It is not known what the recorded values mean, because processed and raw fit them equally well "
+        "(1.5 nats) and are not the same numbers here." in to_text(result)
+    )
+    assert json.loads(to_json(result))["verdict"]["withheld"] == plain([unknown])
+    twin = result_of(replace(run, scores={**run.scores, "sampling.no_truncation": run.trainer}))
+    assert twin.verdict.semantic.kind == "not told apart" and twin.exit_code == 0  # the same numbers all over
+    assert "values fit processed and processed without truncation equally well, and they stay" in to_text(twin)
 
 
 def test_what_a_semantic_mismatch_leaves_is_said():
@@ -139,8 +230,8 @@ def test_json_is_strict_and_gives_the_result_back():
 
 def test_a_result_of_another_version_is_refused():
     facts = result_of(make_run(Made(num_rollouts=2))).to_dict()
-    with pytest.raises(ValueError, match="of version 2, and this tracekit reads 1"):
-        Result.from_dict({**facts, "schema_version": 2})
+    with pytest.raises(ValueError, match="of version 9, and this tracekit reads 2"):
+        Result.from_dict({**facts, "schema_version": 9})
 
 
 def test_plain_knows_numpy_and_nesting():

@@ -39,7 +39,8 @@ def command(
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
 
-    Exit codes: 0 no divergence, 4 divergence found, 3 no divergence but data was lost in the trace.
+    Exit codes: 0 no divergence, 4 divergence found, 1 no divergence but the verdict on a part is withheld, 3 no
+    divergence but data was lost in the trace.
     """
     from tracekit.cache import cache_dir
     from tracekit.cli import sources

@@ -1,38 +1,48 @@
-"""What recorded values may turn out to be, and what a verdict may name as the cause: one row, one code each."""
+"""Everything that a verdict may name as a cause: a code, its layer, and what finds it. One row each.
+
+A row needs its words in `tracekit.report.causes` and its line in docs/verdict.md; tests compare. What a detector wants
+scored is a rung of `tracekit.replay.ladder`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from tracekit.diagnose.data import TRAINER
-from tracekit.scores import PROCESSED, RAW
-
-Cause = Literal["none", "other reading", "unexplained", "leaves replay"]
-"""Nothing; recorded values that are another reading than expected; values in bulk further off than noise under every
-reading; rollouts that leave their replay from some token on."""
+from tracekit.diagnose.data import LAYERS, SEMANTIC, Layer
+from tracekit.diagnose.evidence import Detector, Evidence
+from tracekit.diagnose.explain import reading
+from tracekit.diagnose.explanation import Code, Explanation
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to read recorded values: as these logprobs of that pass.
+class Cause:
+    """One cause.
 
     Attributes:
-        name: what a verdict calls it.
-        scores: the pass, by its name in `Run.scores`; a run without that pass does not test the reading.
-        lens: "raw" or "processed", which logprobs of the pass.
+        code: what explanations call it.
+        layer: the layer of mismatch that it belongs to.
+        detect: what finds it; one that finds several stands in the row of each.
     """
 
-    name: str
-    scores: str
-    lens: str = PROCESSED
+    code: Code
+    layer: Layer
+    detect: Detector
 
 
-READINGS = (
-    Reading(RAW, TRAINER, RAW),
-    Reading(PROCESSED, TRAINER),
-    Reading("processed without temperature", "sampling.no_temperature"),
-    Reading("processed with temperature twice", "sampling.temperature_twice"),
-    Reading("processed without truncation", "sampling.no_truncation"),
-    Reading("processed without penalties", "sampling.no_penalties"),
-)
+# lowest layer first: a detector sees what those before it found
+CAUSES: tuple[Cause, ...] = (Cause(reading.CODE, SEMANTIC, reading.detect),)
+
+
+def explain(evidence: Evidence) -> list[Explanation]:
+    """Return what explains a run: the lowest layer first, and in each what is proved, then what explains most."""
+    found: list[Explanation] = []
+    for detect in dict.fromkeys(cause.detect for cause in CAUSES):
+        found += detect(replace(evidence, found=tuple(found)))
+    return sorted(found, key=_rank)
+
+
+def _rank(explanation: Explanation) -> tuple[int, bool, float, float, str]:
+    proved = explanation.margin != explanation.margin
+    share = 0.0 if explanation.share != explanation.share else explanation.share
+    margin = 0.0 if proved else explanation.margin
+    return LAYERS.index(explanation.layer), not proved, -share, -margin, explanation.code

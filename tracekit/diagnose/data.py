@@ -24,6 +24,7 @@ Layer = Literal["none", "semantic", "inference path"]
 NONE: Layer = "none"
 SEMANTIC: Layer = "semantic"
 INFERENCE_PATH: Layer = "inference path"
+LAYERS: tuple[Layer, ...] = (NONE, SEMANTIC, INFERENCE_PATH)
 
 # the passes that every run has, by their names in `Run.scores`
 TRAINER = "trainer"  # as the trainer scores
@@ -48,6 +49,18 @@ class RolloutInfo:
 
 
 @dataclass(frozen=True)
+class Strata:
+    """Under which circumstances each token was sampled, [N] each, as the trace tells; -1 where it does not."""
+
+    num_cached: I8  # tokens of KV that its request found computed when it began or was last resumed
+    oldest_found: I8  # oldest weight version that computed a part of these; -1 also for none
+    newest_found: I8  # newest
+    batch_size: I8  # requests in the step that sampled it
+    prefill: I8  # 1 where that step computed prompt tokens of its request, too, else 0
+    num_preempted: I8  # how often its request was thrown out before
+
+
+@dataclass(frozen=True)
 class Run:
     """The recorded tokens of a run that were scored, with the passes that scored them."""
 
@@ -67,11 +80,18 @@ class Run:
     noise_dtype: str = ""  # of the body in the pass that measures what precision does
     settings: Settings | None = None  # sampling parameters of each token
     profile: Profile | None = None  # raw logits of some tokens
+    strata: Strata | None = None  # None where the trace has no steps
 
     @property
     def trainer(self) -> Scores[Values]:
         """The scores of the trainer's own pass."""
         return self.scores[TRAINER]
+
+    @property
+    def engine(self) -> I8:
+        """Number of the engine, [N]."""
+        engines = np.array([r.engine for r in self.rollouts], dtype=np.int64)
+        return engines[self.rollout]
 
     @property
     def output_index(self) -> I8:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, KV_KEPT, KV_RECOMPUTED, Run
+from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, Run
 from tracekit.diagnose.noise import TokenNoise
+from tracekit.diagnose.student import log_density
 
 HYPOTHESES = {KV_RECOMPUTED: "recomputed", KV_KEPT: "kept"}
 
@@ -52,8 +53,8 @@ def test_kv(run: Run, noise: TokenNoise, lens: str) -> list[KvHypothesis]:
         use = np.isfinite(recorded) & np.isfinite(other) & (noise.sigma > 0) & (other != recorded)
         if not use.any():
             continue
-        ahead = _log_density(recorded[use] / noise.sigma[use], noise.floor.degrees)
-        ahead -= _log_density(other[use] / noise.sigma[use], noise.floor.degrees)
+        ahead = log_density(recorded[use] / noise.sigma[use], noise.floor.degrees)
+        ahead -= log_density(other[use] / noise.sigma[use], noise.floor.degrees)
         rollouts, index = np.unique(run.rollout[use], return_inverse=True)
         nats = np.bincount(index, weights=ahead)
         found.append(
@@ -68,9 +69,3 @@ def test_kv(run: Run, noise: TokenNoise, lens: str) -> list[KvHypothesis]:
             )
         )
     return found
-
-
-def _log_density(z: F8, degrees: float) -> F8:
-    """Of Student's t, up to a constant."""
-    density: F8 = -0.5 * (degrees + 1) * np.log1p(z**2 / degrees)
-    return density

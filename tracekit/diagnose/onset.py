@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,12 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
             )
         )
     return found
+
+
+def earliest(rollouts: Sequence[RolloutOnsets]) -> int | None:
+    """Return the index of the rollout whose onset was sampled first; None where none has one."""
+    starts = [(r.onset.engine_step, i) for i, r in enumerate(rollouts) if r.onset]
+    return min(starts)[1] if starts else None
 
 
 def _first(run: Run, replay: F8, sigma: F8, which: Mask, span: slice) -> Onset | None:

@@ -1,9 +1,9 @@
-"""What else a verdict has to tell: findings beside its cause, and limits of what was tested, as codes and numbers."""
+"""What else a verdict has to tell, as codes and numbers: findings, limits of what was tested, what is withheld."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,6 @@ Code = Literal[
     # findings
     "declared otherwise",
     "modes differ",
-    "not finite",
     "above zero",
     "outside the kept set",
     "values say kv recomputed",
@@ -30,20 +29,26 @@ Code = Literal[
     "not told apart",
     "kv recomputed",
     "noisier than allowed",
+    # what is withheld
+    "not judged",
+    "not finite",
+    "meaning not known",
 ]
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One finding or limit.
+    """One finding, one limit, or one thing that is withheld.
 
     Attributes:
         code: what it is.
         numbers: by name, what belongs to it: `count` of tokens, `position` and `request` of the first of them, `nats`.
+        names: what it is about, where that is no number.
     """
 
     code: Code
     numbers: dict[str, float]
+    names: list[str] = field(default_factory=list)
 
 
 def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesis]) -> list[Remark]:
@@ -60,11 +65,6 @@ def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesi
         found.append(Remark("declared otherwise", {"nats": semantic.margin}))
     if len(semantic.declared) > 1:
         found.append(Remark("modes differ", {"count": len(semantic.declared)}))
-    if metrics.num_not_finite:
-        first = int(np.flatnonzero(~run.valid)[0])
-        request = run.rollouts[int(run.rollout[first])].request
-        where = {"position": int(run.position[first]), "request": request}
-        found.append(Remark("not finite", {"count": metrics.num_not_finite, **where}))
     positive = int(np.count_nonzero(run.rollout_logprob[run.valid] > 0))
     if positive:
         found.append(Remark("above zero", {"count": positive}))

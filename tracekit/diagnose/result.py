@@ -10,11 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tracekit.diagnose.data import NONE
 from tracekit.diagnose.plain import plain, unplain
 from tracekit.diagnose.skipped import Skipped
 from tracekit.diagnose.verdict import Verdict
+from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_FAILED, EXIT_OK
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Outcome = Literal["clean", "diverges", "withheld"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,9 @@ class Result:
     Attributes:
         schema_version: of this value; a reader refuses a newer one than it knows.
         tracekit_version: that made it.
-        exit_code: 4 divergence found, else 3 data was lost in the trace, else 0.
+        outcome: clean, diverges, or withheld: nothing that was judged diverges, and not all could be judged.
+        exit_code: 4 divergence found, else 1 the verdict on a part is withheld, else 3 data was lost in the trace,
+            else 0.
         scoring: what the tokens were scored with.
         data: what was there to score.
         verdict: which layer disagrees, since which token.
@@ -132,10 +138,19 @@ class Result:
 
     schema_version: int
     tracekit_version: str
+    outcome: Outcome
     exit_code: int
     scoring: Scoring
     data: Data
     verdict: Verdict
+
+    @classmethod
+    def of(cls, tracekit_version: str, scoring: Scoring, data: Data, verdict: Verdict) -> Result:
+        """Return the result of a verdict, with its outcome and exit code."""
+        outcome: Outcome = "diverges" if verdict.layer != NONE else "withheld" if verdict.withheld else "clean"
+        if_clean = EXIT_DATA_LOST if data.lost else EXIT_OK
+        code = {"diverges": EXIT_DIVERGED, "withheld": EXIT_FAILED, "clean": if_clean}[outcome]
+        return cls(SCHEMA_VERSION, tracekit_version, outcome, code, scoring, data, verdict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result in JSON's types; a number that is not finite is None."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.causes import READINGS, Reading
 from tracekit.diagnose.data import F8, Mask, Run
 from tracekit.diagnose.noise import ENGINE_ALLOWANCE, TokenNoise, robust_deviation
+from tracekit.diagnose.readings import READINGS, Reading
 from tracekit.diagnose.student import fit_student
 from tracekit.scores import PROCESSED, RAW
 
@@ -109,6 +109,14 @@ def differ(run: Run, one: str, other: str, noise: dict[str, TokenNoise]) -> bool
     both = np.isfinite(a) & np.isfinite(b)
     line = np.fmax(noise[one].sigma, noise[other].sigma)
     return bool(np.any(np.abs(a - b)[both] > line[both]))
+
+
+def advantage(semantic: Semantic, expect: str) -> float:
+    """Return by how many nats the closest reading beats the expected one; 0 where they are the same."""
+    if not semantic.hypotheses:
+        return 0.0
+    by_name = {h.name: h.log_likelihood for h in semantic.hypotheses}
+    return by_name[semantic.closest] - by_name[expect]
 
 
 def excess_of(noise: TokenNoise) -> float:

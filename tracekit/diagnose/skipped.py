@@ -21,26 +21,42 @@ Why = Literal[
 
 @dataclass(frozen=True)
 class Reason:
-    """What to say of requests that it holds for, after their number, and whether rows of theirs are missing."""
+    """What to say of requests that it holds for, after their number.
+
+    Attributes:
+        what: the words.
+        because: why the verdict on them is withheld; empty where it is not.
+        is_loss: rows of theirs are missing from the trace.
+    """
 
     what: str
+    because: str = ""
     is_loss: bool = False
 
 
-_RECOMPUTED = "whose processed logprobs cannot be recomputed: "
+def _not_recomputed(because: str) -> Reason:
+    return Reason(f"whose processed logprobs cannot be recomputed: {because}", because)
+
+
+# what is lost has an exit code of its own, and what nobody asked for cannot be judged by anyone
 REASONS: dict[Why, Reason] = {
     "no request row": Reason("whose own row is missing from the trace", is_loss=True),
     "missing tokens": Reason("with missing token rows", is_loss=True),
     "missing logprobs": Reason("with missing logprobs", is_loss=True),
     "not asked": Reason("that did not ask for logprobs"),
-    "not reported": Reason("whose raw and processed logprobs were recorded, but none as the engine reports them"),
-    "no prompt ids": Reason(_RECOMPUTED + "the prompt was given as embeddings, which the trace does not hold"),
-    "not text": Reason(_RECOMPUTED + "the prompt holds images or other input that replay does not load"),
-    "adapter": Reason(_RECOMPUTED + "a LoRA adapter sampled the tokens, which replay does not load"),
-    "sampling parameter": Reason(_RECOMPUTED + "{parameter} changed the logits in a way that the trace does not tell"),
+    "not reported": Reason(
+        "whose raw and processed logprobs were recorded, but none as the engine reports them",
+        "their logprobs as the engine reports them were not recorded",
+    ),
+    "no prompt ids": _not_recomputed("the prompt was given as embeddings, which the trace does not hold"),
+    "not text": _not_recomputed("the prompt holds images or other input that replay does not load"),
+    "adapter": _not_recomputed("a LoRA adapter sampled the tokens, which replay does not load"),
+    "sampling parameter": _not_recomputed("{parameter} changed the logits in a way that the trace does not tell"),
     "mixed kv": Reason(
         "over a cached block of KV in which the work of several weight versions meets, or of none that is known: where "
-        "one ends and the other begins the trace does not tell"
+        "one ends and the other begins the trace does not tell",
+        "a cached block of their KV holds the work of several weight versions, or of none that is known, and where one "
+        "ends and the other begins the trace does not tell",
     ),
 }
 
@@ -58,6 +74,11 @@ class Skipped:
     why: Why
     parameter: str | None
     count: int
+
+    @property
+    def because(self) -> str:
+        """Why the verdict on them is withheld; empty where it is not."""
+        return REASONS[self.why].because.format(parameter=self.parameter)
 
     @property
     def what(self) -> str:

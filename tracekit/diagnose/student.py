@@ -63,6 +63,12 @@ def _log_constant(degrees: float) -> float:
     return lgamma((degrees + 1) / 2) - lgamma(degrees / 2) - 0.5 * log(degrees * pi)
 
 
+def log_density(z: F8, degrees: float) -> F8:
+    """Of Student's t, up to a constant: 0 at z = 0, nats."""
+    density: F8 = -0.5 * (degrees + 1) * np.log1p(z**2 / degrees)
+    return density
+
+
 def two_sided_tail(x: float, degrees: float) -> float:
     """Return P(|t| > x), by integrating cos^(degrees − 1): t = sqrt(degrees) tan(angle)."""
     low = np.arctan(x / sqrt(degrees))

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from tracekit.diagnose.causes import Cause
+from tracekit.diagnose.causes import explain
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
+from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.facts import Facts
 from tracekit.diagnose.kv import KvHypothesis, test_kv
 from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
-from tracekit.diagnose.onset import Onset, RolloutOnsets, find_onsets
+from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
 from tracekit.diagnose.remarks import Remark, findings, limits
-from tracekit.diagnose.semantic import MARGIN, NEITHER, SAME, Semantic, differ, tell_semantic
+from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
+from tracekit.diagnose.withheld import withheld
 from tracekit.scores import PROCESSED, RAW
 
 CHANCE = 0.01  # share of clean runs that may be called divergent
+
+OnPath = Literal["none", "unexplained", "leaves replay"]
+"""Nothing; values in bulk further off than noise under every reading; rollouts that leave their replay from some token
+on."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,11 @@ class Verdict:
 
     Attributes:
         layer: the lowest layer that fails.
-        cause: what is wrong there.
-        since: the earliest onset of the run in the comparison that names the layer, null for none.
+        cause: code of the first of `causes`; where there is none, how values differ that nothing explains:
+            "unexplained" in bulk, "leaves replay" from some token on; "none" where nothing differs.
+        causes: what explains it, the lowest layer first, and in each what is proved, then what explains most.
+        withheld: what could not be judged; where there is any, a run without divergence is not a pass.
+        since: the first token of the first cause; without one the earliest onset of the run, null for none.
         since_rollout: index into `rollouts` of that token.
         semantic: what the recorded values are; its margin is the confidence, in nats.
         expect: what the trainer takes them for, raw or processed.
@@ -46,7 +58,9 @@ class Verdict:
     """
 
     layer: Layer
-    cause: Cause
+    cause: Literal[OnPath, Code]
+    causes: list[Explanation]
+    withheld: list[Remark]
     since: Onset | None
     since_rollout: int | None
     semantic: Semantic
@@ -59,7 +73,7 @@ class Verdict:
     chance: float
     kv: list[KvHypothesis]
     masters: Masters | None
-    left: Cause | None
+    left: OnPath | None
     findings: list[Remark]
     limits: list[Remark]
 
@@ -72,13 +86,15 @@ class Judgement:
     tokens: TokenNoise
 
 
-def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
+def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> Judgement:
     """Judge a scored run, bottom-up: the inference path is only blamed for what the semantic leaves.
 
     Args:
         run: recorded tokens and their scores.
         expect: "processed" or "raw", what the trainer takes the recorded values for.
+        facts: what the trace says beside its tokens.
     """
+    facts = facts or Facts()
     noise = {name: measure_noise(run, name) for name in (RAW, PROCESSED)}
     semantic = tell_semantic(run, noise)
     lens = expect if semantic.kind == SAME else semantic.lens
@@ -87,16 +103,21 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
     rollouts = find_onsets(run, run.trainer.logprob(lens), judged)
     chance = chance_of(run, judged)
     on_path = _on_path(semantic, chance)
-    layer, cause = (NONE if on_path == "none" else INFERENCE_PATH), on_path
-    if advantage(semantic, expect) >= MARGIN and _changes(run, semantic, expect, noise):
-        layer, cause = SEMANTIC, "other reading"
-    shown = _shown(layer, run, expect, noise, rollouts)
-    since_rollout = _first_rollout(shown)
+    causes = explain(Evidence(run, noise, semantic, expect, lens, rollouts, on_path != "none", facts))
+    layer: Layer = NONE if on_path == "none" else INFERENCE_PATH
+    since_rollout = None if layer == NONE else earliest(rollouts)
+    since = None if since_rollout is None else rollouts[since_rollout].onset
+    if causes:
+        layer = causes[0].layer
+        if causes[0].since or layer != INFERENCE_PATH:
+            since, since_rollout = causes[0].since, causes[0].since_rollout
     kv = test_kv(run, judged, lens)
     verdict = Verdict(
         layer=layer,
-        cause=cause,
-        since=None if since_rollout is None else shown[since_rollout].onset,
+        cause=causes[0].code if causes else on_path,
+        causes=causes,
+        withheld=withheld(run, semantic, noise, facts),
+        since=since,
         since_rollout=since_rollout,
         semantic=semantic,
         expect=expect,
@@ -115,14 +136,6 @@ def judge(run: Run, *, expect: str = PROCESSED) -> Judgement:
     return Judgement(verdict, judged)
 
 
-def advantage(semantic: Semantic, expect: str) -> float:
-    """Return by how many nats the closest reading beats the expected one; 0 where they are the same."""
-    if not semantic.hypotheses:
-        return 0.0
-    by_name = {h.name: h.log_likelihood for h in semantic.hypotheses}
-    return by_name[semantic.closest] - by_name[expect]
-
-
 def _metrics(run: Run, lens: str) -> Metrics:
     scores = run.trainer
     kept = scores.kept_count if lens == PROCESSED else np.zeros_like(scores.kept_count)
@@ -130,27 +143,8 @@ def _metrics(run: Run, lens: str) -> Metrics:
     return measure(run.rollout_logprob, scores.logprob(lens), kept, outside)
 
 
-def _on_path(semantic: Semantic, chance: float) -> Cause:
+def _on_path(semantic: Semantic, chance: float) -> OnPath:
     """What the inference path has to answer for, the semantic put right."""
     if semantic.kind == NEITHER:
         return "unexplained"
     return "leaves replay" if chance < CHANCE else "none"
-
-
-def _changes(run: Run, semantic: Semantic, expect: str, noise: dict[str, TokenNoise]) -> bool:
-    return semantic.lens == expect or differ(run, semantic.lens, expect, noise)
-
-
-def _shown(
-    layer: Layer, run: Run, expect: str, noise: dict[str, TokenNoise], rollouts: list[RolloutOnsets]
-) -> list[RolloutOnsets]:
-    """The onsets in the comparison that names the layer."""
-    if layer == SEMANTIC:
-        return find_onsets(run, run.trainer.logprob(expect), noise[expect])
-    return rollouts if layer == INFERENCE_PATH else []
-
-
-def _first_rollout(rollouts: list[RolloutOnsets]) -> int | None:
-    """The rollout whose onset was sampled first."""
-    starts = [(r.onset.engine_step, i) for i, r in enumerate(rollouts) if r.onset]
-    return min(starts)[1] if starts else None

@@ -1,7 +1,7 @@
 """The ladder: the passes that score a run, each with one thing changed against the trainer's own.
 
 To add a rung, add a row to `LADDER`; where it stands for another reading of the recorded values, add its row to
-`tracekit.diagnose.causes`, too.
+`tracekit.diagnose.readings`, too.
 
 All passes together cost at most 2.5 times the trainer's: passes with the same model, shape and KV share its forward,
 and each of the others has a share, in positions that run through the body, that adds up to less than 1.5. A run of a

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracekit import __version__
-from tracekit.diagnose.data import NONE, OTHER_PRECISION
-from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
-from tracekit.diagnose.verdict import Verdict, judge
-from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_OK, ModelError, UsageError
+from tracekit.diagnose.data import OTHER_PRECISION
+from tracekit.diagnose.result import Result, Scoring, Weights
+from tracekit.diagnose.verdict import judge
+from tracekit.errors import ModelError, UsageError
 from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.budget import within
 from tracekit.replay.checkpoints import stored_dtype
 from tracekit.replay.claims import find_claims
+from tracekit.replay.facts import read_facts
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_passes
@@ -110,7 +111,8 @@ def replay(
         raise UsageError(f"expect must be raw or processed, not {expect}")
     if workers is not None:
         check_workers(str(workers))
-    rollouts = read_rollouts(open_trace(trace) if isinstance(trace, str | os.PathLike) else trace)
+    trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
+    rollouts, facts = read_rollouts(trace), read_facts(trace)
     received = Model(dtype, rollouts.dtype or dtype)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
@@ -144,8 +146,8 @@ def replay(
     scores = join(rollouts.rollouts, found)
     run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
     run = replace(run, settings=settings_of(rollouts.rollouts), profile=profile_of(rollouts.rollouts, found))
-    judged = judge(run, expect=expect)
-    return Replay(_result(scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
+    judged = judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
+    return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
 
 
 def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Weights]:
@@ -209,8 +211,3 @@ def _scoring(
         peak_bytes=peak_bytes(device),
         weights=taken,
     )
-
-
-def _result(scoring: Scoring, data: Data, verdict: Verdict) -> Result:
-    code = EXIT_DIVERGED if verdict.layer != NONE else EXIT_DATA_LOST if data.lost else EXIT_OK
-    return Result(SCHEMA_VERSION, __version__, code, scoring, data, verdict)

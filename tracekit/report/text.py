@@ -11,6 +11,7 @@ from tracekit.diagnose.result import Result
 from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
 from tracekit.report import words
+from tracekit.report.causes.table import SAYINGS, change, proof, sentence
 
 _TOP = 8
 # field, name on the screen, format
@@ -46,10 +47,12 @@ def to_text(result: Result) -> str:
 
 def _headline(verdict: Verdict) -> Iterator[str]:
     if verdict.layer == NONE:
-        yield "VERDICT: no divergence beyond this run's noise"
+        yield "VERDICT: " + ("withheld" if verdict.withheld else "no divergence beyond this run's noise")
     else:
         yield f"VERDICT: {verdict.layer} mismatch" + _since(verdict)
     yield f"  {words.cause(verdict)}"
+    for found in verdict.causes[1:]:
+        yield f"  and: {sentence(found, verdict)} To change: {change(found, verdict)}."
     left = words.left(verdict)
     if left:
         yield f"  {left}"
@@ -59,8 +62,12 @@ def _headline(verdict: Verdict) -> Iterator[str]:
         closest = "" if semantic.kind == semantic.closest else f"closest {semantic.closest}, "
         line += f" ({closest}{semantic.margin:.0f} nats ahead of {semantic.runner_up})"
     yield line + f"; the trainer expects: {verdict.expect}"
+    for found in verdict.causes:
+        yield f"  proof of {SAYINGS[found.code].noun}: {proof(found)}"
     for finding in verdict.findings:
         yield f"  ! {words.remark(verdict, finding)}"
+    for unknown in verdict.withheld:
+        yield f"  WITHHELD: {words.remark(verdict, unknown)}"
 
 
 def _since(verdict: Verdict) -> str:

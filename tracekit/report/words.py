@@ -6,25 +6,18 @@ from collections.abc import Iterator
 
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.result import Data, Weights
+from tracekit.diagnose.semantic import SAME, UNDECIDED
 from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
-from tracekit.scores import PROCESSED, RAW
-
-_REMEDY = {
-    RAW: "record with logprobs_mode=processed_logprobs, or let the trainer compare raw logprobs",
-    PROCESSED: "let the trainer apply the recorded temperature and truncation, or record with raw_logprobs",
-}
-_OTHER_REMEDY = "give the trainer the sampling parameters that the engine really applied"
+from tracekit.report.causes.table import change, sentence
 
 
 def cause(verdict: Verdict) -> str:
     """Say what is wrong, and what to do where that is known."""
     semantic = verdict.semantic
-    if verdict.cause == "other reading":
-        remedy = _REMEDY.get(semantic.closest, _OTHER_REMEDY)
-        return (
-            f"The engine recorded {semantic.closest} logprobs and the trainer expects {verdict.expect} ones: {remedy}."
-        )
+    if verdict.causes:
+        said, remedy = sentence(verdict.causes[0], verdict), change(verdict.causes[0], verdict)
+        return f"{said.removesuffix('.')}: {remedy}."
     if verdict.cause == "unexplained":
         return (
             f"The recorded values are closest to {semantic.closest} logprobs, but their bulk is {semantic.excess:.1f} "
@@ -33,10 +26,22 @@ def cause(verdict: Verdict) -> str:
         )
     if verdict.cause == "leaves replay":
         return (
-            f"The numbers mean what the trainer expects, but {with_onset(verdict)} their replay by more than this "
-            "run's noise: the engine took the same tokens along another path."
+            f"{_meaning(verdict)}, but {with_onset(verdict)} their replay by more than this run's noise: the engine "
+            "took the same tokens along another path."
         )
-    return "The recorded values mean what the trainer expects and stay within this run's noise."
+    if verdict.withheld:
+        return "What was judged stays within this run's noise, but not all could be judged, so this is not a pass."
+    return f"{_meaning(verdict)}, and they stay within this run's noise."
+
+
+def _meaning(verdict: Verdict) -> str:
+    """What is known of the meaning of the values, where they were not found to be wrong."""
+    semantic = verdict.semantic
+    if semantic.kind == SAME:
+        return "The recorded values mean what the trainer expects, because raw and processed are the same numbers here"
+    if semantic.kind == UNDECIDED:
+        return f"The recorded values fit {semantic.closest} and {semantic.runner_up} equally well"
+    return "The recorded values mean what the trainer expects"
 
 
 def left(verdict: Verdict) -> str | None:
@@ -55,7 +60,7 @@ def left(verdict: Verdict) -> str | None:
 
 
 def remark(verdict: Verdict, said: Remark) -> str:
-    """Say one finding or limit of a verdict."""
+    """Say one finding or limit of a verdict, or one thing that it withholds."""
     numbers, semantic = said.numbers, verdict.semantic
     count = int(numbers.get("count", 0))
     declared = ", ".join(semantic.declared)
@@ -68,10 +73,19 @@ def remark(verdict: Verdict, said: Remark) -> str:
         case "modes differ":
             return f"The engines of this trace declare different modes: {declared}."
         case "not finite":
-            what, pronoun = ("logprob is", "it enters") if count == 1 else ("logprobs are", "they enter")
+            were = plural(count, "token was", "tokens were")
             return (
-                f"{count} recorded {what} NaN or infinite, the first at position {numbers['position']:.0f} of request "
-                f"{numbers['request']:.0f}; {pronoun} no number here."
+                f"{were} not judged, because the recorded logprob is NaN or infinite: the first at position "
+                f"{numbers['position']:.0f} of request {numbers['request']:.0f}."
+            )
+        case "not judged":
+            were = plural(count, "request was", "requests were")
+            return f"{were} not judged, because {said.names[0]}."
+        case "meaning not known":
+            one, other = said.names
+            return (
+                f"It is not known what the recorded values mean, because {one} and {other} fit them equally well "
+                f"({numbers['nats']:.1f} nats) and are not the same numbers here."
             )
         case "above zero":
             return f"{plural(count, 'recorded value is', 'recorded values are')} above 0, which no log-probability is."

@@ -1,0 +1,33 @@
+"""What recorded values may turn out to be: one row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tracekit.diagnose.data import TRAINER
+from tracekit.scores import PROCESSED, RAW
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read recorded values: as these logprobs of that pass.
+
+    Attributes:
+        name: what a verdict calls it.
+        scores: the pass, by its name in `Run.scores`; a run without that pass does not test the reading.
+        lens: "raw" or "processed", which logprobs of the pass.
+    """
+
+    name: str
+    scores: str
+    lens: str = PROCESSED
+
+
+READINGS = (
+    Reading(RAW, TRAINER, RAW),
+    Reading(PROCESSED, TRAINER),
+    Reading("processed without temperature", "sampling.no_temperature"),
+    Reading("processed with temperature twice", "sampling.temperature_twice"),
+    Reading("processed without truncation", "sampling.no_truncation"),
+    Reading("processed without penalties", "sampling.no_penalties"),
+)

@@ -1,0 +1,70 @@
+"""What a trace says beside its tokens, as the plain values that detectors read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
+
+from tracekit.audit.doctor.examine import examine
+from tracekit.audit.lint.from_trace import subjects_of
+from tracekit.audit.lint.run import lint
+from tracekit.audit.lint.types import Subject
+from tracekit.diagnose.facts import Facts, Noted, Version, WeightChange
+
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
+
+def read_facts(trace: Trace) -> Facts:
+    """Return the facts of a trace; which requests a replay leaves out is for it to add.
+
+    Raises:
+        TraceCorruptError: a batch is not what was written.
+    """
+    subjects = subjects_of(trace)
+    return Facts(
+        noted=(*_doctor(trace), *_lint(subjects)),
+        settings={subject.rows.engine: dict(subject.settings) for subject in subjects if subject.rows is not None},
+        changes=_changes(trace),
+        fingerprints=_fingerprints(trace),
+    )
+
+
+def _doctor(trace: Trace) -> Iterator[Noted]:
+    for found in examine(trace).violations:
+        first = found.examples[0] if found.examples else None
+        yield Noted(
+            "doctor",
+            found.check.id,
+            found.check.severity,
+            found.engine,
+            found.count,
+            first.text if first else found.check.why,
+            found.check.what_to_do,
+            first.request if first else None,
+            first.engine_step if first else None,
+        )
+
+
+def _lint(subjects: Seq[Subject]) -> Iterator[Noted]:
+    engines = {subject.name: subject.rows.engine for subject in subjects if subject.rows is not None}
+    for fired in lint(subjects):
+        rule = fired.rule
+        yield Noted("lint", rule.id, rule.severity, engines[fired.subject], 1, fired.detail, rule.fix)
+
+
+def _changes(trace: Trace) -> list[WeightChange]:
+    rows = [row for row in trace.table("weights").to_pylist() if row["label"] is None and row["lora"] is None]
+    changes = [
+        WeightChange(row["engine"], row["weight_version"], row["engine_step"], row["method"], row["num_changed"])
+        for row in rows
+    ]
+    return sorted(changes, key=lambda change: (change.engine, change.version))
+
+
+def _fingerprints(trace: Trace) -> dict[Version, dict[str, int | None]]:
+    found: dict[Version, dict[str, int | None]] = {}
+    for row in trace.table("fingerprints").to_pylist():
+        found.setdefault((row["engine"], row["weight_version"]), {})[f"{row['rank']} {row['tensor']}"] = row["hash"]
+    return found
