@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long lint docs proto bench clean
+.PHONY: help demo test test-long lint docs proto assets bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ docs: $(VENV)/.installed  ## Make docs/trace-format.md and docs/result.schema.js
 
 proto: $(VENV)/.installed  ## Regenerate the wire messages from proto/.
 	$(BIN)/python scripts/gen_proto.py
+
+assets:  ## Fetch what the page of a replay carries from the npm registry (uPlot, MIT).
+	cd tracekit/report/page/assets && npm pack uplot@1.6.32 --silent && tar xzf uplot-1.6.32.tgz --strip-components 2 package/dist/uPlot.iife.min.js package/dist/uPlot.min.css && rm uplot-1.6.32.tgz
 
 bench: $(VENV)/.installed  ## Print the benchmark ratios (recorder, trace, scorer).
 	$(BIN)/python bench/trace.py

@@ -16,7 +16,14 @@ def differing_settings(first: Trace, second: Trace) -> dict[str, tuple[Any, Any]
     looks at are compared; a setting that one of the two does not record is not.
     """
     one, other = (_settings(trace) for trace in (first, second))
-    return {name: (one[name], other[name]) for name in one if name in other and one[name] != other[name]}
+    return {
+        name: (one[name], other[name]) for name in one if name in other and _folded(one[name]) != _folded(other[name])
+    }
+
+
+def _folded(value: Any) -> Any:
+    """A value as it compares: V0 spells the names of an enumeration in capitals."""
+    return value.lower() if isinstance(value, str) else value
 
 
 def _settings(trace: Trace) -> dict[str, Any]:

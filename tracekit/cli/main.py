@@ -31,6 +31,7 @@ GROUPS = {
     },
     "Replay": {
         "replay": "Score a trace with an fp32-head trainer scorer and name the first diverging token.",
+        "report": "Make a page of a replay: verdict, pictures, single tokens.",
         "diff": "Say what moved between two recordings of the same prompts.",
         "demo": "The whole story on a real engine: record twice, replay, compare.",
     },

@@ -33,19 +33,24 @@ _ROWS = (
 
 def to_text(result: Result) -> str:
     """Return the screen."""
+    return "\n\n".join("\n".join(lines) for lines in map(list, sections(result)) if lines)
+
+
+def sections(result: Result) -> list[Iterator[str]]:
+    """Return the lines of each part of the screen, the verdict first."""
     verdict = result.verdict
-    parts = [
-        _headline(verdict),
+    return [
+        headline(verdict),
         _what(result),
         _metrics(verdict),
         _noise(verdict),
         _first_tokens(verdict),
         (f"note: {words.remark(verdict, limit)}" for limit in verdict.limits),
     ]
-    return "\n\n".join("\n".join(lines) for lines in (list(part) for part in parts) if lines)
 
 
-def _headline(verdict: Verdict) -> Iterator[str]:
+def headline(verdict: Verdict) -> Iterator[str]:
+    """Yield the verdict in a sentence, and what it rests on."""
     if verdict.layer == NONE:
         yield "VERDICT: " + ("withheld" if verdict.withheld else "no divergence beyond this run's noise")
     else:
