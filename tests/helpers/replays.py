@@ -5,7 +5,7 @@ from pathlib import Path
 
 from helpers.synthetic import Made, make_run
 from tracekit.diagnose.data import Run
-from tracekit.diagnose.result import SCHEMA_VERSION, Data, Result, Scoring, Weights
+from tracekit.diagnose.result import Data, Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
 from tracekit.replay.output import Replay, token_table, write_replay
 
@@ -18,9 +18,7 @@ def replay_of(run: Run, **data) -> Replay:
     """Judge a run; keywords replace values of its `Data`."""
     judged = judge(run)
     counts = replace(Data(len(run.rollouts), len(run.token_id), 0, 0, [], None, False), **data)
-    result = Result(
-        SCHEMA_VERSION, "0.1.0", 0 if judged.verdict.layer == "none" else 4, SCORING, counts, judged.verdict
-    )
+    result = Result.of("0.1.0", SCORING, counts, judged.verdict)
     return Replay(result, token_table(run, judged.tokens))
 
 

@@ -6,29 +6,24 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers.synthetic import Made, make_run
+from helpers.replays import write
+from helpers.synthetic import Made
 from tracekit.cli.main import main
 from tracekit.diagnose.gate import check, parse_predicate
-from tracekit.diagnose.result import Data, Result, Scoring, Weights
-from tracekit.diagnose.verdict import judge
 from tracekit.errors import UsageError
-from tracekit.replay.output import Replay, token_table, write_replay
-
-SCORING = Scoring(
-    "tiny", "bfloat16", "float32", "cpu", "packed", "bfloat16", 2.5, 4096, 61.0, 3 << 30, [Weights(0, "/tiny", "given")]
-)
 
 
 @pytest.fixture(scope="module")
 def replays(tmp_path_factory) -> Path:
     """A folder with a clean replay, one of raw values, and the clean one of a trace that lost data."""
     folder = tmp_path_factory.mktemp("replays")
-    for name, made, lost in (("clean", Made(), False), ("raw", Made(recorded="raw"), False), ("lost", Made(), True)):
-        run = make_run(made)
-        judged = judge(run)
-        result = Result.of("0.1.0", SCORING, Data(16, 768, 0, 5 * lost, [], None, lost), judged.verdict)
-        write_replay(Replay(result, token_table(run, judged.tokens)), folder / f"{name}.arrow")
-        (folder / f"{name}.json").write_text(json.dumps(result.to_dict()))
+    found = {
+        "clean": write(folder / "clean.arrow"),
+        "raw": write(folder / "raw.arrow", Made(recorded="raw")),
+        "lost": write(folder / "lost.arrow", num_lost_rows=5, lost=True),
+    }
+    for name, replay in found.items():
+        (folder / f"{name}.json").write_text(json.dumps(replay.result.to_dict()))
     return folder
 
 
@@ -86,6 +81,15 @@ def test_lost_data_is_told_where_nothing_fires(replays, tracekit):
     code, out, _ = tracekit(replays / "lost.arrow")
     assert code == 3 and "data was lost" in out
     assert tracekit(replays / "lost.arrow", "--fail-on", "data.num_lost_rows>4")[0] == 4
+
+
+def test_a_verdict_that_is_withheld_in_part_is_not_a_pass(replays, tracekit, tmp_path):
+    facts = json.loads((replays / "clean.json").read_text())
+    (tmp_path / "withheld.json").write_text(json.dumps({**facts, "outcome": "withheld", "exit_code": 1}))
+    code, out, _ = tracekit(tmp_path / "withheld.json")
+    assert code == 1 and "the verdict on a part of the run is withheld" in out
+    assert tracekit(tmp_path / "withheld.json", "--fail-on", "ratio_mean>0")[0] == 4
+    assert tracekit(tmp_path / "withheld.json", "--fail-on", "outcome!=clean")[0] == 4
 
 
 @pytest.mark.parametrize(

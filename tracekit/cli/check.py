@@ -28,7 +28,8 @@ def command(replay: Path, rules: tuple[str, ...], junit: Path | None, sarif: Pat
     \b
     tracekit check replay.arrow --fail-on 'mismatch_kl>1e-3' --fail-on layer==semantic
 
-    Exit codes: 0 no rule fires, 4 one does, 1 a rule's number is not known, 3 none fires but data was lost.
+    Exit codes: 0 no rule fires, 4 one does, 1 a rule's number is not known, or the verdict is
+    withheld in part, 3 none fires but data was lost.
     """
     from tracekit.diagnose.gate import DEFAULT, check, parse_predicate
     from tracekit.replay.output import read_result
@@ -44,11 +45,11 @@ def command(replay: Path, rules: tuple[str, ...], junit: Path | None, sarif: Pat
             with new_file(path) as out:
                 out.write(render(str(replay), checked).encode())
     lost = bool(result["data"]["lost"])
-    facts = report.to_facts(str(replay), checked, lost=lost)
+    facts = report.to_facts(str(replay), checked, lost=lost, withheld=result["outcome"] == "withheld")
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(report.to_lines(facts)))
     states = {one.state for one in checked}
     if "fires" in states:
         return EXIT_DIVERGED
-    if "cannot tell" in states:
+    if "cannot tell" in states or facts["withheld"]:
         return EXIT_FAILED
     return EXIT_DATA_LOST if lost else EXIT_OK

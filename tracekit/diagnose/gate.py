@@ -22,6 +22,7 @@ _OPERATORS = {
     "<": operator.lt,
     ">": operator.gt,
 }
+_TOP = ("outcome", "exit_code")  # of a result, and not of its verdict
 _RULE = re.compile(r"\s*([a-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*(\S(?:.*\S)?)\s*")
 
 
@@ -105,6 +106,8 @@ def check(result: Mapping[str, Any], predicate: Predicate) -> Checked:
 
 def _path(name: str, metrics: str, others: str) -> str:
     first, _, rest = name.partition(".")
+    if others == "verdict" and name in _TOP:
+        return name
     if name in {field.name for field in fields(Metrics)}:
         return f"{metrics}.{name}"
     if not rest or first == "after":

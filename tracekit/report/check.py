@@ -15,9 +15,9 @@ from tracekit.plural import plural
 _MARK = {"holds": "ok", "fires": "FAIL", "cannot tell": "?"}
 
 
-def to_facts(path: str, checked: Sequence[Checked], *, lost: bool) -> dict[str, Any]:
+def to_facts(path: str, checked: Sequence[Checked], *, lost: bool, withheld: bool) -> dict[str, Any]:
     """Return what was checked as JSON types."""
-    return {"path": path, "lost": lost, "rules": rules_of(checked)}
+    return {"path": path, "lost": lost, "withheld": withheld, "rules": rules_of(checked)}
 
 
 def rules_of(checked: Sequence[Checked]) -> list[dict[str, Any]]:
@@ -35,6 +35,8 @@ def to_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from map(rule_line, facts["rules"])
     if facts["lost"]:
         yield "data was lost in the trace: what is missing could not be judged"
+    if facts["withheld"]:
+        yield "the verdict on a part of the run is withheld: `tracekit replay` says why"
     states = [one["state"] for one in facts["rules"]]
     fired, unknown = states.count("fires"), states.count("cannot tell")
     yield f"{plural(len(states), 'rule')}, {fired} fired, {unknown} could not be told"
