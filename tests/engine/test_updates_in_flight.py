@@ -12,7 +12,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from helpers.engine import job, record, run_cli
-from helpers.traced import OneEngine
 from tracekit.replay.runner import replay
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
 from tracekit.trace.reader import Trace
@@ -256,7 +255,7 @@ def test_replay_scores_over_the_kv_that_each_rollout_had_and_finds_nothing(
 ) -> None:
     _, _, trace, _ = recorded
     folders = {version: scaled(tiny_model, tmp_path / str(version), scale) for version, scale in enumerate(SCALES)}
-    found = replay(OneEngine(trace, KINDS[kind]), folders[0], weights=folders, expect="raw", dtype="float32").result
+    found = replay(trace, folders[0], only=KINDS[kind], weights=folders, expect="raw", dtype="float32").result
     # a rollout that went on from blocks in which two versions meet
     assert [(s.why, s.count) for s in found.data.skipped_requests] == [("mixed kv", 1)]
     names = {r["request"]: r["external_id"] for r in of_engine(trace, "requests", KINDS[kind])}

@@ -11,6 +11,7 @@ import click
               "[default: the folder that the trace names as the engine's model]")  # fmt: skip
 @click.option("--weights", multiple=True, metavar="V=PATH", help="Folder, or s3:// URL, of the weights of version V, "
               "where they changed in the run.")  # fmt: skip
+@click.option("--only", type=click.IntRange(min=0), metavar="ENGINE", help="Number of the one engine to score.")
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
               help="What the trainer takes the recorded logprobs for.")  # fmt: skip
@@ -28,6 +29,7 @@ def command(
     trace: str,
     model: str | None,
     weights: tuple[str, ...],
+    only: int | None,
     output: str | None,
     expect: str,
     dtype: str,
@@ -59,6 +61,7 @@ def command(
         sources.opened(trace),
         model_folder(model) if model and not is_url(model) else model,
         expect=expect,
+        only=only,
         weights=folders,
         dtype=dtype,
         device=device,

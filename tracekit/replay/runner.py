@@ -42,6 +42,7 @@ from tracekit.replay.scorers import (
     torch_loader,
 )
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
+from tracekit.replay.strata import strata_of
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import same_weights
 from tracekit.replay.workers import check_workers, on_ray, threads_each
@@ -61,6 +62,7 @@ def replay(
     model: str | Path | None = None,
     *,
     expect: str = PROCESSED,
+    only: int | None = None,
     weights: Mapping[int, str | Path] | None = None,
     dtype: str = "bfloat16",
     device: str | None = None,
@@ -78,6 +80,7 @@ def replay(
         model: folder or `s3://` URL of the weights of version 0; without it the folder that the trace names, where it
             is here.
         expect: what the trainer takes recorded logprobs for, "processed" or "raw".
+        only: number of the engine whose rollouts are scored; without it those of all.
         weights: folders of further weight versions; version 0 overrides `model`. A version that is left out is
             taken from the checkpoint that a label in the trace names, where it is on this machine.
         dtype: the trainer's body precision (bfloat16, float16, float32); the head is always float32.
@@ -112,6 +115,7 @@ def replay(
     if workers is not None:
         check_workers(str(workers))
     trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
+    trace = trace if only is None else trace.only(only)
     rollouts, facts = read_rollouts(trace), read_facts(trace)
     received = Model(dtype, rollouts.dtype or dtype)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
@@ -145,7 +149,12 @@ def replay(
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
     scores = join(rollouts.rollouts, found)
     run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
-    run = replace(run, settings=settings_of(rollouts.rollouts), profile=profile_of(rollouts.rollouts, found))
+    run = replace(
+        run,
+        settings=settings_of(rollouts.rollouts),
+        profile=profile_of(rollouts.rollouts, found),
+        strata=strata_of(trace, rollouts.rollouts),
+    )
     judged = judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
     return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
 

@@ -1,0 +1,87 @@
+"""Under which circumstances each scored token was sampled: its batch, its prefix-cache hit, its preemptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tracekit import tables
+from tracekit.diagnose.data import I8, Mask, Strata
+from tracekit.replay.rollouts import Rollout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tracekit.trace.reader import Trace
+
+_STEPS = 1 << 32
+
+
+def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
+    """Return what the trace tells of every token of the rollouts; -1 where it does not."""
+    lengths = [r.num_tokens for r in rollouts]
+    engine = np.repeat([r.sequence.engine for r in rollouts], lengths)
+    request = np.repeat([r.sequence.request for r in rollouts], lengths)
+    step = np.concatenate([r.engine_step for r in rollouts])
+    steps = _columns(trace.table("steps"), ("engine", "engine_step", "num_requests"))
+    scheduled = _columns(
+        trace.table("scheduled"), ("engine", "request", "engine_step", "num_computed", "num_tokens", "flags")
+    )
+    token, row = _key(engine, request, step), _key(scheduled["engine"], scheduled["request"], scheduled["engine_step"])
+    flags = scheduled["flags"]
+    out, ran = (flags & tables.PREEMPTED) != 0, (flags & tables.PREEMPTED) == 0
+    began = ran & ((flags & (tables.NEW | tables.RESUMED)) != 0)
+    admitted, at = np.sort(row[began]), np.argsort(row[began])
+    last = np.searchsorted(admitted, token, side="right") - 1
+    known = (last >= 0) & (admitted[last.clip(0)] // _STEPS == token // _STEPS) if admitted.size else last >= 0
+    admission = np.where(known, admitted[last.clip(0)], -1) if admitted.size else np.full(token.size, -1)
+    cached = scheduled["num_computed"][began][at]
+    oldest, newest = _found(trace.table("cache"), admission)
+    first = _key(engine, request, np.zeros_like(step))
+    thrown_out = np.sort(row[out])
+    return Strata(
+        num_cached=np.where(known, cached[last.clip(0)], -1) if cached.size else np.full(token.size, -1),
+        oldest_found=oldest,
+        newest_found=newest,
+        batch_size=_looked_up(
+            steps["engine"] * _STEPS + steps["engine_step"], steps["num_requests"], engine * _STEPS + step
+        ),
+        prefill=_looked_up(row[ran], ((flags[ran] & tables.PREFILL) != 0).astype(np.int64), token),
+        num_preempted=np.searchsorted(thrown_out, token) - np.searchsorted(thrown_out, first),
+    )
+
+
+def _found(table: pa.Table, admission: I8) -> tuple[I8, I8]:
+    """[N] each, oldest and newest weight version of the blocks that were found when a token's request began."""
+    rows = _columns(table, ("engine", "request", "engine_step", "kv_group", "min_weight_version", "max_weight_version"))
+    mine: Mask = rows["kv_group"] == 0
+    keys, at = np.unique(_key(rows["engine"], rows["request"], rows["engine_step"])[mine], return_inverse=True)
+    oldest, newest = np.full(keys.size, np.iinfo(np.int64).max), np.full(keys.size, -1)
+    np.minimum.at(oldest, at, rows["min_weight_version"][mine])  # one that is not known, -1, makes all unknown
+    np.maximum.at(newest, at, rows["max_weight_version"][mine])
+    return _looked_up(keys, oldest, admission), _looked_up(keys, np.where(oldest < 0, -1, newest), admission)
+
+
+def _looked_up(keys: I8, values: I8, wanted: I8) -> I8:
+    """[N] the value of each wanted key; -1 where there is none."""
+    if not keys.size:
+        return np.full(wanted.size, -1)
+    order = np.argsort(keys)
+    at = np.searchsorted(keys[order], wanted).clip(max=keys.size - 1)
+    found: I8 = np.where(keys[order][at] == wanted, values[order][at], -1)
+    return found
+
+
+def _key(engine: I8, request: I8, step: I8) -> I8:
+    """[N] one number for each (engine, request, step), in their order."""
+    key: I8 = ((engine.astype(np.int64) << 24) | request) * _STEPS + step
+    return key
+
+
+def _columns(table: pa.Table, names: tuple[str, ...]) -> dict[str, I8]:
+    """Columns as int64, null as -1."""
+    filled = {name: pc.fill_null(table.column(name).cast("int64"), -1) for name in names}
+    return {name: values.to_numpy() for name, values in filled.items()}
