@@ -25,7 +25,7 @@ def socket_path(listen: str) -> Path:
     """
     path = socket_of(listen)
     if path is None:
-        raise UsageError(f"tracekitd listens on unix:PATH only, TCP would need TLS: {listen}")
+        raise UsageError(f"tracekitd listens on unix:PATH or, with TLS, on grpcs://HOST:PORT: {listen}")
     absolute = path.absolute()
     if "," in str(absolute):  # gRPC takes it for a list of addresses, however it is written
         raise UsageError(f"nobody could connect to a socket whose path holds a comma: {absolute}")

@@ -1,9 +1,15 @@
-"""What a daemon is told at its start."""
+"""What a daemon is told at its start: options, or a TOML file with the same names."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from tracekit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -11,11 +17,73 @@ class Config:
     """One daemon.
 
     Example:
-        Config(listen="unix:/run/user/1000/tracekit/d.sock", spool=Path("spool"), seal=Path("trace.arrow"))
+        Config(listen=("unix:/run/user/1000/tracekit/d.sock",), spool=Path("spool"), seal=Path("trace.arrow"))
     """
 
-    listen: str  # unix:/path/to.sock
+    listen: tuple[str, ...]  # unix:/path/to.sock, grpcs://HOST:PORT, or both
     spool: Path  # folder of the hot segments, created if need be
     seal: Path | None = None  # on shutdown, make this trace of the spool and remove the spool
-    grace_secs: float = 10.0  # how long a shutdown waits for connected engines to finish
+    grace: float = 10.0  # how many seconds a shutdown waits for connected engines to finish
+    cert: Path | None = None  # of grpcs://, and its key
+    key: Path | None = None
+    client_ca: Path | None = None  # clients must have a certificate that it signed
+    token_file: Path | None = None  # clients must have one of its tokens
+    metrics: str | None = None  # HOST:PORT of an HTTP server for Prometheus
+    log: str = "text"  # text or json
     attached: bool = False  # see `Daemon.hear`; signals are ignored
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> Config:
+        """Make one of names and values, as options or a file have them.
+
+        Args:
+            given: by name; a None is as good as none.
+            where: who said it, for the error.
+
+        Raises:
+            UsageError: an unknown name, a value that is not of its kind, or no spool or address.
+        """
+        known = {field.name: str(field.type) for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            key = name.replace("-", "_")
+            if key not in known:
+                raise UsageError(f"{where} has an unknown setting: {name}")
+            if value is not None:
+                values[key] = _value(known[key], value, f"{where}: {name}")
+        for name in ("listen", "spool"):
+            if not values.get(name):
+                raise UsageError(f"{where} names no {name}")
+        if values.get("log", "text") not in ("text", "json"):
+            raise UsageError(f"{where}: log is text or json, not {values['log']}")
+        return cls(**values)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, as they are written there.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"this is not TOML ({error}): {path}") from None
+
+
+def _value(kind: str, value: Any, where: str) -> Any:
+    if kind.startswith("tuple"):
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
+    elif kind == "bool" and isinstance(value, bool):
+        return value
+    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    elif kind.startswith("Path") and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    elif kind.startswith("str") and isinstance(value, str):
+        return value
+    raise UsageError(f"{where} cannot be {value!r}")

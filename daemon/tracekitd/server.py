@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from dataclasses import fields
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tracekit.errors import EXIT_OK, DaemonError
-from tracekit.rpc import idle, messages
-from tracekit.rpc.address import target_of
+from tracekit.errors import EXIT_OK, DaemonError, TracekitError
+from tracekit.rpc import idle
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
-from tracekitd.address import claim, socket_path
+from tracekitd import log
+from tracekitd.address import claim
 from tracekitd.catalog import Catalog
 from tracekitd.config import Config
+from tracekitd.listen import Listener, check_listen
 from tracekitd.log import say
 from tracekitd.sealing import seal_spool
 from tracekitd.service import ControlService, RecorderService, handlers
@@ -38,42 +41,33 @@ class Daemon:
 
     def __init__(self, config: Config, spool: SpoolWriter) -> None:
         self.config = config
-        self.path = socket_path(config.listen)
+        self.addresses: list[str] = []  # that it listens on, once it does
         self.catalog = Catalog(spool.resume())
         self.stopping = asyncio.Event()
         self.failed = False
         self._hurry = False
-        self._grace_secs = config.grace_secs
+        self._grace_secs = config.grace
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(spool, self._writer_failed)
         self._recorder = RecorderService(self.catalog, self._writer, self._writer_failed)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),
-                ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: 65 kB of it may be 64 MB
-            ]
-        )
+        self._listeners = [Listener(address, config) for address in config.listen]
         control = ControlService(self.catalog, self._recorder, str(config.spool.absolute()))
-        self._server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(shown, self._server)
+        for listener in self._listeners:
+            listener.server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, listener.server)
+            reflection.enable_server_reflection(shown, listener.server)
 
     async def start(self) -> None:
-        """Listen on the socket, readable by its owner only.
+        """Listen.
 
         Raises:
-            DaemonError: the socket cannot be made.
+            DaemonError: an address cannot be had.
         """
-        try:
-            self._server.add_insecure_port(target_of(f"unix:{self.path}"))
-            await self._server.start()
-            os.chmod(self.path, 0o600)
-        except (RuntimeError, OSError) as error:
-            raise DaemonError(f"cannot listen on unix:{self.path}: {error}") from None
+        for listener in self._listeners:
+            await listener.start()
+            self.addresses.append(listener.address)
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -81,6 +75,19 @@ class Daemon:
         """Ask for the end; asked again, it comes without the grace."""
         self._hurry = self.stopping.is_set()
         self.stopping.set()
+
+    def reload(self, load: Callable[[], Config]) -> None:
+        """Take the settings anew that can change while engines are connected; the rest is said, and stays."""
+        try:
+            config = load()
+        except TracekitError as error:
+            say(f"the settings stay as they are: {error}")
+            return
+        self._grace_secs = config.grace
+        log.as_json = config.log == "json"
+        fixed = [f.name for f in fields(Config) if getattr(config, f.name) != getattr(self.config, f.name)]
+        fixed = [name for name in fixed if name not in ("grace", "log")]
+        say("the settings were read anew" + (f"; after a restart: {', '.join(fixed)}" if fixed else ""))
 
     def hear(self) -> None:
         """Read standard input: a line asks for the end; where who started us is gone, the last engine brings it."""
@@ -105,7 +112,7 @@ class Daemon:
             if self._hurry or self._loop.time() >= deadline:
                 break
             await asyncio.sleep(POLL_SECS)
-        await self._server.stop(CANCEL_SECS)
+        await asyncio.gather(*(listener.server.stop(CANCEL_SECS) for listener in self._listeners))
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
         await asyncio.sleep(0)  # the writer's last confirmations reach the catalog
@@ -126,39 +133,59 @@ def create_server(config: Config) -> Daemon:
     return Daemon(config, SpoolWriter(config.spool))
 
 
-def run(config: Config) -> int:
+def check(config: Config) -> None:
+    """Make sure that a daemon could be run so; nothing is made or touched.
+
+    Raises:
+        TracekitError: it could not.
+    """
+    check_listen(config)
+    if config.seal is not None:
+        check_output(config.seal)
+
+
+def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """Serve until one of `SIGNALS`, or as `Config.attached` says; seal if asked to, and return the exit code.
+
+    Args:
+        config: what to do.
+        reload: gives the settings anew at SIGHUP; None: SIGHUP ends it.
 
     Raises:
         TracekitError: the address, the spool or the output cannot be used.
     """
-    path = socket_path(config.listen)
+    log.as_json = config.log == "json"
+    path = check_listen(config)
     if config.seal is not None:
         check_output(config.seal)
     if config.attached:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # also while it seals
-    with claim(path):
-        catalog = asyncio.run(_serve(config))
+    notes = config.spool if path is None else path.parent  # who comes over TCP leaves none
+    with contextlib.nullcontext() if path is None else claim(path):
+        catalog = asyncio.run(_serve(config, reload))
         if config.seal is not None:
-            return seal_spool(config.spool, config.seal, path.parent, catalog)
+            return seal_spool(config.spool, config.seal, notes, catalog)
         for engine in catalog.engines():
             if engine.ended:
-                idle.remove(path.parent, engine.engine_id)
+                idle.remove(notes, engine.engine_id)
     return EXIT_OK
 
 
-async def _serve(config: Config) -> Catalog:
+async def _serve(config: Config, reload: Callable[[], Config] | None) -> Catalog:
     daemon = create_server(config)
     loop = asyncio.get_running_loop()
     if config.attached:
         loop.add_reader(sys.stdin.fileno(), daemon.hear)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, daemon.shut_down)
+            if number == signal.SIGHUP and reload is not None:
+                loop.add_signal_handler(number, daemon.reload, reload)
+            else:
+                loop.add_signal_handler(number, daemon.shut_down)
     try:
         await daemon.start()
-        say(f"listening on unix:{daemon.path}")
+        say(f"listening on {', '.join(daemon.addresses)}")
         await daemon.stopping.wait()
     finally:
         await daemon.stop()

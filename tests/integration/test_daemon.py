@@ -124,8 +124,8 @@ def test_what_it_cannot_use_is_refused_with_one_sentence(short_path):
     private, spool = short_path / "private", str(short_path / "spool")
     private.mkdir(mode=0o700)
     for listen, words, code in [
-        ("localhost:7000", "unix:PATH only", 2),
-        ("unix:", "unix:PATH only", 2),
+        ("localhost:7000", "on unix:PATH or, with TLS, on grpcs://HOST:PORT", 2),
+        ("unix:", "on unix:PATH or, with TLS, on grpcs://HOST:PORT", 2),
         (f"unix:{private}/{'x' * 100}", "longer than 107 bytes", 2),
     ]:
         assert_one_sentence(run_daemon("--listen", listen, "--spool", spool), words, code)

@@ -17,7 +17,7 @@ class Line:
 
     opened: ClassVar[list[Any]] = []
 
-    def __init__(self, address: str, engine_id: str) -> None:
+    def __init__(self, address: str, engine_id: str, access: Any) -> None:
         self.address, self.engine_id = address, engine_id
         self.on_command: Any = None
         self.tables: dict[str, Any] = {}

@@ -76,7 +76,9 @@ def test_other_addresses_are_refused_with_one_sentence(address, capfd):
     stream.put(numbered_tokens(10, 5))
     assert stream.close(30).lost == {"tokens": 15}
     assert states == ["refused"]
-    assert capfd.readouterr().err.count("only unix: addresses are supported") == 2  # the sentence, and the loss
+    assert (
+        capfd.readouterr().err.count("only unix: and grpcs:// addresses are supported") == 2
+    )  # the sentence, and the loss
 
 
 def test_nothing_produced_nothing_said(tmp_path, capfd):

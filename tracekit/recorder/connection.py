@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from tracekit import __version__
+from tracekit.recorder.guard import say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
-from tracekit.rpc.address import socket_of, strangers_socket, target_of
+from tracekit.rpc.address import socket_of, strangers_socket, tcp_of
+from tracekit.rpc.credentials import Access, metadata_of, open_channel
 from tracekit.rpc.frames import frame
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
@@ -50,7 +52,8 @@ class Connection:
     """Speaks with one daemon until one of the two ends it; used once.
 
     Args:
-        address: `unix:/path/to.sock`.
+        address: `unix:/path/to.sock` or `grpcs://HOST:PORT`.
+        access: token and certificates for the latter.
         token: what proves that the window's engine is ours.
         window: what is to be sent.
         cond: guards the window and the state; notified when either changes.
@@ -64,6 +67,7 @@ class Connection:
     def __init__(
         self,
         address: str,
+        access: Access,
         token: str,
         window: Window,
         cond: threading.Condition,
@@ -71,6 +75,7 @@ class Connection:
         on_command: Callable[[messages.Command], None],
     ) -> None:
         self._address = address
+        self._access = access
         self._token = token
         self._window = window
         self._cond = cond
@@ -87,18 +92,19 @@ class Connection:
             Exception: anything that grpc or the operating system may raise where a thread or a socket cannot be made.
         """
         path = socket_of(self._address)
-        if path is None:
-            return Ending(Then.GIVE_UP, f"only unix: addresses are supported, not {self._address}")
-        if not os.path.exists(path):
+        if path is None and tcp_of(self._address) is None:
+            return Ending(Then.GIVE_UP, f"only unix: and grpcs:// addresses are supported, not {self._address}")
+        if path is not None and not os.path.exists(path):
             return Ending(Then.TRY_AGAIN)
-        if strangers_socket(path):
+        if path is not None and strangers_socket(path):
             return Ending(Then.GIVE_UP, f"the socket belongs to somebody else, who would get all prompts: {path}")
         try:
-            grpc, channel = _open_channel(self._address)
+            grpc, channel = _open_channel(self._address, self._access)
+            metadata = metadata_of(self._address, self._access)
         except ImportError as error:
             return Ending(Then.GIVE_UP, f"grpc cannot be imported here: {error}")
         try:
-            call = SERVICES[RECORDER]["Record"].on(channel)(self._outgoing())
+            call = SERVICES[RECORDER]["Record"].on(channel)(self._outgoing(), metadata=metadata)
             with self._cond:
                 self._call = call
                 if self._state is State.OVER:
@@ -169,6 +175,10 @@ class Connection:
         )
         if malformed or code in foreign:
             return Ending(Then.GIVE_UP, refusal(self._address, details))
+        if code is grpc.StatusCode.UNAUTHENTICATED or tcp_of(self._address):
+            say_once(
+                f"the daemon at {self._address} is not there yet, or not for us ({details}); rows are kept meanwhile"
+            )
         return Ending(Then.TRY_AGAIN)
 
 
@@ -177,7 +187,7 @@ def refusal(address: str, details: str) -> str:
     return f"the daemon at {address} refuses this recorder: {details}"
 
 
-def _open_channel(address: str) -> tuple[Any, Any]:
+def _open_channel(address: str, access: Access) -> tuple[Any, Any]:
     """Import grpc and return it with a new channel.
 
     Its fork support is read at the import and at the first channel. It would write a line on stderr at each fork of
@@ -192,10 +202,8 @@ def _open_channel(address: str) -> tuple[Any, Any]:
         options = [
             ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
-            ("grpc.use_local_subchannel_pool", 1),  # or a new channel inherits the back-off of the last
-            ("grpc.enable_http_proxy", 0),
         ]
-        return grpc, grpc.insecure_channel(target_of(address), options=options)
+        return grpc, open_channel(grpc, address, access, options)
     finally:
         if before is None:
             del os.environ[name]

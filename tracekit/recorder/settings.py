@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from tracekit.rpc.credentials import Access
+
 # whose logprobs are recorded: those the client asked for; every token's; every token's, raw and processed
 LOGPROBS = ("client", "engine", "both")
 
@@ -16,6 +18,11 @@ LOGPROBS = ("client", "engine", "both")
 def daemon_address() -> str | None:
     """`TRACEKIT_DAEMON` or `daemon`: where the recorder should send to, or None: then it stays dormant."""
     return _setting("TRACEKIT_DAEMON", "daemon") or None
+
+
+def access() -> Access:
+    """`TRACEKIT_TOKEN_FILE` or `token_file`, and so on: what a daemon at a `grpcs://` address wants to see."""
+    return Access(*(_setting(f"TRACEKIT_{name.upper()}", name) or None for name in Access._fields))
 
 
 def logprobs_option() -> str:

@@ -14,6 +14,7 @@ from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
+from tracekit.rpc.credentials import Access
 from tracekit.rpc.identity import id_of
 
 SPLIT_BYTES = 2 << 20  # a larger batch is cut by rows, below what a message may hold
@@ -52,8 +53,9 @@ class Stream:
     grpc, before the first `put`.
 
     Args:
-        address: `unix:/path/to.sock`.
+        address: `unix:/path/to.sock` or `grpcs://HOST:PORT`.
         token: the secret of this engine process (`tracekit.rpc.identity`).
+        access: token and certificates for `grpcs://`.
         max_bytes: un-acked bytes to keep; the newest batch is dropped and counted beyond it.
         on_state: called from the thread with "connected", "disconnected" or "refused".
 
@@ -68,12 +70,14 @@ class Stream:
         address: str,
         token: str,
         *,
+        access: Access = Access(),  # noqa: B008 - it cannot change
         max_bytes: int = 256 << 20,
         on_state: Callable[[str], None] | None = None,
     ) -> None:
         self.address = address
         self.engine_id = id_of(token)
         self._token = token
+        self._access = access
         self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
@@ -227,7 +231,13 @@ class Stream:
     def _connect(self) -> bool:
         """Use one connection until it ends; return whether the daemon answered."""
         connection = Connection(
-            self.address, self._token, self._window, self._cond, lambda: self._tell("connected"), self._obey
+            self.address,
+            self._access,
+            self._token,
+            self._window,
+            self._cond,
+            lambda: self._tell("connected"),
+            self._obey,
         )
         with self._cond:
             if self._ended:

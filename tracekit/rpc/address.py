@@ -1,8 +1,9 @@
-"""The address of a daemon: `unix:` and the path of its socket, taken letter by letter."""
+"""The address of a daemon: `unix:` and the path of its socket, taken letter by letter, or `grpcs://HOST:PORT`."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +20,12 @@ def strangers_socket(path: Path) -> bool:
         return os.stat(path).st_uid not in (os.geteuid(), 0)
     except OSError:
         return False  # it is gone
+
+
+def tcp_of(address: str) -> str | None:
+    """Return host and port, as gRPC takes them, of a `grpcs://HOST:PORT` address; None for other addresses."""
+    found = re.fullmatch(r"grpcs://((?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\],]+):\d{1,5})/?", address)
+    return found.group(1) if found else None
 
 
 def target_of(address: str) -> str:

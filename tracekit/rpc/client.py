@@ -13,7 +13,7 @@ import grpc
 
 from tracekit.errors import DaemonError, NotMarkedError, ProtocolMismatchError
 from tracekit.rpc import messages
-from tracekit.rpc.address import target_of
+from tracekit.rpc.credentials import Access, metadata_of, open_channel
 from tracekit.rpc.methods import CONTROL, SERVICES
 
 CALL_SECS = 10.0
@@ -39,15 +39,20 @@ class ControlClient:
     """Calls `tracekit.v1.Control` of one daemon.
 
     Args:
-        address: `unix:/path/to.sock`.
+        address: `unix:/path/to.sock`, or `grpcs://HOST:PORT`; then `access` says how.
         timeout_secs: for each call; `flush` waits for the disk and `mark_weights` for engines, so give them time.
+        access: token and certificates; None: those that the environment names, see `Access.of_environ`.
+
+    Raises:
+        UsageError: another kind of address, or a file that cannot be used.
     """
 
-    def __init__(self, address: str, timeout_secs: float = CALL_SECS) -> None:
+    def __init__(self, address: str, timeout_secs: float = CALL_SECS, access: Access | None = None) -> None:
         self.address = address
         self._timeout_secs = timeout_secs
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        self._channel = grpc.insecure_channel(target_of(address), options=options)
+        access = Access.of_environ() if access is None else access
+        self._metadata = metadata_of(address, access)
+        self._channel = open_channel(grpc, address, access, [])
 
     def describe(self) -> messages.DescribeReply:
         """Return what the daemon is.
@@ -117,10 +122,14 @@ class ControlClient:
         """Call the RPC of this name with a request of these fields; return its reply."""
         method = SERVICES[CONTROL][name]
         try:
-            return method.on(self._channel)(method.request(**fields), timeout=self._timeout_secs)
+            return method.on(self._channel)(
+                method.request(**fields), timeout=self._timeout_secs, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                 raise ProtocolMismatchError(f"what listens there is not a tracekitd: {self.address}") from None
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise DaemonError(f"the daemon does not know our token: {self.address}") from None
             if error.code() in REFUSALS:
                 raise DaemonError(f"{error.details()}: {self.address}") from None
             raise DaemonError(f"the daemon does not answer ({error.code().name}): {self.address}") from None

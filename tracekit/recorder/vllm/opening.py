@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.session import Session
-from tracekit.recorder.settings import daemon_address, logprobs_complaint
+from tracekit.recorder.settings import access, daemon_address, logprobs_complaint
 from tracekit.recorder.vllm.describe import Described, engine_row
 from tracekit.recorder.vllm.events import TableRow
 from tracekit.recorder.vllm.recording import Recording
@@ -50,7 +50,7 @@ def open_recording(
         return None
     if complaint := logprobs_complaint():
         say_once(complaint)
-    stream = Stream(address, new_token())
+    stream = Stream(address, new_token(), access=access())
     session = Session(rows(), stream, Marker(folder_of(address), stream.engine_id))
     recording = make(session)
     Commands(stream, session, recording.label)

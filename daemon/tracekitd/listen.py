@@ -1,0 +1,93 @@
+"""Where the daemon listens: a unix socket, and TCP only with TLS and a way to know who calls."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+
+from tracekit.errors import DaemonError, UsageError
+from tracekit.rpc import messages
+from tracekit.rpc.address import socket_of, target_of, tcp_of
+from tracekitd.address import socket_path
+from tracekitd.config import Config
+from tracekitd.tls import Certificates
+from tracekitd.tokens import Tokens
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none but identity: 65 kB of it may be 64 MB
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.so_reuseport", 0),
+]
+TCP_OPTIONS = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+]
+
+
+def check_listen(config: Config) -> Path | None:
+    """Return the path of the unix socket, None where there is none.
+
+    Raises:
+        UsageError: an address that cannot be, TCP without TLS, TCP that anybody could call, a file that cannot be used.
+    """
+    paths = [socket_path(address) for address in config.listen if tcp_of(address) is None]
+    if not config.listen or len(paths) > 1:
+        raise UsageError("tracekitd listens on one unix: socket, on grpcs:// addresses, or both")
+    if len(paths) < len(config.listen):
+        if config.cert is None or config.key is None:
+            raise UsageError("grpcs:// needs --cert and --key")
+        if config.token_file is None and config.client_ca is None:
+            raise UsageError("anybody could call over grpcs:// without --token-file or --client-ca")
+        Certificates(config.cert, config.key, config.client_ca)
+        if config.token_file is not None:
+            Tokens(config.token_file)
+    return paths[0] if paths else None
+
+
+class Listener:
+    """One address and its server, not started yet.
+
+    Args:
+        address: `unix:PATH` or `grpcs://HOST:PORT`; port 0 is any that is free.
+        config: that passed `check_listen`.
+
+    Raises:
+        UsageError: a certificate or the tokens cannot be used.
+    """
+
+    def __init__(self, address: str, config: Config) -> None:
+        self.address = address
+        self._path = socket_of(address)
+        if self._path is not None:
+            self.server = grpc.aio.server(options=OPTIONS)
+            return
+        assert config.cert is not None and config.key is not None
+        self._certificates = Certificates(config.cert, config.key, config.client_ca)
+        guards = [] if config.token_file is None else [Tokens(config.token_file)]
+        self.server = grpc.aio.server(options=[*OPTIONS, *TCP_OPTIONS], interceptors=guards)
+
+    async def start(self) -> None:
+        """Listen; a socket is readable by its owner only.
+
+        Raises:
+            DaemonError: the address cannot be had.
+        """
+        try:
+            if self._path is not None:
+                path = self._path.absolute()
+                self.server.add_insecure_port(target_of(f"unix:{path}"))
+                await self.server.start()
+                os.chmod(path, 0o600)
+                self.address = f"unix:{path}"
+            else:
+                port = self.server.add_secure_port(tcp_of(self.address), self._certificates.credentials())
+                await self.server.start()
+                self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        except (RuntimeError, OSError) as error:
+            raise DaemonError(f"cannot listen on {self.address}: {error}") from None

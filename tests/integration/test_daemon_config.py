@@ -1,0 +1,78 @@
+"""What the daemon is told by a file: checked without being run, taken anew while it runs, never silently ignored."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers.wire import DaemonProcess, engine_id, numbered_tokens
+from tracekit.errors import UsageError
+from tracekit.recorder.stream import Stream
+from tracekitd.__main__ import load
+from tracekitd.config import Config
+
+
+def write(folder, text: str) -> str:
+    path = folder / "tracekitd.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_says_what_options_say_and_an_option_wins(tmp_path):
+    path = write(tmp_path, 'listen = "unix:/run/d.sock"\nspool = "s"\ngrace = 3\ntoken-file = "t"\n')
+    config = load({"config": path, "check_config": None, "grace": 5.0, "listen": None})
+    assert config.listen == ("unix:/run/d.sock",) and config.grace == 5.0
+    assert (str(config.spool), str(config.token_file), config.seal) == ("s", "t", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('spool = "s"', "names no listen"),
+        ('listen = "unix:/d"', "names no spool"),
+        ('listen = "unix:/d"\nspool = "s"\nport = 3', "unknown setting: port"),
+        ('listen = "unix:/d"\nspool = 3', "spool cannot be 3"),
+        ('listen = [1]\nspool = "s"', r"listen cannot be \[1\]"),
+        ('listen = "unix:/d"\nspool = "s"\ngrace = -1', "grace cannot be -1"),
+        ('listen = "unix:/d"\nspool = "s"\nlog = "xml"', "log is text or json"),
+        ("listen = ", "not TOML"),
+    ],
+)
+def test_what_a_file_cannot_say(tmp_path, text, words):
+    with pytest.raises(UsageError, match=words):
+        load({"config": write(tmp_path, text)})
+
+
+def test_check_config_prints_and_touches_nothing(short_path):
+    path = write(short_path, f'listen = "unix:{short_path}/run/d.sock"\nspool = "{short_path}/spool"\n')
+    argv = [sys.executable, "-m", "tracekit", "daemon", "--config", path, "--check-config"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["grace"] == Config.grace, done.stderr
+    assert [found.name for found in short_path.iterdir()] == ["tracekitd.toml"]
+
+
+def test_sighup_takes_the_file_anew_and_loses_nothing(short_path):
+    process = DaemonProcess(short_path)
+    process.argv += ["--config", write(short_path, 'log = "text"\n')]
+    stream = Stream(process.address, engine_id())
+    try:
+        process.start()
+        stream.put(numbered_tokens(0, 10))
+        write(short_path, 'log = "json"\nmetrics = "127.0.0.1:1"\n')
+        process.signal(signal.SIGHUP)
+        while "read anew" not in process.stderr():
+            time.sleep(0.02)
+        last = json.loads(process.stderr().splitlines()[-1])
+        assert last["message"] == "the settings were read anew; after a restart: metrics"
+        write(short_path, "log = ")
+        process.signal(signal.SIGHUP)
+        while "the settings stay as they are" not in process.stderr():
+            time.sleep(0.02)
+        stream.put(numbered_tokens(10, 10))
+        assert not stream.close(60).undelivered
+        assert process.stop() == 0
+    finally:
+        process.end()

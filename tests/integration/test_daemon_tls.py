@@ -1,0 +1,226 @@
+"""The daemon over TCP: with TLS and somebody it knows, or not at all; certificates and tokens change while it runs."""
+
+import datetime
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from helpers.wire import DaemonProcess, batch, engine_id, hello, numbered_tokens, rows_of_trace
+from tracekit.errors import DaemonError, UsageError
+from tracekit.recorder.stream import Stream
+from tracekit.rpc.client import ControlClient
+from tracekit.rpc.credentials import Access, read_tokens
+from tracekit.rpc.methods import RECORDER, SERVICES
+from tracekit.trace.reader import open_trace
+
+CLOSE_SECS = 60.0
+TOKEN = "an-honest-token-of-length"
+TOKENS = numbered_tokens(0, 10)
+
+
+class Files:
+    """A certificate authority, and what it gave to a daemon and a client."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = trustme.CA()
+        self.ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        self.issue(self.ca)
+        client = self.ca.issue_cert("client.example")
+        client.cert_chain_pems[0].write_to_path(str(folder / "client.pem"))
+        self.secret("client.key", client.private_key_pem.bytes())
+        self.secret("token", TOKEN.encode())
+
+    def issue(self, ca: trustme.CA, **fields) -> None:
+        made = ca.issue_cert("localhost", "127.0.0.1", **fields)
+        self.secret("server.key", made.private_key_pem.bytes())
+        made.cert_chain_pems[0].write_to_path(str(self.folder / "server.pem"))
+
+    def secret(self, name: str, data: bytes) -> None:
+        draft = self.folder / f"{name}.new"
+        draft.touch(0o600)
+        draft.write_bytes(data)
+        draft.replace(self.folder / name)
+
+    def __truediv__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture
+def files(short_path):
+    (short_path / "pki").mkdir()
+    return Files(short_path / "pki")
+
+
+class TcpDaemon(DaemonProcess):
+    """One that listens on a free port of 127.0.0.1 besides."""
+
+    def __init__(self, folder, files, *more: str) -> None:
+        super().__init__(folder)
+        self.files = files
+        self.argv += ["--listen", "grpcs://127.0.0.1:0", "--cert", files / "server.pem", "--key", files / "server.key"]
+        self.argv += more or ["--token-file", files / "token"]
+
+    def start(self):
+        super().start()
+        self.tcp = "grpcs://" + self.stderr().split("grpcs://")[-1].split()[0]
+        return self
+
+    def access(self, **fields) -> Access:
+        return Access(token_file=self.files / "token", ca_file=self.files / "ca.pem")._replace(**fields)
+
+    def ask(self, **fields) -> str:
+        """What a client is told."""
+        try:
+            with ControlClient(self.tcp, 5, self.access(**fields)) as client:
+                return client.describe().version
+        except DaemonError as error:
+            return str(error)
+
+
+@pytest.fixture
+def start(short_path, files):
+    made = []
+
+    def start(*more: str) -> TcpDaemon:
+        made.append(TcpDaemon(short_path, files, *more))
+        return made[-1].start()
+
+    yield start
+    for process in made:
+        process.end()
+
+
+def test_rows_come_over_tls_with_a_token_and_from_nobody_else(start, files, capfd):
+    daemon = start()
+    honest = Stream(daemon.tcp, engine_id(), access=daemon.access())
+    honest.put(TOKENS)
+    assert not honest.close(CLOSE_SECS).undelivered
+    files.secret("wrong", b"a-wrong-token-of-length")
+    trustme.CA().cert_pem.write_to_path(files / "other.pem")
+    for access in (
+        daemon.access(token_file=files / "wrong"),
+        daemon.access(token_file=None),
+        daemon.access(ca_file=files / "other.pem"),
+    ):
+        stream = Stream(daemon.tcp, engine_id(), access=access)
+        stream.put(TOKENS)
+        assert stream.close(5).undelivered == {"tokens": 10}
+    err = capfd.readouterr().err
+    for words in ("it has no token that this daemon knows", "CERTIFICATE_VERIFY_FAILED"):
+        assert err.count(f"not there yet, or not for us ({words}") <= 1 and words in err
+    assert "does not know our token" in daemon.ask(token_file=files / "wrong")
+    with grpc.insecure_channel(daemon.tcp.removeprefix("grpcs://")) as channel:  # without TLS at all
+        call = SERVICES[RECORDER]["Record"].on(channel)(iter([hello(engine_id()).to_bytes()]), timeout=5)
+        assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert daemon.stop() == 0
+    assert len(rows_of_trace(daemon.out, "tokens")) == 10 and open_trace(daemon.out).complete
+
+
+def test_reflection_wants_a_token_and_health_does_not(start, files):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    daemon = start()
+    secrets = grpc.ssl_channel_credentials((files.folder / "ca.pem").read_bytes())
+    with grpc.secure_channel(daemon.tcp.removeprefix("grpcs://"), secrets) as channel:
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        with pytest.raises(grpc.RpcError, match="no token"):
+            next(ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+
+
+def test_mutual_tls_knows_clients_by_their_certificate(start, files):
+    daemon = start("--client-ca", files / "ca.pem")
+    ours = {"cert_file": files / "client.pem", "key_file": files / "client.key", "token_file": None}
+    stream = Stream(daemon.tcp, engine_id(), access=daemon.access(**ours))
+    stream.put(TOKENS)
+    assert not stream.close(CLOSE_SECS).undelivered
+    assert "does not answer" in daemon.ask(token_file=None)
+    other = trustme.CA().issue_cert("client.example")
+    files.secret("client.key", other.private_key_pem.bytes())
+    other.cert_chain_pems[0].write_to_path(files / "client.pem")
+    assert "does not answer" in daemon.ask(**ours)
+
+
+def test_certificates_and_tokens_change_without_a_restart(start, files):
+    daemon = start()
+    stream = Stream(daemon.tcp, engine_id(), access=daemon.access())
+    stream.put(TOKENS)
+    while not stream._window.acked_seq:
+        time.sleep(0.05)
+    version = daemon.ask()
+    authority = trustme.CA()
+    files.issue(authority)
+    assert "does not answer" in daemon.ask()
+    authority.cert_pem.write_to_path(files / "ca.pem")
+    assert daemon.ask() == version
+    (files.folder / "server.pem").write_bytes(b"half a certi")
+    assert daemon.ask() == version and "the last certificate stays in use" in daemon.stderr()
+    files.secret("token", b"another-token-of-length\n" + TOKEN.encode())
+    assert daemon.ask() == version
+    files.secret("old", TOKEN.encode())
+    assert daemon.ask(token_file=files / "old") == version
+    files.secret("token", b"another-token-of-length")
+    assert "does not know our token" in daemon.ask(token_file=files / "old") and daemon.ask() == version
+    (files.folder / "token").unlink()
+    files.secret("mine", b"another-token-of-length")
+    assert "does not know our token" in daemon.ask(token_file=files / "mine")
+    stream.put(numbered_tokens(10, 10))  # it is connected all the while
+    assert not stream.close(CLOSE_SECS).undelivered
+
+
+def test_an_expired_certificate_is_refused_by_the_client(start, files):
+    daemon = start()
+    files.issue(files.ca, not_after=datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1))
+    assert "does not answer" in daemon.ask()
+
+
+@pytest.mark.parametrize(
+    ("listen", "more", "words"),
+    [
+        ("grpcs://0.0.0.0:0", ["--cert", "C", "--key", "K"], "anybody could call"),
+        ("grpcs://127.0.0.1:0", ["--cert", "C", "--key", "K"], "anybody could call"),
+        ("grpcs://0.0.0.0:0", ["--token-file", "T"], "needs --cert and --key"),
+        ("grpc://0.0.0.0:0", ["--token-file", "T"], "with TLS, on grpcs://"),
+        ("0.0.0.0:0", ["--token-file", "T", "--cert", "C", "--key", "K"], "with TLS, on grpcs://"),
+        ("grpcs://0.0.0.0:0", ["--token-file", "OPEN", "--cert", "C", "--key", "K"], "others can read this secret"),
+        ("grpcs://0.0.0.0:0", ["--token-file", "T", "--cert", "C", "--key", "C"], "others can read this secret"),
+        ("grpcs://0.0.0.0:0", ["--token-file", "SHORT", "--cert", "C", "--key", "K"], "at least 16 characters"),
+        ("grpcs://0.0.0.0:0", ["--token-file", "T", "--cert", "K", "--key", "K"], "not a key and a certificate"),
+    ],
+)
+def test_an_address_that_anybody_could_use_is_refused(files, listen, more, words):
+    files.secret("short", b"short")
+    (files.folder / "open").write_bytes(TOKEN.encode())
+    (files.folder / "open").chmod(0o644)
+    names = {"C": "server.pem", "K": "server.key", "T": "token", "OPEN": "open", "SHORT": "short"}
+    given = [files / names[word] if word in names else word for word in more]
+    for checked in ([], ["--check-config"]):
+        argv = [sys.executable, "-m", "tracekitd", "--listen", listen, "--spool", files / "spool", *given, *checked]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not Path(files / "spool").exists()
+
+
+def test_a_client_gives_its_token_to_no_plain_address(files):
+    for address in ("grpc://localhost:1", "localhost:1", "grpcs://localhost", "grpcs://a:1,b:2"):
+        with pytest.raises(UsageError, match="only unix: and grpcs:// addresses"):
+            ControlClient(address, access=Access(token_file=files / "token"))
+    assert read_tokens(files / "token") == [TOKEN]
+
+
+def test_a_batch_is_bounded_over_tcp_as_well(start):
+    daemon = start()
+    stream = Stream(daemon.tcp, identity := engine_id(), access=daemon.access())
+    stream.put({"tokens": {name: values.repeat(30_000) for name, values in TOKENS["tokens"].items()}})
+    assert not stream.close(CLOSE_SECS).undelivered
+    assert batch(identity, 1, TOKENS)
+    assert daemon.stop() == 0
+    assert open_trace(daemon.out).table("tokens").num_rows == 300_000

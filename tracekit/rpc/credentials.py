@@ -1,0 +1,122 @@
+"""How a client reaches a daemon: a unix socket as it is, TCP only with TLS, and what proves who is asking."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tracekit.errors import UsageError
+from tracekit.rpc.address import socket_of, target_of, tcp_of
+
+MIN_TOKEN = 16  # characters
+MAX_FILE_BYTES = 64 << 10
+
+# what a half-open connection costs: after this long without an answer it is given up
+KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000)]
+
+
+class Access(NamedTuple):
+    """Files of a client; all that is not needed is None.
+
+    Example:
+        Access(token_file="/run/secrets/tracekit", ca_file="ca.pem")
+    """
+
+    token_file: str | None = None  # one token, sent with every call
+    ca_file: str | None = None  # who signed the daemon's certificate; None: those that the system trusts
+    cert_file: str | None = None  # our own certificate and its key, where the daemon wants one (mTLS)
+    key_file: str | None = None
+
+    @classmethod
+    def of_environ(cls) -> Access:
+        """Return what `TRACEKIT_TOKEN_FILE`, `TRACEKIT_CA_FILE`, `TRACEKIT_CERT_FILE`, `TRACEKIT_KEY_FILE` say."""
+        return cls(*(os.environ.get(f"TRACEKIT_{name.upper()}") or None for name in cls._fields))
+
+
+def open_channel(grpc: Any, address: str, access: Access, options: list[tuple[str, int]]) -> Any:
+    """Return a new channel to a daemon; every file is read anew, so that it may be replaced while a job runs.
+
+    Args:
+        grpc: the module, imported by the caller.
+        address: `unix:PATH` or `grpcs://HOST:PORT`.
+        access: for the latter.
+        options: of gRPC.
+
+    Raises:
+        UsageError: another kind of address, or a file that cannot be used.
+    """
+    # or a new channel inherits the back-off of the last
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0), *options]
+    if socket_of(address) is not None:
+        return grpc.insecure_channel(target_of(address), options=options)
+    target = tcp_of(address)
+    if target is None:
+        raise UsageError(f"only unix: and grpcs:// addresses are supported, not {address}")
+    if (access.cert_file is None) != (access.key_file is None):
+        raise UsageError("a client's certificate and its key go together")
+    secrets = grpc.ssl_channel_credentials(
+        root_certificates=None if access.ca_file is None else read_file(access.ca_file),
+        private_key=None if access.key_file is None else read_secret(access.key_file),
+        certificate_chain=None if access.cert_file is None else read_file(access.cert_file),
+    )
+    return grpc.secure_channel(target, secrets, options=[*options, *KEEPALIVE])
+
+
+def metadata_of(address: str, access: Access) -> tuple[tuple[str, str], ...]:
+    """Return what goes with every call: the token, over TLS only.
+
+    Raises:
+        UsageError: the token's file cannot be used.
+    """
+    if access.token_file is None or tcp_of(address) is None:
+        return ()
+    tokens = read_tokens(access.token_file)
+    return (("authorization", f"Bearer {tokens[0]}"),)
+
+
+def read_tokens(path: str | Path) -> list[str]:
+    """Return the tokens of a file, one per line: two while one takes the place of the other.
+
+    Raises:
+        UsageError: others can read it, there is none in it, or one is short.
+    """
+    try:
+        tokens = read_secret(path).decode("ascii").split()
+    except UnicodeDecodeError:
+        raise UsageError(f"a token is of ASCII letters and digits: {path}") from None
+    if not tokens or any(len(token) < MIN_TOKEN for token in tokens):
+        raise UsageError(f"the file must hold a token of at least {MIN_TOKEN} characters: {path}")
+    return tokens
+
+
+def read_secret(path: str | Path) -> bytes:
+    """Return a file that nobody but its owner may read; of root's ones, also our group (Kubernetes makes them so).
+
+    Raises:
+        UsageError: it cannot be read, or others can read it.
+    """
+    data, found = _read(path)
+    mode = stat.S_IMODE(found.st_mode)
+    mounted = found.st_uid == 0 and os.geteuid() != 0 and not mode & 0o037
+    if mode & 0o077 and not mounted:
+        raise UsageError(f"others can read this secret (chmod 600): {path}")
+    return data
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return a small file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[bytes, os.stat_result]:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_FILE_BYTES), os.fstat(file.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
