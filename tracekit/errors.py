@@ -92,6 +92,7 @@ class TraceError(TracekitError):
 
 class UnreadableTraceError(TraceError):
     def __init__(self, path: str | Path, error: OSError) -> None:
+        self.reason = error.strerror
         super().__init__(f"cannot read {path}: {error.strerror}")
 
 

@@ -11,11 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tracekit.errors import EXIT_OK, DaemonError, TracekitError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
 from tracekit.rpc import idle
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.output import check_output
@@ -26,7 +27,7 @@ from tracekitd.catalog import Catalog
 from tracekitd.config import Config
 from tracekitd.listen import Listener, check_listen
 from tracekitd.log import say
-from tracekitd.sealing import seal_spool
+from tracekitd.sealing import finish, seal_spool, take_notes, tell
 from tracekitd.service import ControlService, RecorderService, handlers
 from tracekitd.writer import Writer
 
@@ -41,6 +42,7 @@ class Daemon:
 
     def __init__(self, config: Config, spool: SpoolWriter) -> None:
         self.config = config
+        self.spool = spool
         self.addresses: list[str] = []  # that it listens on, once it does
         self.catalog = Catalog(spool.resume())
         self.stopping = asyncio.Event()
@@ -117,6 +119,11 @@ class Daemon:
         await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
         await asyncio.sleep(0)  # the writer's last confirmations reach the catalog
 
+    @property
+    def given_up(self) -> int:
+        """How many batches a disk refused to the end."""
+        return self._writer.given_up
+
     def _writer_failed(self, error: BaseException) -> None:
         traceback.print_exception(error)
         self.failed = True
@@ -130,7 +137,7 @@ def create_server(config: Config) -> Daemon:
         OutputError: another daemon writes the spool, or it cannot be written.
         TraceError: what is in the spool folder cannot be read.
     """
-    return Daemon(config, SpoolWriter(config.spool))
+    return Daemon(config, SpoolWriter(config.spool, say=say))
 
 
 def check(config: Config) -> None:
@@ -156,23 +163,39 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """
     log.as_json = config.log == "json"
     path = check_listen(config)
-    if config.seal is not None:
-        check_output(config.seal)
     if config.attached:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # also while it seals
     notes = config.spool if path is None else path.parent  # who comes over TCP leaves none
     with contextlib.nullcontext() if path is None else claim(path):
-        catalog = asyncio.run(_serve(config, reload))
-        if config.seal is not None:
-            return seal_spool(config.spool, config.seal, notes, catalog)
-        for engine in catalog.engines():
+        if config.seal is not None and (code := _sealed_before(config.spool, config.seal)) is not None:
+            return code
+        daemon = asyncio.run(_serve(config, reload))
+        try:
+            take_notes(daemon.spool, notes, daemon.catalog)
+            code = EXIT_DATA_LOST if daemon.given_up else EXIT_OK
+            if config.seal is not None:
+                return max(code, seal_spool(daemon.spool, config.seal, notes, daemon.catalog))
+        finally:
+            daemon.spool.close()
+        for engine in daemon.catalog.engines():
             if engine.ended:
                 idle.remove(notes, engine.engine_id)
-    return EXIT_OK
+    return code
 
 
-async def _serve(config: Config, reload: Callable[[], Config] | None) -> Catalog:
+def _sealed_before(folder: Path, out: Path) -> int | None:
+    """Make sure that there can be a trace; return the exit code that a killed daemon owed, if it has made it."""
+    if os.path.lexists(out) and folder.is_dir():
+        with SpoolWriter(folder, say=say) as spool:
+            if finish(spool) == out.absolute():
+                spool.remove()
+                return tell(out)
+    check_output(out)
+    return None
+
+
+async def _serve(config: Config, reload: Callable[[], Config] | None) -> Daemon:
     daemon = create_server(config)
     loop = asyncio.get_running_loop()
     if config.attached:
@@ -191,4 +214,4 @@ async def _serve(config: Config, reload: Callable[[], Config] | None) -> Catalog
         await daemon.stop()
     if daemon.failed:
         raise DaemonError(f"the writer failed, see above; what it confirmed is in the spool {config.spool}")
-    return daemon.catalog
+    return daemon

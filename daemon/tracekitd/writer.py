@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ import pyarrow as pa
 from tracekit.errors import OutputError
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.spool import SpoolWriter
+from tracekitd.log import say
 
 COMMIT_SECS = 0.2
 COMMIT_BYTES = 1 << 20
-RETRY_SECS = 0.25
+RETRY_SECS = 0.25  # doubled at each refusal, up to
+MAX_RETRY_SECS = 8.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,11 @@ class Writer:
     recorders keep what is not confirmed.
 
     Args:
-        spool: closed by `stop`.
+        spool: ended by `stop`; who made it closes it.
         failed: called once, on the writer's thread, for an error that is ours; nothing is confirmed after it.
+
+    Attributes:
+        given_up: batches that a disk refused to the end; nobody was told that they are there.
     """
 
     def __init__(self, spool: SpoolWriter, failed: Callable[[BaseException], None]) -> None:
@@ -48,6 +53,7 @@ class Writer:
         self._deadline = 0.0
         self._refusing = False
         self._give_up_at: float | None = None
+        self.given_up = 0
         self._thread = threading.Thread(target=self._run, name="tracekitd-writer")
         self._thread.start()
 
@@ -60,7 +66,7 @@ class Writer:
         self._queue.put(_Job(None, None, done))
 
     def stop(self, timeout_secs: float) -> None:
-        """Write and sync what was handed over, then close the spool; a disk that refuses is given `timeout_secs`.
+        """Write and sync what was handed over, then end the spool; a disk that refuses is given `timeout_secs`.
 
         Raises:
             OutputError: the disk still refuses; what it did not take was not confirmed to anyone.
@@ -68,7 +74,9 @@ class Writer:
         self._give_up_at = time.monotonic() + timeout_secs
         self._queue.put(None)
         self._thread.join()
-        self._spool.close()
+        if self.given_up:
+            say(f"the disk refused to the end: {self.given_up} batches were given up, unconfirmed")
+        self._spool.end()
 
     def _run(self) -> None:
         try:
@@ -77,9 +85,15 @@ class Writer:
             if self._waiting:
                 self._commit()
         except _GivenUp:
-            pass
+            left = [*self._waiting, *self._left()]
+            self.given_up = sum(job is not None and job.batch is not None for job in left)
         except BaseException as error:
             self._failed(error)
+
+    def _left(self) -> Iterator[_Job | None]:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._queue.get_nowait()
 
     def _step(self) -> bool:
         try:
@@ -108,20 +122,22 @@ class Writer:
             job.done()
 
     def _insist(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        pause = RETRY_SECS
         while True:
             try:
                 result = action(*arguments)
             except OutputError as error:
                 if not self._refusing:
                     self._refusing = True
-                    print(f"tracekitd: {error}; nothing is confirmed until it works", file=sys.stderr, flush=True)
+                    say(f"{error}; nothing is confirmed until it works")
                 if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
                     raise _GivenUp from None
-                time.sleep(RETRY_SECS)
+                time.sleep(pause if self._give_up_at is None else RETRY_SECS)
+                pause = min(2 * pause, MAX_RETRY_SECS)
                 continue
             if self._refusing:
                 self._refusing = False
-                print("tracekitd: the spool takes data again", file=sys.stderr, flush=True)
+                say("the spool takes data again")
             return result
 
 

@@ -20,9 +20,12 @@ from tracekit.errors import (
 )
 from tracekit.tables import TABLES
 from tracekit.trace import hot as hot_module
+from tracekit.trace.hold import LOCK_NAME
+from tracekit.trace.index import INDEX_NAME
+from tracekit.trace.ledger import GAP
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
-from tracekit.trace.segments import LOCK_NAME, Damage, HotBatch, scan, segment_paths
+from tracekit.trace.segments import Damage, HotBatch, scan, segment_paths
 from tracekit.trace.spool import SpoolWriter
 from tracekit.trace.summary import summarize
 
@@ -90,7 +93,7 @@ def test_a_cut_spool_is_read_up_to_the_tear_and_not_complete(segment, cut):
 def test_a_torn_hot_segment_tells_its_losses(segment):
     segment.write_bytes(segment.read_bytes()[:-100])
     reasons = [loss["reason"] for loss in open_trace(segment.parent).losses()]
-    assert any("torn tail" in reason for reason in reasons) and any("goodbye" in reason for reason in reasons)
+    assert any("torn tail" in reason for reason in reasons) and any(reason.startswith("gap") for reason in reasons)
 
 
 def flips(size, count, seed):
@@ -234,20 +237,30 @@ def test_a_footer_that_hides_every_batch_is_refused(three):
         open_trace(three)
 
 
-def test_what_damage_took_of_an_engine_that_nobody_knows_is_told_beside_the_losses_of_others(tmp_path):
+@pytest.mark.parametrize("index", ["there", "gone", "damaged"])
+def test_what_damage_took_of_an_engine_is_told_beside_the_losses_of_others(tmp_path, index):
     folder = write_spool(tmp_path / "spool", BATCHES)
     write_spool(folder, BATCHES[:1], engine=1, engine_id="1" * 32)
     lost = segment_paths(folder)[-1]
     schema = open_schema_bytes(lost.read_bytes())
     lost.write_bytes(lost.read_bytes()[:schema] + b"\xff" * 1000)
+    if index != "there":
+        (folder / INDEX_NAME).unlink() if index == "gone" else (folder / INDEX_NAME).write_bytes(b"{")
     note = {"engine_id": ENGINE_ID, "from_seq": 4, "to_seq": 4, "reason": "no daemon", "rows": {"tokens": 5}}
     report = seal(folder, tmp_path / "t.arrow", [note])
-    damage = "unknown engine: rows unknown (corrupt: damaged bytes in the spool)"
-    assert [str(loss) for loss in report.losses] == ["engine 0, batch 4: tokens 5 (no daemon)", damage]
-    assert report.engines == 1
+    exact = f"engine 1, batch 1: engines 1, finishes 2, requests 2, scheduled 6, steps 3, tokens 6 ({GAP})"
+    unknown = "unknown engine: rows unknown (corrupt: damaged bytes in the spool)"
+    known = index == "there"
+    assert [str(loss) for loss in report.losses] == [
+        "engine 0, batch 4: tokens 5 (no daemon)",
+        exact if known else unknown,
+    ]
+    assert report.engines == 1 + known
     trace = open_trace(tmp_path / "t.arrow")
-    assert trace.all_losses() == trace.only(0).all_losses() == report.losses
-    assert [engine["engine"] for engine in trace.engines()] == [0] and summarize(trace)["rows"]["losses"] == 2
+    assert trace.all_losses() == report.losses
+    assert [engine["engine"] for engine in trace.engines()] == [0, 1][: report.engines]
+    assert known or trace.only(0).all_losses() == report.losses
+    assert summarize(trace)["rows"]["losses"] == 2
     assert seal(tmp_path / "t.arrow", tmp_path / "again.arrow").losses == report.losses
 
 

@@ -21,7 +21,7 @@ class Disk:
         self.error = error
         self.appended: list[int] = []
         self.durable: list[int] = []
-        self.closed = False
+        self.ended = False
 
     def _fail(self, what: str) -> None:
         if self.failures[what]:
@@ -37,8 +37,8 @@ class Disk:
         self._fail("sync")
         self.durable = list(self.appended)
 
-    def close(self):
-        self.closed = True
+    def end(self):
+        self.ended = True
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_batches_are_confirmed_in_order_and_after_the_sync(make):
     confirmed = send(writer, disk, range(1, 50))
     assert [confirmed.get(timeout=30) for _ in range(49)] == [(seq, True) for seq in range(1, 50)]
     writer.stop(10)
-    assert disk.closed
+    assert disk.ended
 
 
 def test_a_disk_that_recovers_gets_everything_once(make, capfd):
@@ -82,12 +82,13 @@ def test_a_disk_that_recovers_gets_everything_once(make, capfd):
     assert told.count("nothing is confirmed until it works") == told.count("takes data again") >= 1
 
 
-def test_a_disk_that_refuses_for_ever_does_not_hold_up_the_end(make):
+def test_a_disk_that_refuses_for_ever_does_not_hold_up_the_end_and_is_named(make, capfd):
     disk = Disk(sync_failures=10**9)
     writer, failed = make(disk)
     confirmed = send(writer, disk, [1, 2])
     writer.stop(0.05)
-    assert confirmed.empty() and failed.empty()
+    assert confirmed.empty() and failed.empty() and writer.given_up == 2
+    assert "2 batches were given up" in capfd.readouterr().err
 
 
 def test_a_flush_waits_for_what_came_before_it(make):

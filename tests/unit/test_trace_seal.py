@@ -143,13 +143,13 @@ def test_output_paths_are_checked_before_the_work(tmp_path):
         check_output("/proc/self/t.arrow")
 
 
-def test_the_sealed_file_follows_the_umask(tmp_path):
-    old = os.umask(0o027)
+def test_the_sealed_file_is_its_owners_alone(tmp_path):
+    old = os.umask(0o000)
     try:
         write_trace(tmp_path / "t.arrow")
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "t.arrow").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "t.arrow").stat().st_mode) == 0o600
 
 
 def test_an_empty_spool_seals(tmp_path):

@@ -13,7 +13,8 @@ import pyarrow as pa
 from tracekit.tables import TABLES
 from tracekit.trace.schema import arrow_schema, row_type
 
-Column: TypeAlias = Any  # numpy array (masked where nullable), or a list for str and list<u4>
+# numpy array (masked where nullable), or a list for str and list<u4>; None where every row of it is null
+Column: TypeAlias = Any
 Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
 
 # Neighbours in a request resemble each other, so this order is what makes the columns small.
@@ -39,13 +40,18 @@ class BatchMeta:
 
     engine: int  # number of the engine in this trace
     engine_id: str
-    seq: int  # hot: the wire's number, from 1; sealed: number of the batch in the file, from 1
+    seq: int  # hot: the wire's number, the last one in it, from 1; sealed: number of the batch in the file, from 1
     produced: dict[str, int] = field(default_factory=dict)  # rows by table since the engine started
     lost: dict[str, int] = field(default_factory=dict)  # of these, never sent
     last: bool = False  # the engine said goodbye
     idle: bool = False  # sealed: it did not, but was idle: everything was told
     of: int = 0  # sealed: batches in the file; 0 in a hot one
     seqs: tuple[tuple[int, int], ...] = ()  # sealed: runs of the wire's numbers that the whole trace holds
+    ends: tuple[Mapping[str, Any], ...] = ()  # sealed: the counters at both ends of each of `seqs`, see `runs.Run`
+    end: int = 0  # sealed: the last of the wire's numbers that is known to have been, 0 where it is the last of `seqs`
+    notes: tuple[str, ...] = ()  # sealed: what the disk did while it was recorded, and lost nothing by
+    nonce: str = ""  # hot: of the spool
+    first_seq: int = 0  # hot: the first of the wire's numbers in it; 0: `seq` is the only one
     rows: dict[str, int] = field(default_factory=dict)  # rows by table in this batch; filled by `to_metadata`
     crcs: dict[str, int] = field(default_factory=dict)  # checksum by table of the decoded values
 
@@ -120,16 +126,19 @@ def _struct_array(table: str, columns: Mapping[str, Column], engine: int) -> pa.
     given = {name for name in columns if name != "engine"}
     if given != set(kinds) - {"engine"}:
         raise ValueError(f"table {table} needs the columns {', '.join(kinds)}, got {', '.join(columns)}")
-    lengths = {len(columns[name]) for name in given}
-    if len(lengths) > 1:
+    lengths = {len(columns[name]) for name in given if columns[name] is not None}
+    if len(lengths) != 1:
         raise ValueError(f"table {table} has columns of different lengths")
-    full = {**columns, "engine": np.full(lengths.pop(), engine, np.uint32)}
+    count = lengths.pop()
+    full = {**columns, "engine": np.full(count, engine, np.uint32)}
     struct = row_type(table)
-    arrays = [_array(full[name], kinds[name], struct.field(name).type) for name in kinds]
+    arrays = [_array(full[name], kinds[name], struct.field(name).type, count) for name in kinds]
     return request_major(table, pa.StructArray.from_arrays(arrays, fields=list(struct)))
 
 
-def _array(values: Column, kind: str, target: pa.DataType) -> pa.Array:
+def _array(values: Column, kind: str, target: pa.DataType, count: int) -> pa.Array:
+    if values is None and kind.endswith("?"):
+        return pa.nulls(count, target)
     if kind.startswith("list"):
         flat = [np.asarray(item, np.uint32) for item in values]
         offsets = np.zeros(len(flat) + 1, np.int32)

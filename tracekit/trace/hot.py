@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from tracekit.trace.schema import arrow_schema
+from tracekit.trace.schema import spool_schema
 
 HOT_LEVEL = 1
 SMALL_BYTES = 8 << 10  # below, zstd saves nothing, and costs 25 times more in set-up, a column at a time
@@ -36,33 +37,35 @@ class _Capture(io.RawIOBase):
 
 @dataclass
 class HotSegment:
-    """An open hot segment; `size` is where its last whole message ends."""
+    """An open hot segment; `size` is where its last whole message ends, `synced` how much of it is on the disk."""
 
     path: Path
     fd: int
+    head: bytes
     capture: _Capture
     compressed: pa.RecordBatchStreamWriter
     plain: pa.RecordBatchStreamWriter  # Arrow allows both kinds of batch in one stream
     size: int = 0
+    synced: int = 0
     ended: bool = False
-    is_new: bool = True
+    began: float = field(default_factory=time.monotonic)
     unsynced: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def create(cls, path: Path) -> HotSegment:
+    def create(cls, path: Path, nonce: str) -> HotSegment:
         """Make a new file that holds the schema; an OSError leaves none."""
-        capture = _Capture()
+        capture, schema = _Capture(), spool_schema(nonce)
         codec = pa.Codec("zstd", HOT_LEVEL)
         compressed, plain = (
             pa.ipc.new_stream(
-                capture, arrow_schema(), options=pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+                capture, schema, options=pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
             )
             for compression in (codec, None)
         )
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        segment = cls(path, fd, capture, compressed, plain)
+        segment = cls(path, fd, schema.serialize().to_pybytes(), capture, compressed, plain)
         try:
-            segment.write(arrow_schema().serialize().to_pybytes())
+            segment.write(segment.head)
         except OSError:
             os.close(fd)
             path.unlink()
@@ -74,7 +77,7 @@ class HotSegment:
         writer = self.plain if batch.nbytes < SMALL_BYTES else self.compressed
         writer.write_batch(batch, custom_metadata=metadata)
         # Arrow writes the schema together with the first batch; `create` has written it already
-        return self.capture.take().removeprefix(arrow_schema().serialize().to_pybytes())
+        return self.capture.take().removeprefix(self.head)
 
     def write(self, message: bytes) -> None:
         """Append bytes, all or none; an OSError leaves the file as it was."""

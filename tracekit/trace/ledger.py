@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from tracekit.errors import TraceCorruptError
 from tracekit.tables import TABLES
-from tracekit.trace.batch import BatchMeta
+from tracekit.trace.runs import is_count, is_counts, joined, touched
 from tracekit.trace.schema import row_schema
+from tracekit.trace.tally import Tally
 
 UNKNOWN_ENGINE = (1 << 32) - 1
 
@@ -23,6 +25,7 @@ GAP = "gap: batches that never reached the disk"
 COUNTED = "counted as produced, in no batch"
 OPEN_END = "open end: the engine never said goodbye, rows after its last batch are unknown"
 CORRUPT = "corrupt: damaged bytes in the spool"
+FOUND = (GAP, COUNTED, OPEN_END)  # by arithmetic, again and again
 IDLE_END = "killed, or left running, while idle: it never said goodbye, and nothing of it is missing"
 
 
@@ -42,9 +45,24 @@ class Loss:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Loss:
-        """Read a row of the `losses` table."""
+        """Read a row of the `losses` table.
+
+        Raises:
+            TraceCorruptError: nobody can lose that.
+        """
         engine = None if row["engine"] == UNKNOWN_ENGINE else row["engine"]
-        return cls(engine, row["from_seq"], row["to_seq"], row["reason"], json.loads(row["rows"]))
+        try:
+            rows = json.loads(row["rows"])
+        except (ValueError, RecursionError):
+            rows = None
+        if not is_counts(rows) or not is_count(row["from_seq"]) or not is_count(row["to_seq"]):
+            raise TraceCorruptError("a row of the table losses says what no writer writes")
+        return cls(engine, row["from_seq"], row["to_seq"], row["reason"], rows)
+
+    @classmethod
+    def aside(cls, told: Mapping[str, Any], engine: int) -> Loss:
+        """Read what a recorder said aside from its batches: engine_id, from_seq, to_seq, reason, rows."""
+        return cls(engine, told["from_seq"], told["to_seq"], told["reason"], dict(told["rows"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -61,76 +79,52 @@ class Loss:
         return f"{where}: {rows or 'rows unknown'} ({self.reason})"
 
 
-@dataclass
-class Tally:
-    """One engine as the stored batches tell it."""
-
-    engine: int
-    engine_id: str
-    runs: list[tuple[int, int]] = field(default_factory=list)  # stored sequence numbers, ascending, not touching
-    holes: list[tuple[int, int, Counter[str]]] = field(default_factory=list)  # missing numbers and their rows
-    produced: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
-    stored: Counter[str] = field(default_factory=Counter)
-    last: bool = False
-    idle: bool = False  # it never said goodbye, but had told everything
-
-    @property
-    def end_seq(self) -> int:
-        """The last stored number: what came after it is in no counter; 0 where nothing is stored."""
-        return self.runs[-1][1] if self.runs else 0
-
-    def rest(self, seq: int) -> None:
-        """Take the engine's claim that it was idle, with everything told up to batch `seq`, if all that is stored."""
-        self.idle = self.end_seq >= seq
-
-    @classmethod
-    def of_hot(cls, metas: Iterable[BatchMeta]) -> Tally:
-        """Sum up the batches of one engine; they may come in any order, but each number once."""
-        ordered = sorted(metas, key=lambda meta: meta.seq)
-        tally = cls(ordered[0].engine, ordered[0].engine_id)
-        for meta in ordered:
-            expected = tally.runs[-1][1] + 1 if tally.runs else 1
-            if meta.seq == expected and tally.runs:
-                tally.runs[-1] = (tally.runs[-1][0], meta.seq)
-            else:
-                tally.runs.append((meta.seq, meta.seq))
-            if meta.seq > expected:
-                rows = Counter(meta.produced)
-                rows.subtract(meta.rows)
-                rows.subtract(tally.produced)
-                tally.holes.append((expected, meta.seq - 1, +rows))
-            tally.produced |= Counter(meta.produced)
-            tally.lost |= Counter(meta.lost)
-            tally.stored.update(meta.rows)
-            tally.last |= meta.last
-        return tally
-
-    @classmethod
-    def of_sealed(cls, metas: Iterable[BatchMeta]) -> Tally:
-        """Sum up the sealed batches of one engine, each of which carries the counters of the whole."""
-        listed = list(metas)
-        first = listed[0]
-        tally = cls(first.engine, first.engine_id, list(first.seqs), last=first.last, idle=first.idle)
-        tally.produced, tally.lost = Counter(first.produced), Counter(first.lost)
-        for meta in listed:
-            tally.stored.update(meta.rows)
-        return tally
+Numbers = tuple[int, int]  # the first and the last of a run
 
 
-def clip(loss: Loss, stored: Iterable[BatchMeta]) -> Loss | None:
-    """Take out of a reported loss what is stored after all: an Ack that did not arrive makes a recorder report it."""
-    rows, inside = Counter(loss.rows), []
-    for meta in stored:
-        if loss.from_seq <= meta.seq <= loss.to_seq:
-            inside.append(meta.seq)
-            rows.subtract(meta.rows)
-    first = loss.from_seq
-    while first in inside:
-        first += 1
-    if first > loss.to_seq and inside:
-        return None
-    return Loss(loss.engine, first, loss.to_seq, loss.reason, dict(+rows))
+def clip(loss: Loss, tally: Tally, own: Sequence[Numbers] = ()) -> Loss | None:
+    """Take out of a reported loss what is stored after all: an Ack that did not arrive makes a recorder report it.
+
+    Args:
+        own: the numbers of the batch, or of the sealed file, that reports it: a batch that was put together from
+            several may span what its recorder dropped between them.
+    """
+    first, last = loss.from_seq, loss.to_seq
+    if not first or not last or not touched(tally.runs, first, last):
+        return loss
+    if any(low <= first and last <= high for low, high in own):
+        return loss
+    others = [piece for piece in tally.pieces if (piece.first, piece.last) not in own]
+    rows = Counter(loss.rows)
+    for piece in others:
+        if first <= piece.first and piece.last <= last:
+            rows.subtract(piece.inside)
+    for run in (runs := joined(others)):
+        if run.first <= first <= run.last:
+            first = run.last + 1
+    for run in reversed(runs):
+        if run.first <= last <= run.last:
+            last = run.first - 1
+    return Loss(loss.engine, first, last, loss.reason, dict(+rows)) if first <= last else None
+
+
+def told(losses: Iterable[tuple[Loss, Sequence[Numbers]]], tallies: Mapping[int, Tally]) -> list[Loss]:
+    """Return what is left of the losses that were reported, now that all that is stored is known.
+
+    Losses that are found by arithmetic are left out: they are found again, and what was missing there may be here.
+
+    Args:
+        losses: each with the numbers that who reports it has itself.
+        tallies: the engines by number.
+    """
+    found = []
+    for loss, own in losses:
+        tally = tallies.get(-1 if loss.engine is None else loss.engine)
+        if tally is None or tally.settled:
+            found.append(loss)
+        elif loss.reason not in FOUND and (kept := clip(loss, tally, own)):
+            found.append(kept)
+    return found
 
 
 def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
@@ -194,14 +188,10 @@ def so_far(losses: Iterable[Loss]) -> list[Loss]:
 
 
 def settled(reported: Iterable[Loss], found: Iterable[Loss]) -> list[Loss]:
-    """Return each loss once, as a sealed trace keeps them: damaged bytes are one where nothing else tells of them.
-
-    What damage took shows as a gap, a count or an open end of its engine, if the engine is known at all.
-    """
-    proven = [loss for loss in found if loss.engine is not None]
-    damaged = any(loss.engine is None for loss in (*reported, *found))
-    placed = [loss for loss in reported if loss.engine is not None] + proven
-    return [*placed, Loss(None, 0, 0, CORRUPT, {})] if damaged and not proven else placed
+    """Return each loss once, as a sealed trace keeps them: damaged bytes are one, whose engine nobody knows."""
+    losses = [*reported, *found]
+    placed = [loss for loss in losses if loss.engine is not None]
+    return [*placed, Loss(None, 0, 0, CORRUPT, {})] if len(placed) < len(losses) else placed
 
 
 def lost_tables(losses: Iterable[Loss], engine: int) -> set[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import os
 import uuid
 from collections.abc import Iterator
@@ -11,6 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from tracekit.errors import OutputError, OutputExistsError
+from tracekit.trace.durable import sync_folder
+
+_DRAFT = ".tmp"
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -42,16 +48,14 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     check_output(path)
     temporary = _beside(path)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=_private) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # while it is held, somebody is writing it
+            _remove_left(path, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _name(temporary, path)
-        folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _name(temporary, path)
+            sync_folder(path.absolute().parent)
     except FileExistsError:
         raise OutputExistsError(path) from None
     except OSError as error:
@@ -71,5 +75,23 @@ def _name(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _remove_left(path: Path, ours: Path) -> None:
+    """Remove the drafts of this file that killed writers left; one that is being written is locked."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_DRAFT}"):
+        if left == ours:
+            continue
+        with contextlib.suppress(OSError), open(left, "rb", opener=_not_a_link) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_DRAFT}")

@@ -6,12 +6,14 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tracekit.errors import ChecksumError
+from tracekit.errors import ChecksumError, TraceCorruptError
 from tracekit.trace.batch import BatchMeta, rows_of
+from tracekit.trace.runs import Run, is_count, is_counts
 
 META_KEY = b"tracekit.batch"
 CRC_KEY = b"tracekit.crc"
@@ -34,15 +36,40 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> BatchMe
 
     Raises:
         ChecksumError: it is missing or its checksum does not match.
+        TraceCorruptError: its checksum matches, and it says what no writer writes.
     """
     try:
         text = (metadata or {})[META_KEY]
-        if int((metadata or {})[CRC_KEY], 16) == zlib.crc32(text):
-            facts = json.loads(text)
-            return BatchMeta(**(facts | {"seqs": tuple((first, last) for first, last in facts["seqs"])}))
-    except (KeyError, ValueError, TypeError):
-        pass
-    raise ChecksumError(f"the description of {where}")
+        if int((metadata or {})[CRC_KEY], 16) != zlib.crc32(text):
+            raise ValueError
+        facts = json.loads(text)
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise ChecksumError(f"the description of {where}") from None
+    try:
+        return _checked(facts)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise TraceCorruptError(f"the description of {where} says what no writer writes") from None
+
+
+def _checked(facts: Mapping[str, Any]) -> BatchMeta:
+    seqs = tuple((first, last) for first, last in facts["seqs"])
+    tuples = {"seqs": seqs, "ends": tuple(facts.get("ends", ())), "notes": tuple(facts.get("notes", ()))}
+    meta = BatchMeta(**{**facts, **tuples})
+    ends = meta.ends or tuple({"before": {}, "produced": {}, "lost": {}} for _ in seqs)
+    for (first, last), counters in zip(seqs, ends, strict=True):
+        Run.from_dict({"first": first, "last": last, **counters})
+    numbers = (meta.engine, meta.seq, meta.of, meta.end, meta.first_seq)
+    counts = (meta.produced, meta.lost, meta.rows, meta.crcs)
+    flags, texts = (meta.last, meta.idle), (meta.engine_id, meta.nonce, *meta.notes)
+    if not all(map(is_count, numbers)) or meta.engine >= 1 << 32 or meta.first_seq > meta.seq:
+        raise ValueError
+    if not all(map(is_counts, counts)):
+        raise ValueError
+    if not all(isinstance(flag, bool) for flag in flags) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    for text in texts:
+        text.encode()  # a lone surrogate cannot be printed
+    return meta
 
 
 def verify(batch: pa.RecordBatch, meta: BatchMeta, where: str) -> None:

@@ -17,9 +17,12 @@ from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_file, quiet
 from tracekit.tables import SCHEMA_VERSION, TABLES
 from tracekit.trace.batch import batch_of_structs, rows_of, sort_order
-from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, Tally, loss_table, notes, so_far, unreported
+from tracekit.trace.combine import combine
+from tracekit.trace.hold import LOCK_NAME
+from tracekit.trace.index import INDEX_NAME
+from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, loss_table, notes, so_far, told, unreported
 from tracekit.trace.schema import row_schema
-from tracekit.trace.segments import LOCK_NAME, segment_paths
+from tracekit.trace.segments import segment_paths
 from tracekit.trace.sources import Source, Stored, is_file_format
 
 ORDER = {
@@ -50,23 +53,14 @@ class Trace:
         self.files = [path for source in sources for path in source.files]
         self.form = "sealed" if all(source.is_sealed for source in sources) else "spool"
         self.live = any(source.live for source in sources)  # somebody is still writing it
-        self.stored: list[tuple[Stored, int]] = []  # each batch and the number its engine has in this trace
-        self.tallies: dict[int, Tally] = {}
-        self.extra: list[Loss] = []  # reported from elsewhere, not in the trace itself
-        self._damage = [damage for source in sources for damage in source.damage]
-        numbers: dict[str, int] = {}
-        for source in sources:
-            for tally in source.tallies:
-                if not tally.engine_id:  # holds what damage took of nobody knows whom
-                    numbers[""] = UNKNOWN_ENGINE
-                    continue
-                if tally.engine_id in numbers:
-                    raise TraceError(f"engine {tally.engine_id} is in two of the files: {path}")
-                number = tally.engine if tally.engine not in self.tallies else max(self.tallies) + 1
-                numbers[tally.engine_id], tally.engine = number, number
-                self.tallies[number] = tally
-            self.stored += [(stored, numbers[stored.meta.engine_id]) for stored in source.batches]
-        self.stored.sort(key=lambda pair: (pair[1], pair[0].meta.seq))
+        # each batch and the number its engine has in this trace; what is told of each engine
+        self.stored, self.tallies = combine(path, sources)
+        numbers = {tally.engine_id: number for number, tally in self.tallies.items()}
+        self.extra: list[Loss] = []  # reported aside from the batches, by the engines' ids
+        for told_aside in (loss for source in sources for loss in source.losses):
+            self.extra.append(Loss.aside(told_aside, numbers[told_aside["engine_id"]]))
+        self.damage = [damage for source in sources for damage in source.damage]
+        self.incidents = [text for source in sources for text in source.notes]
 
     def only(self, engine: int) -> Trace:
         """Return the trace as if it held one engine alone, and losses of unknown engines.
@@ -133,8 +127,15 @@ class Trace:
         return self.reported() + self.found()
 
     def reported(self) -> list[Loss]:
-        """Return what the recorders and the daemon said was lost."""
-        return [Loss.from_row(row) for chunk in self.chunks("losses") for row in chunk.to_pylist()] + self.extra
+        """Return what the recorders and the daemon said was lost, and is."""
+        losses: list[tuple[Loss, Sequence[tuple[int, int]]]] = []
+        for stored, number in self.stored:
+            meta = stored.meta
+            if "losses" in meta.rows:
+                own = meta.seqs if meta.of else ((meta.first_seq or meta.seq, meta.seq),)
+                rows = rows_of(load(stored, number, ["losses"]), "losses").to_pylist()
+                losses += [(Loss.from_row(row), own) for row in rows]
+        return told([*losses, *((loss, ()) for loss in self.extra)], self.tallies)
 
     def found(self) -> list[Loss]:
         """Return what counters, numbers and damaged bytes prove to be lost and nobody reported."""
@@ -142,14 +143,14 @@ class Trace:
         found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
         if self.live:
             found = so_far(found)
-        for damage in self._damage:
+        for damage in self.damage:
             if not (self.live and damage.at_end):
                 found.append(Loss(None, 0, 0, f"{CORRUPT}: {damage}", {}))
         return found
 
     def notes(self) -> list[str]:
-        """Return a sentence for each engine that never said goodbye, and lost nothing by it."""
-        return notes(self.tallies.values(), self.all_losses())
+        """Return a sentence for each engine that never said goodbye, and all else that happened and lost nothing."""
+        return notes(self.tallies.values(), self.all_losses()) + self.incidents
 
     @property
     def complete(self) -> bool:
@@ -176,17 +177,18 @@ def open_trace(path: str | os.PathLike[str], *, say: Callable[[str], None] = qui
     if not paths:
         raise TraceError(f"there is no such trace: {text}")
     sources: list[Source] = []
-    segments: dict[Path, list[Path]] = {}
+    segments: list[Path] = []
     for item in paths:
         if item.is_dir():
-            if not (found := segment_paths(item)) and not (item / LOCK_NAME).exists():
+            if not segment_paths(item) and not any((item / name).exists() for name in (LOCK_NAME, INDEX_NAME)):
                 raise NotATraceError(f"this folder is not the spool of a trace: {item}")
-            segments[item] = found
+            sources.append(Source.spool(item))
         elif is_file_format(item):
             sources.append(Source.sealed(item))
         else:
-            segments.setdefault(item.parent, []).append(item)
-    sources += [Source.spool(folder, files) for folder, files in segments.items()]
+            segments.append(item)
+    if segments:
+        sources.append(Source.segments(segments))
     return Trace(text, sources)
 
 

@@ -13,6 +13,8 @@ from tracekit.tables import OLDEST_SCHEMA, SCHEMA_VERSION, SINCE, TABLES
 
 VERSION_KEY = b"tracekit.schema_version"
 WRITER_KEY = b"tracekit.version"
+NONCE_KEY = b"tracekit.nonce"
+SEAL_KEY = b"tracekit.seal"
 
 _TYPES = {
     "u1": pa.uint8(),
@@ -51,6 +53,22 @@ def arrow_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
         if SINCE.get(table, OLDEST_SCHEMA) <= version
     ]
     return pa.schema(fields, metadata={VERSION_KEY: str(version), WRITER_KEY: __version__})
+
+
+@functools.lru_cache(maxsize=8)
+def spool_schema(nonce: str) -> pa.Schema:
+    """Return the schema of the hot segments of one spool."""
+    return _marked(NONCE_KEY, nonce)
+
+
+def sealed_schema(seal: str) -> pa.Schema:
+    """Return the schema of one sealed trace, which tells of which sealing it is."""
+    return _marked(SEAL_KEY, seal) if seal else arrow_schema()
+
+
+def _marked(key: bytes, value: str) -> pa.Schema:
+    schema = arrow_schema()
+    return schema.with_metadata({**(schema.metadata or {}), key: value.encode()})
 
 
 def fields_of(version: int, tables: Sequence[str] | None) -> list[int] | None:

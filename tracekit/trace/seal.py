@@ -14,12 +14,14 @@ import pyarrow as pa
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major, rows_of
 from tracekit.trace.gather import Array, Rows, Weights, slots_of
-from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, Tally, clip, loss_table, notes, settled
+from tracekit.trace.ledger import UNKNOWN_ENGINE, Loss, loss_table, settled
 from tracekit.trace.output import check_output, new_file
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.reader import Trace, load, open_trace
-from tracekit.trace.schema import arrow_schema
+from tracekit.trace.runs import Run
+from tracekit.trace.schema import sealed_schema
 from tracekit.trace.sources import Stored
+from tracekit.trace.tally import Tally
 
 SEALED_LEVEL = 9
 BATCH_ROWS = 1 << 20
@@ -40,6 +42,7 @@ class SealReport:
     rows: dict[str, int]  # by table
     losses: list[Loss]
     notes: list[str]  # on engines that never said goodbye, and lost nothing by it
+    files: list[Path]  # that it was made of
 
     @property
     def complete(self) -> bool:
@@ -54,6 +57,7 @@ def seal(
     idle: Mapping[str, int] = MappingProxyType({}),
     *,
     batch_rows: int = BATCH_ROWS,
+    name: str = "",
 ) -> SealReport:
     """Write the trace at `source` (a spool, as a rule) into the new file `out`.
 
@@ -65,6 +69,7 @@ def seal(
         extra_losses: What recorders know they could not deliver: dicts with engine_id, from_seq, to_seq, reason, rows.
         idle: By engine id, the batch up to which an engine that is idle has told everything.
         batch_rows: Tokens in a batch; one request is never split.
+        name: of this sealing, kept in the file.
 
     Raises:
         OutputError: `out` exists, or cannot be written.
@@ -77,24 +82,25 @@ def seal(
         if tally.engine_id in idle:
             tally.rest(idle[tally.engine_id])
     losses = _all_losses(trace, list(extra_losses))
+    told = trace.notes()
     plans = [_plan(trace, tally, batch_rows) for tally in trace.tallies.values()]
     total = sum(len(plan.slots) for plan in plans)
     rows = dict.fromkeys(TABLES, 0)
     with new_file(out) as file:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", SEALED_LEVEL))
-        with pa.ipc.new_file(file, arrow_schema(), options=options) as writer:
+        with pa.ipc.new_file(file, sealed_schema(name), options=options) as writer:
             number = 0
             for plan in plans:
                 for batch in plan.batches(plan.own(losses)):
                     number += 1
-                    meta = replace(plan.meta, seq=number, of=total)
+                    meta = replace(plan.meta, seq=number, of=total, notes=tuple(trace.incidents))
                     writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
                     for name in TABLES:
                         rows[name] += len(rows_of(batch, name))
         file.flush()
         size = file.tell()
     num_engines = sum(bool(tally.engine_id) for tally in trace.tallies.values())
-    return SealReport(Path(out), size, total, num_engines, rows, losses, notes(trace.tallies.values(), losses))
+    return SealReport(Path(out), size, total, num_engines, rows, losses, told, trace.files)
 
 
 def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
@@ -104,10 +110,8 @@ def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
         number = numbers.setdefault(item["engine_id"], max(trace.tallies, default=-1) + 1)
         if number not in trace.tallies:
             trace.tallies[number] = Tally(number, item["engine_id"])
-        loss = Loss(number, item["from_seq"], item["to_seq"], item["reason"], dict(item["rows"]))
-        stored = [stored.meta for stored, engine in trace.stored if engine == number and not stored.meta.of]
-        if kept := clip(loss, stored):
-            trace.extra.append(kept)
+        trace.extra.append(Loss.aside(item, number))
+    trace.damage = [damage for damage in trace.damage if not damage.told]
     losses = settled(trace.reported(), trace.found())
     if any(loss.engine is None for loss in losses):
         trace.tallies[UNKNOWN_ENGINE] = Tally(UNKNOWN_ENGINE, "")
@@ -136,7 +140,9 @@ class _Plan:
             dict(tally.lost),
             tally.last,
             tally.idle,
-            seqs=tuple(tally.runs),
+            seqs=tuple((run.first, run.last) for run in tally.runs),
+            ends=() if tally.settled else tuple(_counters(run) for run in tally.runs),
+            end=tally.end_seq,
         )
 
     def own(self, losses: Iterable[Loss]) -> list[Loss]:
@@ -191,6 +197,10 @@ def _plan(trace: Trace, tally: Tally, batch_rows: int) -> _Plan:
         kept = []
     chunks = {name: rows.take() for name, rows in side.items()}
     return _Plan(tally, stored, spans, slots_of(*weights.by_request(), batch_rows), chunks, kept)
+
+
+def _counters(run: Run) -> dict[str, Any]:
+    return {"before": run.before, "produced": run.produced, "lost": run.lost}
 
 
 def _requests_of(batch: pa.RecordBatch, table: str) -> Array:

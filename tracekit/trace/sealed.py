@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ from tracekit.errors import (
 )
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta, widened
+from tracekit.trace.durable import OpenFile
 from tracekit.trace.proof import from_metadata, verify
-from tracekit.trace.schema import check_schema, fields_of
+from tracekit.trace.schema import SEAL_KEY, check_schema, fields_of
 from tracekit.trace.segments import DAMAGE
+from tracekit.trace.weigh import blocks, too_heavy
 
 MAGIC = b"ARROW1"
 
@@ -56,16 +57,20 @@ class SealedFile:
         """
         self.path = path
         self.name = name or str(path)
-        _check_ends(path, self.name)
+        self._file = _check_ends(path, self.name)
         self.schema_version = SCHEMA_VERSION
         reader = self._open(None)
         self.schema_version = check_schema(reader.schema, self.name)
         try:
             count = reader.num_record_batches
+            self._blocks = blocks(self._file.read, self._file.size)
+            if count != len(self._blocks):
+                raise ValueError("two numbers of batches")
             if count == 0:
                 _check_empty(path)
         except DAMAGE:
             raise DamagedFooterError(self.name) from None
+        self.seal = (reader.schema.metadata or {}).get(SEAL_KEY, b"").decode("utf-8", "replace")
         self.batches = [SealedBatch(self, self.read(index, ["engines"])[1]) for index in range(count)]
         if any(batch.meta.of != count for batch in self.batches):
             told = "1 batch" if count == 1 else f"{count} batches"
@@ -75,6 +80,8 @@ class SealedFile:
         """Read and verify the named tables of one batch, counted from 0, and what it says about itself."""
         where = f"batch {index + 1} of {self.name}"
         try:
+            if too_heavy(self._file.read, *self._blocks[index]):
+                raise TraceCorruptError(f"{where} claims more memory than it can need")
             read = self._open(tables).get_batch_with_custom_metadata(index)
             batch, metadata = read.batch, dict(read.custom_metadata or {})
         except DAMAGE:
@@ -95,19 +102,18 @@ class SealedFile:
             raise DamagedFooterError(self.name) from None
 
 
-def _check_ends(path: Path, name: str) -> None:
+def _check_ends(path: Path, name: str) -> OpenFile:
     try:
-        with open(path, "rb") as file:
-            head = file.read(len(MAGIC) + 2)
-            file.seek(-min(len(MAGIC), len(head)), os.SEEK_END)
-            tail = file.read()
-            size = file.tell()
+        file = OpenFile(path)
+        head = file.read(0, len(MAGIC) + 2)
+        tail = file.read(max(file.size - len(MAGIC), 0), len(MAGIC))
     except OSError as error:
         raise UnreadableTraceError(name, error) from None
     if not head or not head.startswith(MAGIC[: len(head)]):
         raise NotArrowError(name)
-    if tail != MAGIC or size <= len(head) + len(MAGIC):
-        raise TraceTruncatedError(f"the trace ends before its own end, after {size} bytes: {name}")
+    if tail != MAGIC or file.size <= len(head) + len(MAGIC):
+        raise TraceTruncatedError(f"the trace ends before its own end, after {file.size} bytes: {name}")
+    return file
 
 
 def _check_empty(path: Path) -> None:

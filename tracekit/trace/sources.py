@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from tracekit.errors import NotArrowError, UnreadableTraceError
+from tracekit.errors import NotArrowError, TraceCorruptError, UnreadableTraceError
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta
-from tracekit.trace.ledger import Tally
+from tracekit.trace.durable import OpenFile
+from tracekit.trace.hold import is_live
+from tracekit.trace.index import INDEX_NAME, Index, Standing, read_index
 from tracekit.trace.sealed import MAGIC, SealedFile
-from tracekit.trace.segments import Damage, is_live, scan
+from tracekit.trace.segments import Damage, HotBatch, salvage, scan, segment_paths
+
+_ATTEMPTS = 5
 
 
 class Stored(Protocol):
@@ -28,7 +32,13 @@ class Stored(Protocol):
 
 
 class Source:
-    """A sealed file, or the hot segments of one spool."""
+    """A sealed file, or the hot segments of one spool.
+
+    Attributes:
+        engines: by id, how far the spool's index says that each has got.
+        losses: that the index has of recorders: engine_id, from_seq, to_seq, reason, rows.
+        notes: what happened and lost nothing.
+    """
 
     schema_version: int = SCHEMA_VERSION
     live: bool = False
@@ -37,8 +47,10 @@ class Source:
     def __init__(self) -> None:
         self.files: list[Path] = []
         self.batches: list[Stored] = []
-        self.tallies: list[Tally] = []
         self.damage: list[Damage] = []
+        self.engines: dict[str, Standing] = {}
+        self.losses: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     @classmethod
     def sealed(cls, path: Path, name: str | None = None) -> Source:
@@ -47,28 +59,72 @@ class Source:
         source.schema_version, source.is_sealed = file.schema_version, True
         source.files = [path]
         source.batches = list(file.batches)
-        source.tallies = [Tally.of_sealed(metas) for metas in _by_engine(batch.meta for batch in file.batches)]
+        source.notes = list(dict.fromkeys(text for batch in file.batches for text in batch.meta.notes))
         return source
 
     @classmethod
-    def spool(cls, folder: Path, segments: Iterable[Path]) -> Source:
-        """Read hot segments, which are scanned and verified here and now."""
+    def segments(cls, paths: Iterable[Path]) -> Source:
+        """Read hot segments without the spool they belong to."""
         source = cls()
-        source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
-        seen: set[tuple[str, int]] = set()
-        versions: set[int] = set()
-        for path in segments:
-            source.files.append(path)
-            for found in scan(path):
-                if isinstance(found, Damage):
-                    source.damage.append(found)
-                elif (key := (found.meta.engine_id, found.meta.seq)) not in seen:
-                    seen.add(key)
-                    source.batches.append(found)
-                    versions.add(found.schema_version)
-        source.schema_version = max(versions, default=SCHEMA_VERSION)
-        source.tallies = [Tally.of_hot(metas) for metas in _by_engine(batch.meta for batch in source.batches)]
+        for path in paths:
+            source.live = source.live or is_live(path.parent)
+            source._take(path, scan(path))
         return source
+
+    @classmethod
+    def spool(cls, folder: Path) -> Source:
+        """Read a spool: its segments are scanned and verified here and now, its damage is noted."""
+        for _ in range(_ATTEMPTS):
+            source = cls()
+            source.live = is_live(folder)  # first: a writer that ends meanwhile leaves whole segments
+            index = source._read_index(folder)
+            for path in segment_paths(folder):
+                if index is None or path.name not in index.superseded:
+                    source._take(path, salvage(path, index.nonce if index else ""), index)
+            if not source._moved(folder, index):
+                break
+        return source
+
+    def _take(self, path: Path, found: Iterable[HotBatch | Damage], index: Index | None = None) -> None:
+        self.files.append(path)
+        for item in found:
+            if isinstance(item, Damage):
+                self.damage.append(item if index is None else item.known())
+                if item.what:
+                    self.files.remove(path)
+            else:
+                self.batches.append(item)
+                self.schema_version = item.schema_version
+
+    def _read_index(self, folder: Path) -> Index | None:
+        path = folder / INDEX_NAME
+        try:
+            index = read_index(folder)
+        except TraceCorruptError:
+            self.damage.append(Damage(path, 0, 0, False, "is damaged, so it is not known what was there"))
+            return None
+        if index is not None:
+            self.engines, self.losses, self.notes = index.engines, index.losses, list(index.incidents)
+            if index.blind:
+                self.damage.append(Damage(path, 0, 0, False, "was damaged, and so were segments"))
+        return index
+
+    def _moved(self, folder: Path, index: Index | None) -> bool:
+        """Whether the writer put what we were reading elsewhere meanwhile."""
+        if index is None:
+            if any(isinstance(batch, HotBatch) for batch in self.batches) and not self.damage:
+                self.damage.append(Damage(folder / INDEX_NAME, 0, 0, False, "is missing"))
+            return self.live
+        # what is missing of them is a loss of the engines that the index knows
+        files = [(name, 0) for name in index.growing] + list(index.whole.items())
+        return self.live and any(_size(folder / name) < size for name, size in files) and read_index(folder) != index
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return -1
 
 
 def is_file_format(path: Path) -> bool:
@@ -79,8 +135,7 @@ def is_file_format(path: Path) -> bool:
         NotArrowError: it is neither.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(len(MAGIC))
+        head = OpenFile(path).read(0, len(MAGIC))
     except OSError as error:
         raise UnreadableTraceError(path, error) from None
     if head and (MAGIC.startswith(head) or head.startswith(MAGIC)):
@@ -88,10 +143,3 @@ def is_file_format(path: Path) -> bool:
     if head and head[:4] == b"\xff\xff\xff\xff"[: len(head)]:
         return False
     raise NotArrowError(path)
-
-
-def _by_engine(metas: Iterable[BatchMeta]) -> Iterable[list[BatchMeta]]:
-    groups: dict[str, list[BatchMeta]] = {}
-    for meta in metas:
-        groups.setdefault(meta.engine_id, []).append(meta)
-    return groups.values()

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from tracekit.errors import OutputError
 from tracekit.trace.batch import BatchMeta
+from tracekit.trace.durable import cut, sync_folder
+from tracekit.trace.hold import Hold
 from tracekit.trace.hot import HotSegment
+from tracekit.trace.index import INDEX_NAME, Seals, Standing
 from tracekit.trace.proof import to_metadata
-from tracekit.trace.segments import LOCK_NAME, SUFFIX, Damage, scan, segment_paths, truncate_torn_tail
+from tracekit.trace.recovery import look, standings
+from tracekit.trace.segments import segment_name, segment_paths
 
 SEGMENT_BYTES = 64 << 20
+SEGMENT_SECS = 300.0
+CHECKPOINT_BATCHES = 256  # after so many the index is written anew: a restart decodes what came after it
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class ResumePoint:
     """Where an engine's recording stands on the disk."""
 
     engine: int
-    seq: int  # the highest on the disk
+    seq: int  # the end of what is there without a gap
     produced: dict[str, int]
     lost: dict[str, int]
     last: bool
@@ -37,33 +44,55 @@ class SpoolWriter:
 
     Unsynced messages are kept in memory until `sync` succeeds: when a sync fails, the kernel may have dropped pages
     and called them clean, so the segment is abandoned, never synced again, and its unsynced messages go to a new one.
-    The reader drops the copy that it has seen.
+    One that holds nothing else is removed. The reader drops the copy that it has seen.
+
+    Attributes:
+        failed_syncs: how often the disk refused to sync, whether or not the copy went through.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Take the folder, creating it (0700), and cut the torn tail that a crash may have left.
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        segment_secs: float = SEGMENT_SECS,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """Take the folder, creating it (0700), and make durable what another writer left in it.
+
+        Args:
+            segment_bytes, segment_secs: when a segment is ended and the next begun.
+            say: is handed a line when something happens that a person should know of.
 
         Raises:
             OutputError: another writer holds it, or it cannot be written.
-            TraceError: what is in it cannot be read as a spool.
+            SchemaTooNewError: a newer tracekit wrote what is in it.
         """
         self.folder = Path(folder)
-        self._segment_bytes = segment_bytes
+        self.failed_syncs = 0
+        self._segment_bytes, self._segment_secs, self._say = segment_bytes, segment_secs, say
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._segments: list[HotSegment] = []  # not yet synced, and the one being written at the end
         self._orphans: list[bytes] = []  # messages of abandoned segments, still to be written again
+        self._standings: dict[str, Standing] = {}  # as appended, without a gap
+        self._since_index = 0  # batches
+        self._failing = False
+        self._index_is_old = True
         self._closed = False
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_file = _take_lock(self.folder)
+            self._hold = Hold(self.folder)
         except OSError as error:
             raise OutputError(f"cannot write the spool folder {self.folder}: {error.strerror}") from None
         try:
-            self._resume, self._next_number = _recover(self.folder)
+            self._recover()
+        except OSError as error:
+            self._let_go()
+            raise OutputError(f"cannot write the spool folder {self.folder}: {error.strerror}") from None
         except BaseException:
-            os.close(self._lock_file)
+            self._let_go()
             raise
+        self._resume = {name: ResumePoint(**vars(standing)) for name, standing in self._standings.items()}
 
     def resume(self) -> dict[str, ResumePoint]:
         """Return, by engine id, what was on the disk when the spool was opened."""
@@ -75,13 +104,19 @@ class SpoolWriter:
         Raises:
             OutputError: the disk refused it (it is full, say); nothing of it stays, and it may be appended again.
         """
-        metadata = to_metadata(batch, meta)
+        metadata = to_metadata(batch, replace(meta, nonce=self._index.nonce))
         with self._lock:
             try:
                 self._write_orphans()
-                return self._write(lambda segment: segment.encode(batch, metadata))
+                size = self._write(lambda segment: segment.encode(batch, metadata))
             except OSError as error:
                 raise OutputError(f"cannot append to the spool {self.folder}: {error.strerror}") from None
+            self._since_index += 1
+            # an engine must be in the index before anything of it is confirmed
+            if meta.engine_id not in self._standings or self._since_index >= CHECKPOINT_BATCHES:
+                self._index_is_old = True
+            self._standings[meta.engine_id] = Standing(meta.engine, meta.seq, meta.produced, meta.lost, meta.last)
+            return size
 
     def sync(self) -> None:
         """Return once everything appended before this call is on the disk.
@@ -93,26 +128,85 @@ class SpoolWriter:
             for attempt in range(2):
                 try:
                     self._sync_once()
+                    self._failing = False
                     return
                 except OSError as error:
+                    text = f"cannot sync the spool {self.folder}: {error.strerror}"
                     if attempt:
-                        raise OutputError(f"cannot sync the spool {self.folder}: {error.strerror}") from None
+                        raise OutputError(text) from None
+                    if not self._failing:
+                        self._say(f"{text}; what was not confirmed is written anew, into another file")
+                    self._failing = True
+
+    def add_losses(self, losses: Iterable[Mapping[str, Any]]) -> None:
+        """Keep what recorders know they could not deliver: engine_id, from_seq, to_seq, reason, rows.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        with self._lock:
+            self._index.losses += [dict(loss) for loss in losses]
+            self._index_is_old = True
+        self.sync()
 
     def close(self) -> None:
         """End the open segment, sync and let go of the folder; a second call does nothing."""
+        try:
+            self.end()
+        finally:
+            self._let_go()
+
+    def end(self) -> None:
+        """End the open segment and sync, but keep the folder: nobody else writes it until `close`."""
         if self._closed:
             return
         self._closed = True
-        try:
-            with self._lock:
-                for segment in self._segments:
-                    segment.end()
-            self.sync()
-        finally:
+        with self._lock:
             for segment in self._segments:
-                segment.close()
-            self._segments.clear()
-            os.close(self._lock_file)
+                segment.end()
+        self._index_is_old = True
+        self.sync()
+
+    @property
+    def seals(self) -> Seals | None:
+        """The trace that was being made of this spool when its last writer ended, or that is being made now."""
+        return self._index.seals
+
+    def announce(self, out: Path, name: str) -> None:
+        """Note that the spool, which was ended, is being sealed: who comes after a crash finds out how far that got.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        self._index.seals = Seals(str(out.absolute()), name, list(self._index.whole))
+        self._rewrite()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove segments that are in a sealed trace, and nothing else.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        for name in names:
+            self._index.whole.pop(name, None)
+            self._index.superseded.append(name)
+        self._index.engines, self._index.losses, self._index.incidents = {}, [], []
+        self._standings, self._resume, self._index.seals = {}, {}, None
+        self._rewrite()
+
+    def remove(self) -> None:
+        """Remove the folder, where nothing is left in it, and let go of it."""
+        self._closed = True
+        if not segment_paths(self.folder):
+            (self.folder / INDEX_NAME).unlink(missing_ok=True)
+        self._hold.remove()
+
+    def _rewrite(self) -> None:
+        try:
+            self._index.write(self.folder)
+            self._index.drop(self.folder)
+        except OSError as error:
+            raise OutputError(f"cannot write the spool folder {self.folder}: {error.strerror}") from None
 
     def __enter__(self) -> SpoolWriter:
         return self
@@ -120,19 +214,58 @@ class SpoolWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _let_go(self) -> None:
+        for segment in self._segments:
+            segment.close()
+        self._segments.clear()
+        self._hold.release()
+
+    def _recover(self) -> None:
+        """Copy what may be in the page cache alone, sync it, and only then forget where it was."""
+        found = look(self.folder)
+        self._index, self._next_number = found.index, found.next_number
+        self._standings = standings(found)
+        index = self._index
+        index.whole = {**found.whole, **index.whole}
+        index.superseded += [path.name for path in found.superseded]
+        index.growing = {}
+        try:
+            for batch in found.tail:
+                message = batch.message()
+                self._write(lambda _: message)  # noqa: B023 - called at once
+                self._segments[-1].unsynced.clear()  # it lies in the old segment, too
+            self._sync_once()
+        except OSError:
+            for segment in self._segments:
+                segment.path.unlink(missing_ok=True)
+            raise
+        for path, size in found.cut.items():
+            cut(path, size)
+
     def _write(self, encode: Callable[[HotSegment], bytes]) -> int:
         segment = self._segments[-1] if self._segments else None
-        if segment is None or segment.ended or segment.size >= self._segment_bytes:
+        if segment is None or segment.ended or segment.size >= self._segment_bytes or self._is_old(segment):
             if segment is not None:
                 segment.end()
-            path = self.folder / f"hot-{self._next_number:06d}{SUFFIX}"
-            self._next_number += 1
-            segment = HotSegment.create(path)
-            self._segments.append(segment)
+            segment = self._begin()
         message = encode(segment)
         segment.write(message)
         segment.unsynced.append(message)
         return len(message)
+
+    def _is_old(self, segment: HotSegment) -> bool:
+        return time.monotonic() - segment.began >= self._segment_secs
+
+    def _begin(self) -> HotSegment:
+        while True:
+            number, self._next_number = self._next_number, self._next_number + 1
+            try:
+                segment = HotSegment.create(self.folder / segment_name(number), self._index.nonce)
+            except FileExistsError:
+                continue  # whatever it is, it is not ours
+            self._segments.append(segment)
+            self._index_is_old = True
+            return segment
 
     def _write_orphans(self) -> None:
         while self._orphans:
@@ -143,58 +276,59 @@ class SpoolWriter:
     def _sync_once(self) -> None:
         with self._lock:
             self._write_orphans()
-            work = [(segment, len(segment.unsynced)) for segment in self._segments]
-        for segment, count in work:
-            try:
-                os.fdatasync(segment.fd)
-                if segment.is_new:
-                    _sync_folder(self.folder)
-            except OSError:
-                with self._lock:
-                    self._segments.remove(segment)
-                    self._orphans += segment.unsynced
-                    segment.close()
-                raise
-            with self._lock:
-                segment.is_new = False
-                del segment.unsynced[:count]
+            work = [_Work(segment) for segment in self._segments]
+            standings = dict(self._standings)
+            index_is_old, self._index_is_old = self._index_is_old, False
+        try:
+            for item in work:
+                try:
+                    os.fdatasync(item.segment.fd)
+                except OSError as error:
+                    with self._lock:
+                        self._abandon(item.segment, error)
+                    raise
+            if index_is_old:
+                sync_folder(self.folder)
+                self._write_index(work, standings)
+        except OSError:
+            self._index_is_old = True
+            raise
+        with self._lock:
+            for item in work:
+                segment = item.segment
+                segment.synced = item.size
+                del segment.unsynced[: item.count]
                 if segment.ended and not segment.unsynced:
                     self._segments.remove(segment)
                     segment.close()
 
+    def _abandon(self, segment: HotSegment, error: OSError) -> None:
+        self.failed_syncs += 1
+        self._index.incident(f"the disk refused to sync {segment.path.name} ({error.strerror}), it was written anew")
+        self._index_is_old = True
+        self._segments.remove(segment)
+        self._orphans += segment.unsynced
+        with contextlib.suppress(OSError):  # the disk is ill, and nothing below depends on it
+            if segment.synced:
+                os.ftruncate(segment.fd, segment.synced)
+                self._index.whole[segment.path.name] = segment.synced
+            else:
+                segment.path.unlink(missing_ok=True)  # nothing but copies of what we have
+        segment.close()
 
-def _take_lock(folder: Path) -> int:
-    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for _ in range(20):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            time.sleep(0.01)  # a reader holds it for an instant, to see whether a writer does
-    os.close(fd)
-    raise OutputError(f"another tracekitd is writing this spool: {folder}")
-
-
-def _recover(folder: Path) -> tuple[dict[str, ResumePoint], int]:
-    """Return where each engine stands and the number of the next segment, after cutting a torn tail."""
-    points: dict[str, ResumePoint] = {}
-    paths = segment_paths(folder)
-    for path in paths:
-        for found in scan(path):
-            if isinstance(found, Damage):
-                if found.at_end:
-                    truncate_torn_tail(path, found)
-                continue
-            meta = found.meta
-            known = points.get(meta.engine_id)
-            if known is None or known.seq < meta.seq:
-                points[meta.engine_id] = ResumePoint(meta.engine, meta.seq, meta.produced, meta.lost, meta.last)
-    return points, int(paths[-1].name.removesuffix(SUFFIX).split("-")[1]) + 1 if paths else 0
+    def _write_index(self, work: list[_Work], standings: dict[str, Standing]) -> None:
+        index = self._index
+        index.engines = standings
+        index.whole |= {item.segment.path.name: item.size for item in work if item.ended}
+        index.growing = {item.segment.path.name: item.size for item in work if not item.ended}
+        index.write(self.folder)
+        self._since_index = 0
+        index.drop(self.folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+class _Work:
+    """What a sync covers of a segment, which grows meanwhile."""
+
+    def __init__(self, segment: HotSegment) -> None:
+        self.segment = segment
+        self.count, self.size, self.ended = len(segment.unsynced), segment.size, segment.ended

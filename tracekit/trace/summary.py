@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -36,7 +36,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
             bounds = pc.min_max(tokens.field("position")).as_py()
             positions = [min([bounds["min"], *positions]), max([bounds["max"], *positions])]
             versions.update(pc.unique(tokens.field("weight_version")).to_pylist())
-    size = sum(os.path.getsize(path) for path in trace.files)
+    size = sum(_size(path) for path in trace.files)
     losses = trace.losses()
     return {
         "path": trace.path,
@@ -59,3 +59,10 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "losses": losses,
         "notes": trace.notes(),
     }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # the daemon has put it into another file meanwhile
+        return 0

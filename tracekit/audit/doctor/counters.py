@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tracekit.audit.findings import BREAKS_REPLAY, Check, Finding, Violation
-from tracekit.trace.ledger import Loss, Tally, balance
+from tracekit.trace.ledger import Loss, balance
+from tracekit.trace.tally import Tally
 
 
 def _unbalanced(tally: Tally, losses: Sequence[Loss]) -> list[str]:

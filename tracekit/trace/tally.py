@@ -1,0 +1,109 @@
+"""One engine as the stored batches, and the spool's index, tell it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tracekit.trace.batch import BatchMeta
+from tracekit.trace.runs import Run, holes, joined
+
+
+@dataclass
+class Tally:
+    """Numbers and counters of one engine; nothing is added once anything was asked.
+
+    Attributes:
+        pieces: what is stored, as finely as it is known: of hot batches each one.
+        standing: up to where the engine is known to have got, stored or not.
+        settled: its holes are told by losses that lie in the file, and cannot be found again.
+        idle: it never said goodbye, but had told everything.
+    """
+
+    engine: int
+    engine_id: str
+    pieces: list[Run] = field(default_factory=list)
+    stored: Counter[str] = field(default_factory=Counter)
+    standing: Run | None = None
+    settled: bool = False
+    idle: bool = False
+
+    def add_hot(self, meta: BatchMeta) -> None:
+        """Add a batch of a segment; they may come in any order, but each number once."""
+        self.pieces.append(Run.of(meta))
+        self.stored.update(meta.rows)
+
+    def add_sealed(self, meta: BatchMeta) -> bool:
+        """Add what one sealed file holds, as any of its batches of this engine tells it.
+
+        Returns:
+            False where some of it is here already: rows would be there twice.
+        """
+        # one that was sealed before ends were kept has the counters of the whole alone
+        ends = meta.ends or tuple({"before": {}, "produced": meta.produced, "lost": meta.lost} for _ in meta.seqs)
+        runs = [Run(first, last, **counters) for (first, last), counters in zip(meta.seqs, ends, strict=True)]
+        if any(run.first <= old.last and old.first <= run.last for run in runs for old in self.pieces):
+            return False
+        self.settled = self.settled or len(meta.ends) != len(meta.seqs)
+        end = max(meta.end, runs[-1].last if runs else 0)
+        if end >= (self.standing.last if self.standing else 0):
+            self.idle = meta.idle
+        self.pieces += runs
+        self.know(Run(1, end, {}, meta.produced, meta.lost, meta.last) if end else None)
+        return True
+
+    def know(self, standing: Run | None) -> None:
+        """Take up to where the engine is known to have got."""
+        if standing is not None and (self.standing is None or standing.last >= self.standing.last):
+            self.standing = standing
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The stored numbers, ascending, in runs that do not touch."""
+        return joined(self.pieces)
+
+    @property
+    def end_seq(self) -> int:
+        """The last number that is known: what came after it is in no counter; 0 where there is none."""
+        return max(self.runs[-1].last if self.runs else 0, self.standing.last if self.standing else 0)
+
+    @property
+    def holes(self) -> list[tuple[int, int, Counter[str]]]:
+        """The numbers up to the last known one that are not stored, and their rows by table."""
+        if self.settled:
+            return []
+        known, standing = list(self.runs), self.standing
+        if standing is not None and standing.last > (known[-1].last if known else 0):
+            end = standing.last + 1  # what is missing at the end is a hole in front of a batch that never was
+            known.append(Run(end, end, standing.produced, standing.produced, standing.lost))
+        return holes(known)
+
+    @property
+    def produced(self) -> Counter[str]:
+        """Rows by table since the engine began, dropped ones included."""
+        return self._counters(Counter[str](), *(run.produced for run in self._ends))
+
+    @property
+    def lost(self) -> Counter[str]:
+        """Of these, those that its recorder never sent."""
+        return self._counters(Counter[str](), *(run.lost for run in self._ends))
+
+    @property
+    def last(self) -> bool:
+        """Whether it said goodbye."""
+        return any(run.goodbye for run in self._ends)
+
+    def rest(self, seq: int) -> None:
+        """Take the engine's claim that it was idle, with everything told up to batch `seq`, if all that is stored."""
+        self.idle = (self.runs[-1].last if self.runs else 0) >= seq
+
+    @property
+    def _ends(self) -> list[Run]:
+        return [*self.runs, *([self.standing] if self.standing else [])]
+
+    @staticmethod
+    def _counters(total: Counter[str], *counts: dict[str, int]) -> Counter[str]:
+        for count in counts:
+            total |= Counter(count)
+        return total
