@@ -24,6 +24,9 @@ import click
 @click.option(
     "--workers", metavar="N|ray://HOST:PORT", help="Score on N processes of this machine, or on a Ray cluster."
 )
+@click.option("--engine", metavar="v0|v1|latest",
+              help="Also force the recorded tokens through this engine, in the recorded composition.")  # fmt: skip
+@click.option("--python", type=click.Path(), help="The same in your own environment.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
@@ -37,6 +40,8 @@ def command(
     max_batch_tokens: int | None,
     budget: float | None,
     workers: str | None,
+    engine: str | None,
+    python: str | None,
     as_json: bool,
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
@@ -69,6 +74,8 @@ def command(
         budget_secs=budget,
         keep=cache_dir() / "replay",
         workers=workers,
+        engine=engine,
+        python=python,
         show_progress=True,
     )
     if output:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.diagnose.profile import Profile
+from tracekit.diagnose.reran import Reran
 from tracekit.diagnose.settings import Settings
 from tracekit.scores import Scores, Values
 
@@ -81,6 +82,9 @@ class Run:
     settings: Settings | None = None  # sampling parameters of each token
     profile: Profile | None = None  # raw logits of some tokens
     strata: Strata | None = None  # None where the trace has no steps
+    dtype: str = ""  # of the body in the trainer's pass
+    engine_dtype: str | None = None  # of the weights as the engine received them, where the trace tells
+    reran: Reran | None = None  # what the engine said when the tokens were forced through it again
 
     @property
     def trainer(self) -> Scores[Values]:

@@ -18,6 +18,7 @@ from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
+from tracekit.diagnose.parts import Parts, split
 from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
 from tracekit.diagnose.withheld import withheld
@@ -52,6 +53,7 @@ class Verdict:
         chance: probability that a clean run would show that many.
         kv: other histories of the KV against the recorded one, where weights changed within a rollout.
         masters: what casting the stored weights to the engine's dtype does, null where it does nothing.
+        parts: what makes recorded and replayed values differ, where the engine ran again, else null.
         left: what remains for the inference path once a semantic mismatch is corrected; null where there is none.
         findings: other things the numbers say.
         limits: what was not tested, and what size of fault the noise hides.
@@ -73,6 +75,7 @@ class Verdict:
     chance: float
     kv: list[KvHypothesis]
     masters: Masters | None
+    parts: Parts | None
     left: OnPath | None
     findings: list[Remark]
     limits: list[Remark]
@@ -129,6 +132,7 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         chance=chance,
         kv=kv,
         masters=masters_factor(run, lens),
+        parts=split(run, lens),
         left=on_path if layer == SEMANTIC else None,
         findings=findings(run, semantic, before, kv),
         limits=limits(run, judged.floor, semantic),

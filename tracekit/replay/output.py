@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from tracekit.diagnose.data import Run
 from tracekit.diagnose.noise import TokenNoise
+from tracekit.diagnose.parts import Parts, token_parts
+from tracekit.diagnose.reran import COMPOSED
 from tracekit.diagnose.result import Result
 from tracekit.errors import NotATraceError, SchemaTooNewError, UnreadableTraceError
 from tracekit.trace.output import new_file
@@ -50,12 +52,14 @@ class Replay:
     tokens: pa.Table
 
 
-def token_table(run: Run, noise: TokenNoise) -> pa.Table:
+def token_table(run: Run, noise: TokenNoise, parts: Parts | None = None) -> pa.Table:
     """Return the tokens of a judged run.
 
     Args:
         run: the tokens and their scores.
         noise: what the verdict made of each.
+        parts: of the verdict; where the engine ran again, `rerun_logprob` and one column `part_…` for each part, NaN
+            where a token has it not, are added to those of `SCHEMA`.
     """
     columns = {
         "engine": np.array([r.engine for r in run.rollouts])[run.rollout],
@@ -74,7 +78,14 @@ def token_table(run: Run, noise: TokenNoise) -> pa.Table:
         "engine_step": run.engine_step,
     }
     arrays = [pa.array(columns[f.name].astype(f.type.to_pandas_dtype()), f.type) for f in SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    if parts is None or run.reran is None:
+        return table
+    more = {"rerun_logprob": run.reran.values[COMPOSED]}
+    more |= {f"part_{name}": values for name, values in token_parts(run, parts.lens).items()}
+    for name, values in more.items():
+        table = table.append_column(pa.field(name, pa.float64(), nullable=False), pa.array(values))
+    return table
 
 
 def write_replay(replay: Replay, path: str | os.PathLike[str]) -> None:

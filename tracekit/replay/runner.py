@@ -29,6 +29,7 @@ from tracekit.replay.planning import num_shared, plan_units
 from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
+from tracekit.replay.rerun import environment, run_again
 from tracekit.replay.rollouts import Rollouts
 from tracekit.replay.running import Mapper, join, locally, run_units, totals
 from tracekit.replay.scorers import (
@@ -70,6 +71,8 @@ def replay(
     budget_secs: float | None = None,
     keep: str | Path | None = None,
     workers: str | int | None = None,
+    engine: str | None = None,
+    python: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
     load: Load | None = None,
 ) -> Replay:
@@ -89,6 +92,8 @@ def replay(
         budget_secs: about how long scoring may take: as many rollouts as that allows are scored, spread evenly.
         keep: a folder for what was scored, from which an interrupted replay goes on; it is gone at the end.
         workers: score on so many Ray actors on this machine, or on those that `ray://HOST:PORT` has room for.
+        engine: force the recorded tokens through this engine, too (v0, v1 or latest): the sharp lens.
+        python: the same, in the environment of this interpreter.
         show_progress: a line on stderr with the time that is left.
         load: makes a scorer from a folder and what its weights are loaded as; the default does with transformers.
 
@@ -96,7 +101,7 @@ def replay(
         The result (verdict, codes, numbers) and the table of all scored tokens.
 
     Raises:
-        ReplayRefused: a verdict would be a guess; see `read_rollouts`, `choose_weights` and `identity_test`.
+        ReplayRefused: a verdict would be a guess; see `read_rollouts`, `choose_weights`, `identity_test`, `run_again`.
         UsageError: `expect` or `dtype` is unknown, weights are given for a version that the trace does not have, or no
             model is given and the trace names none that is here.
         ModelError: a folder cannot be loaded or has another vocabulary.
@@ -137,6 +142,11 @@ def replay(
     units = plan_units(rollouts.rollouts, plan, _group(oldest))
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
     del scorer  # what the plan loads next must not lie in memory beside it
+    reran = None
+    if engine or python:
+        scorers.release()
+        env = environment(engine, python)
+        reran = run_again(trace, rollouts, env, folders, _group(oldest), show_progress=show_progress)
     threads = num_threads()
     mapper = partial(locally, scorers, folders)
     if workers is not None:
@@ -154,9 +164,13 @@ def replay(
         settings=settings_of(rollouts.rollouts),
         profile=profile_of(rollouts.rollouts, found),
         strata=strata_of(trace, rollouts.rollouts),
+        dtype=scoring.dtype,
+        engine_dtype=rollouts.dtype,
+        reran=reran,
     )
     judged = judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
-    return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), token_table(run, judged.tokens))
+    tokens = token_table(run, judged.tokens, judged.verdict.parts)
+    return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens)
 
 
 def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Weights]:

@@ -1,0 +1,194 @@
+"""The sharp lens: recorded tokens forced through the engine itself, and its values joined with the scored rollouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracekit.diagnose.reran import ALONE, COMPOSED, F8, PREFILLED, Reran, RerunOf
+from tracekit.engines.env import EngineEnv, ensure, from_python
+from tracekit.engines.talk import Talk
+from tracekit.errors import ReplayRefused, UsageError
+from tracekit.replay.rerun_job import run_forced
+from tracekit.replay.rerun_script import Event, Recorded, as_recorded, cannot_force
+from tracekit.replay.rerun_settings import engine_arguments, environ_of, expected_settings, unlike
+from tracekit.replay.rollouts import Rollout, Rollouts
+from tracekit.replay.sampling import pick
+from tracekit.replay.stages import Group
+
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
+SAMPLE_TOKENS = 2048  # that run alone: one at a time they cost as many forwards
+
+Keys = Mapping[tuple[int, int], float]
+
+
+def environment(engine: str | None, python: str | os.PathLike[str] | None) -> EngineEnv:
+    """Return the environment that the re-run runs in, built where it is one of ours and not there.
+
+    Raises:
+        UsageError: there is no such engine, or both are given.
+        EngineEnvError: it cannot be had.
+    """
+    if engine and python:
+        raise UsageError("give --engine or --python, not both")
+    with Talk() as talk:
+        return from_python(Path(python)) if python else ensure(engine or "v1", talk)
+
+
+def run_again(
+    trace: Trace, rollouts: Rollouts, env: EngineEnv, folders: Mapping[int, Path], group: Group, *, show_progress: bool
+) -> Reran:
+    """Force every engine's recorded tokens through `env`.
+
+    Args:
+        trace: that the rollouts were read from.
+        rollouts: whose tokens are compared; all other requests are played, too, because they share steps and blocks.
+        env: the environment to run in.
+        folders: of the weight versions that are known.
+        group: weight version to the oldest one with the same weights.
+        show_progress: a line on stderr with the time that is left.
+
+    Raises:
+        ReplayRefused: an engine cannot be made the recorded one, or what it did cannot be forced; the text says what.
+    """
+    engines = sorted({rollout.sequence.engine for rollout in rollouts.rollouts})
+    recorded = [Recorded(trace, engine) for engine in engines]
+    for one in recorded:
+        reason = cannot_force(one) or _not_of_kind(one, env)
+        if reason:
+            raise ReplayRefused(f"engine {one.engine} cannot be re-run: {reason} cannot be forced")
+    found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, ALONE, PREFILLED)}
+    for one in recorded:
+        own = [r for r in rollouts.rollouts if r.sequence.engine == one.engine]
+        told, by_way = _one(one, own, env, _of_steps(one, folders, group), group, show_progress)
+        found.append(told)
+        _join(rollouts.rollouts, one.engine, by_way, values)
+    return Reran(found, {how: own for how, own in values.items() if np.isfinite(own).any()})
+
+
+def _one(
+    recorded: Recorded,
+    rollouts: Seq[Rollout],
+    env: EngineEnv,
+    folders: Mapping[int, str],
+    group: Group,
+    show_progress: bool,
+) -> tuple[RerunOf, dict[str, Keys]]:
+    started = time.monotonic()
+    steps = recorded.rows["steps"]
+    first = folders[steps[0]["weight_version"]]
+    sample = _alone(rollouts, group)
+    loads = folders[steps[-1]["weight_version"]]
+    passes: dict[str, list[Event]] = {COMPOSED: as_recorded(recorded, folders)}
+    passes[ALONE], loads = _one_by_one("alone", sample, folders, loads)
+    prompts = [rollout for rollout in sample if _as_prompt(recorded, rollout)]
+    passes[PREFILLED], loads = _one_by_one("prefill", prompts, folders, loads)
+    job = {
+        "kind": recorded.row["kind"],
+        "engine_args": engine_arguments(recorded.config, first),
+        "expected": expected_settings(recorded.config),
+        "async_scheduling": recorded.plans_ahead,
+        "model_class": recorded.worker.get("model"),
+        "requests": recorded.requests(),
+        "passes": [{"name": how, "events": events} for how, events in passes.items()],
+    }
+    environ = {**os.environ, **env.environ, **environ_of(recorded.config, recorded.worker)}
+    num_tokens = len(recorded.rows["tokens"]) + sum(r.num_tokens for r in [*sample, *prompts])
+    made = run_forced(env.python, environ, job, num_tokens, show_progress=show_progress)
+    by_way: dict[str, Keys] = {
+        how: {(request, at): value for request, at, value in own["tokens"]} for how, own in made["passes"].items()
+    }
+    composed, facts = made["passes"][COMPOSED], made["facts"]
+    return RerunOf(
+        engine=recorded.engine,
+        version=str(facts["version"]),
+        num_requests=len(recorded.rows["requests"]),
+        num_steps=len({step for _, step in by_way[COMPOSED]}),
+        num_tokens=sum(len(own) for own in by_way.values()),
+        secs=time.monotonic() - started,
+        stopped=composed["stopped"],
+        num_moved=_num_moved(recorded, composed["blocks"]),
+        unlike=unlike(recorded.worker, json.loads(facts["worker"]), (recorded.row["engine_version"], facts["version"])),
+    ), by_way
+
+
+def _not_of_kind(recorded: Recorded, env: EngineEnv) -> str | None:
+    kind = "v0" if env.vllm_version.startswith("0.8.") or env.name == "v0" else "v1"
+    if recorded.row["kind"] != kind:
+        return f"what the scheduler of generation {recorded.row['kind']} did, in one of {kind},"
+    return "what the V0 engine did" if kind == "v0" else None
+
+
+def _of_steps(recorded: Recorded, folders: Mapping[int, Path], group: Group) -> dict[int, str]:
+    """Folders of all versions that steps ran on, also those that sampled nothing that is scored."""
+    known = {group(version): str(folder) for version, folder in folders.items()}
+    missing = [version for version in recorded.versions if group(version) not in known]
+    if missing:
+        raise ReplayRefused(
+            f"engine {recorded.engine} cannot be re-run: steps of it ran on weight version {missing[0]}, whose weights "
+            f"were not given: add --weights {missing[0]}=FOLDER"
+        )
+    return {version: known[group(version)] for version in recorded.versions}
+
+
+def _alone(rollouts: Seq[Rollout], group: Group) -> list[Rollout]:
+    """A sample of the rollouts whose tokens and KV are of one version's weights, spread evenly."""
+    plain = [i for i, r in enumerate(rollouts) if len({group(v) for v in r.versions}) == 1]
+    lengths = np.array([r.num_tokens for r in rollouts])
+    chosen = pick(plain, lengths, lengths, max_tokens=SAMPLE_TOKENS, max_cost=None) if plain else []
+    return [rollouts[i] for i in chosen]
+
+
+def _as_prompt(recorded: Recorded, rollout: Rollout) -> bool:
+    """Whether V1's prompt logprobs, which are raw, are what the engine reports of sampled tokens."""
+    params = rollout.sequence.params
+    is_raw = params.temperature == 1 and not (params.truncates or params.penalizes or params.logit_bias)
+    return is_raw or recorded.row["logprobs_mode"] == "raw_logprobs"
+
+
+def _one_by_one(
+    event: str, sample: Iterable[Rollout], folders: Mapping[int, str], loaded: str
+) -> tuple[list[Event], str]:
+    events: list[Event] = []
+    for rollout in sorted(sample, key=lambda r: folders[int(r.weight_version[0])]):
+        folder = folders[int(rollout.weight_version[0])]
+        if folder != loaded:
+            events.append(["load", folder])
+            loaded = folder
+        events.append([event, rollout.sequence.request, rollout.sequence.token_ids.tolist()])
+    return events, loaded
+
+
+def _num_moved(recorded: Recorded, blocks: Iterable[list[Any]]) -> int:
+    """Admissions whose hit lies elsewhere than was recorded."""
+    there: dict[tuple[int, int], list[int]] = {}
+    for row in recorded.rows["cache"]:
+        if row["kv_group"] == 0:
+            there.setdefault((row["engine_step"], row["request"]), []).append(row["block_id"])
+    here = {(step, request): own for step, request, own in blocks}
+    return sum(there[key] != own for key, own in here.items() if key in there)
+
+
+def _num_tokens(rollouts: Rollouts) -> int:
+    return sum(rollout.num_tokens for rollout in rollouts.rollouts)
+
+
+def _join(rollouts: Seq[Rollout], engine: int, by_way: Mapping[str, Keys], values: Mapping[str, F8]) -> None:
+    """Write what one engine said into the values of all tokens."""
+    start = 0
+    for rollout in rollouts:
+        if rollout.sequence.engine == engine:
+            request = rollout.sequence.request
+            for how, own in by_way.items():
+                at = rollout.engine_step.tolist() if how == COMPOSED else range(rollout.num_tokens)
+                values[how][start : start + rollout.num_tokens] = [own.get((request, i), np.nan) for i in at]
+        start += rollout.num_tokens
