@@ -11,7 +11,7 @@ from helpers.synthetic import Made, edit, make_run
 from tracekit.diagnose.causes import CAUSES
 from tracekit.diagnose.explanation import Code as CauseCode
 from tracekit.diagnose.explanation import Explanation
-from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.facts import Facts, Noted
 from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.onset import Onset
 from tracekit.diagnose.plain import plain
@@ -173,6 +173,19 @@ def test_a_run_of_which_a_part_was_not_judged_is_not_a_pass(run, data, sentence)
     facts = json.loads(to_json(result))
     assert (facts["outcome"], facts["exit_code"]) == ("withheld", 1)
     assert facts["verdict"]["withheld"] == plain(result.verdict.withheld) and len(facts["verdict"]["withheld"]) == 1
+
+
+def test_what_doctor_and_lint_know_stands_beside_a_verdict_where_it_is_grave():
+    grave = Noted(
+        "lint", "raw-logprobs-with-temperature", "breaks parity", 0, 1, "raw at temperature 0.7", "record others"
+    )
+    facts = Facts(noted=[grave, replace(grave, id="prefix-hits", severity="note")])
+    verdict = judge(make_run(Made(recorded="raw")), facts=facts).verdict
+    assert verdict.noted == [grave]
+    text = to_text(Result.of("0.1.0", SCORING, DATA, verdict))
+    assert (
+        "  lint (raw-logprobs-with-temperature, engine 0): raw at temperature 0.7" in text and "prefix-hits" not in text
+    )
 
 
 def test_what_is_withheld_does_not_hide_a_divergence_and_is_graver_than_a_loss():

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tracekit.diagnose.data import LAYERS, SEMANTIC, Layer
+from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
-from tracekit.diagnose.explain import reading
+from tracekit.diagnose.explain import position, reading, stale, where
 from tracekit.diagnose.explanation import Code, Explanation
 
 
@@ -30,7 +30,12 @@ class Cause:
 
 
 # lowest layer first: a detector sees what those before it found
-CAUSES: tuple[Cause, ...] = (Cause(reading.CODE, SEMANTIC, reading.detect),)
+CAUSES: tuple[Cause, ...] = (
+    Cause(reading.CODE, SEMANTIC, reading.detect),
+    Cause(stale.CODE, INFERENCE_PATH, stale.detect),
+    Cause(position.CODE, INFERENCE_PATH, position.detect),
+    *(Cause(code, INFERENCE_PATH, where.detect) for code in where.CODES),
+)
 
 
 def explain(evidence: Evidence) -> list[Explanation]:

@@ -8,7 +8,15 @@ from typing import Literal
 from tracekit.diagnose.data import Layer
 from tracekit.diagnose.onset import Onset
 
-Code = Literal["other reading"]
+Code = Literal[
+    "other reading",
+    "stale prefix blocks",
+    "grows with position",
+    "one engine",
+    "one weight version",
+    "cached requests",
+    "preempted requests",
+]
 """Of every cause, in the order of `tracekit.diagnose.causes.CAUSES`."""
 
 
@@ -28,6 +36,7 @@ class Explanation:
         rollouts: that it concerns, indices into the verdict's.
         numbers: by name, what its sentence needs.
         names: tensors, settings, modules, versions and the like that it is about, as text.
+        cited: findings of doctor and lint that it rests on, as "source: id".
         alternatives: codes of causes that the data cannot tell from this one.
     """
 
@@ -40,4 +49,5 @@ class Explanation:
     rollouts: list[int] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    cited: list[str] = field(default_factory=list)
     alternatives: list[Code] = field(default_factory=list)

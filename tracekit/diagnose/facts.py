@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tracekit.diagnose.skipped import Skipped
 
+# severities of doctor and lint that stand beside a verdict
+GRAVE = ("breaks replay", "breaks parity")
 Version = tuple[int, int]  # engine, weight version
 
 

@@ -53,3 +53,10 @@ def gain(evidence: Evidence, other: F8, *, over: F8 | None = None, where: Mask |
     share = max(min(float(gained.sum()) / most, 1.0), 0.0) if most > 0 else float("nan")
     was, now = (float(np.abs(values[use]).mean()) for values in (before, after))
     return Gain(float(gained.sum()), share, was, now, int(use.sum()))
+
+
+def share_of(evidence: Evidence, where: Mask) -> float:
+    """Return the share of what a perfect replay would gain that lies in these tokens, [N], 0 to 1; NaN for nothing."""
+    use = evidence.usable
+    missing = -log_density(evidence.d[use] / evidence.judged.sigma[use], evidence.judged.floor.degrees)
+    return float(missing[where[use]].sum() / missing.sum()) if missing.sum() > 0 else float("nan")

@@ -103,7 +103,7 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
                 first_not_bit_equal=_first(run, replay, sigma, different, span),
                 first_other_choice=_first(run, replay, sigma, other_choice, span),
                 first_beyond_noise=_first(run, replay, sigma, beyond, span),
-                shift_start=_onset(run, replay, sigma, int(noise.shifts.start[i])) if noise.shifts.sure[i] else None,
+                shift_start=onset_at(run, replay, sigma, int(noise.shifts.start[i])) if noise.shifts.sure[i] else None,
                 log_e=float(noise.shifts.log_e[i]),
             )
         )
@@ -120,10 +120,11 @@ def _first(run: Run, replay: F8, sigma: F8, which: Mask, span: slice) -> Onset |
     hits = np.flatnonzero(which[span])
     if not hits.size:
         return None
-    return _onset(run, replay, sigma, span.start + int(hits[0]))
+    return onset_at(run, replay, sigma, span.start + int(hits[0]))
 
 
-def _onset(run: Run, replay: F8, sigma: F8, i: int) -> Onset:
+def onset_at(run: Run, replay: F8, sigma: F8, i: int) -> Onset:
+    """Return token `i` of the run as something that starts there."""
     return Onset(
         position=int(run.position[i]),
         output_index=int(run.output_index[i]),

@@ -12,7 +12,7 @@ from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explanation import Code, Explanation
-from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.facts import GRAVE, Facts, Noted
 from tracekit.diagnose.kv import KvHypothesis, test_kv
 from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
@@ -56,6 +56,7 @@ class Verdict:
         parts: what makes recorded and replayed values differ, where the engine ran again, else null.
         left: what remains for the inference path once a semantic mismatch is corrected; null where there is none.
         findings: other things the numbers say.
+        noted: the gravest of what doctor and lint find in the same trace.
         limits: what was not tested, and what size of fault the noise hides.
     """
 
@@ -78,6 +79,7 @@ class Verdict:
     parts: Parts | None
     left: OnPath | None
     findings: list[Remark]
+    noted: list[Noted]
     limits: list[Remark]
 
 
@@ -135,6 +137,7 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         parts=split(run, lens),
         left=on_path if layer == SEMANTIC else None,
         findings=findings(run, semantic, before, kv),
+        noted=[noted for noted in facts.noted if noted.severity in GRAVE],
         limits=limits(run, judged.floor, semantic),
     )
     return Judgement(verdict, judged)

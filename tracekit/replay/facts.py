@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracekit.audit.doctor.examine import examine
 from tracekit.audit.lint.from_trace import subjects_of
+from tracekit.audit.lint.model_config import CONFIG
 from tracekit.audit.lint.run import lint
+from tracekit.audit.lint.trainer import read_trainer
 from tracekit.audit.lint.types import Subject
 from tracekit.diagnose.facts import Facts, Noted, Version, WeightChange
 
@@ -16,13 +19,18 @@ if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
 
 
-def read_facts(trace: Trace) -> Facts:
+def read_facts(trace: Trace, model: Path | None = None) -> Facts:
     """Return the facts of a trace; which requests a replay leaves out is for it to add.
+
+    Args:
+        trace: with its tables.
+        model: folder of the trainer's model.
 
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
-    subjects = subjects_of(trace)
+    trainer = read_trainer(model) if model and (model / CONFIG).is_file() else None
+    subjects = subjects_of(trace, trainer)
     return Facts(
         noted=(*_doctor(trace), *_lint(subjects)),
         settings={subject.rows.engine: dict(subject.settings) for subject in subjects if subject.rows is not None},

@@ -121,10 +121,11 @@ def replay(
         check_workers(str(workers))
     trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
     trace = trace if only is None else trace.only(only)
-    rollouts, facts = read_rollouts(trace), read_facts(trace)
+    rollouts = read_rollouts(trace)
     received = Model(dtype, rollouts.dtype or dtype)
     taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
+    facts = read_facts(trace, folders[min(folders)])
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     rollouts = leave_out_unknown(rollouts, _group(oldest))

@@ -73,6 +73,8 @@ def headline(verdict: Verdict) -> Iterator[str]:
         yield f"  proof of {SAYINGS[found.code].noun}: {proof(found)}"
     for finding in verdict.findings:
         yield f"  ! {words.remark(verdict, finding)}"
+    for noted in verdict.noted if verdict.layer != NONE else ():
+        yield f"  {noted.source} ({noted.id}, engine {noted.engine}): {noted.what}"
     for unknown in verdict.withheld:
         yield f"  WITHHELD: {words.remark(verdict, unknown)}"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.verdict import Verdict
+from tracekit.report.causes.path import PATH_WORDS
 from tracekit.report.causes.saying import Saying
 from tracekit.report.causes.semantic import SEMANTIC_WORDS
 
-SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS}
+SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS}
 
 
 def sentence(found: Explanation, verdict: Verdict) -> str:
@@ -29,6 +30,8 @@ def proof(found: Explanation) -> str:
         parts.append("proved without numerics")
     if found.share == found.share:
         parts.append(f"explains {found.share:.0%} of what is beyond a perfect replay")
+    if found.cited:
+        parts.append("as found by " + ", ".join(found.cited))
     if found.alternatives:
         parts.append("not told apart from " + " and ".join(SAYINGS[code].noun for code in found.alternatives))
     return ", ".join(parts)

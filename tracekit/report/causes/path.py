@@ -1,0 +1,65 @@
+"""The words of causes on the inference path."""
+
+from __future__ import annotations
+
+from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.verdict import Verdict
+from tracekit.plural import plural
+from tracekit.report.causes.saying import Saying, always
+
+
+def _stale(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"{plural(len(found.rollouts), 'rollout')} began on prefix-cache blocks that older weights computed (version "
+        f"{'; '.join(found.names)}): a trainer, who computes the whole prompt under the new weights, is off by "
+        f"{numbers['d_abs']:.2g} nats in the mean, over the old blocks by {numbers['d_abs_over_old']:.2g}."
+    )
+
+
+def _position(found: Explanation, verdict: Verdict) -> str:
+    return (
+        f"The difference grows with the position, to {found.numbers['growth']:.1f} times in the last quarter of the "
+        "positions: engine and trainer differ in what depends on it, as rotary embeddings or an attention window do."
+    )
+
+
+def _where(what: str) -> Saying:
+    def sentence(found: Explanation, verdict: Verdict) -> str:
+        numbers = found.numbers
+        return (
+            f"The rollouts that leave their replay are those {what.format(name=found.names[0])}: "
+            f"{numbers['hit']:.0f} of {numbers['having']:.0f} leave it, of all others {numbers['outside']:.0f}; why is "
+            "not known."
+        )
+
+    return Saying(sentence, always(_CHANGES[what]), what.format(name="alone"))
+
+
+_ENGINE, _VERSION = "of engine {name}", "under weight version {name}"
+_CACHED, _PREEMPTED = "with a prefix-cache hit", "that were preempted"
+_CHANGES = {
+    _ENGINE: "compare this engine's weights and settings with those of the others (tracekit lint)",
+    _VERSION: "give the weights of this version (--weights V=PATH), or look at how they were sent to the engine",
+    _CACHED: "record again with enable_prefix_caching=False; if that is clean, reset the cache with each weight update",
+    _PREEMPTED: "give the engine more KV cache (gpu_memory_utilization, fewer max_num_seqs) and record again",
+}
+
+PATH_WORDS: dict[Code, Saying] = {
+    "stale prefix blocks": Saying(
+        _stale,
+        always(
+            "reset the prefix cache with every weight update (reset_prefix_cache), or give each version a cache_salt"
+        ),
+        "stale prefix blocks",
+    ),
+    "grows with position": Saying(
+        _position,
+        always("give engine and trainer the same rope_parameters, sliding_window and max_position_embeddings"),
+        "a growth with the position",
+    ),
+    "one engine": _where(_ENGINE),
+    "one weight version": _where(_VERSION),
+    "cached requests": _where(_CACHED),
+    "preempted requests": _where(_PREEMPTED),
+}
