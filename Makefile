@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-long lint docs proto assets bench clean
+.PHONY: help demo test accuracy test-long lint docs proto assets bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,14 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -
 test: $(VENV)/.installed  ## Run all tests, engines included (GPU tests skip where there is none).
 	@begin=$$(date +%s); $(PYTEST) -m "not engine and not long" && echo "tests without engines: $$(($$(date +%s) - begin)) s"
 	@begin=$$(date +%s); $(PYTEST) -m "engine and not long" && echo "tests on engines: $$(($$(date +%s) - begin)) s"
+
+ACCURACY := PYTHONPATH=.:daemon:tests OMP_NUM_THREADS=1
+accuracy: $(VENV)/.installed  ## Record faults with known answers, replay, write docs/accuracy.md (hours; SHORT=1: minutes, no page).
+ifdef SHORT
+	$(BIN)/python -m pytest tests/engine/test_accuracy.py
+else
+	$(ACCURACY) $(BIN)/python -m corpus all
+endif
 
 test-long: $(VENV)/.installed  ## Run what fetches more: the larger real model, engines in Ray actors (400 MB, fifteen minutes).
 	$(BIN)/python -m pytest -m long

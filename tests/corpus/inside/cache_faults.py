@@ -1,0 +1,75 @@
+"""Faults of the KV cache: what a prefix hit finds there is not what its tokens would give."""
+
+import torch
+
+from corpus.inside.patch import fault, patched
+
+
+def memories(bench):
+    """The KV tensors of every layer of a V1 engine, and which dimension counts blocks."""
+    num = bench.scheduler.kv_cache_config.num_blocks
+    return [(cache, cache.shape.index(num)) for cache in bench.runner.kv_caches]
+
+
+@fault
+def foreign_blocks(bench):
+    """Every block of a hit holds what another block holds: someone wrote to memory that was not theirs."""
+    manager = bench.scheduler.kv_cache_manager
+    poisoned = set()
+
+    def make(look_up):
+        def other(request):
+            found = look_up(request)
+            blocks = list(found[0].get_block_ids()[0])
+            for i, block in enumerate(blocks):
+                if block not in poisoned:
+                    poisoned.add(block)
+                    for cache, dim in memories(bench):
+                        # another block of the same prompt, or the same one upside down
+                        source = cache.select(dim, blocks[i - 1]).clone()
+                        if len(blocks) == 1:
+                            source = source.flip(-2)
+                        cache.select(dim, block).copy_(source)
+            return found
+
+        return other
+
+    with patched(manager, "get_computed_blocks", make):
+        yield
+
+
+@fault
+def noisy_blocks(bench, by):
+    """The numbers of the blocks of a hit are off by a part of their size: they were moved in a narrow format."""
+    manager = bench.scheduler.kv_cache_manager
+    touched, random = set(), torch.Generator().manual_seed(3)
+
+    def make(look_up):
+        def other(request):
+            found = look_up(request)
+            for block in set(found[0].get_block_ids()[0]) - touched:
+                touched.add(block)
+                for cache, dim in memories(bench):
+                    own = cache.select(dim, block)
+                    own += (torch.randn(own.shape, generator=random) * own.float().std() * by).to(own.dtype)
+            return found
+
+        return other
+
+    with patched(manager, "get_computed_blocks", make):
+        yield
+
+
+@fault
+def hash_collision(bench, salt=7):
+    """Blocks are looked up by a hash that is too short: prompts of other tokens hit them."""
+    from vllm.v1.core import kv_cache_utils
+
+    def make(_hash_tokens):
+        def other(function, parent, tokens, extra=None):
+            return kv_cache_utils.BlockHash(function((parent or b"seed", len(tokens), salt)))
+
+        return other
+
+    with patched(kv_cache_utils, "hash_block_tokens", make):
+        yield

@@ -1,0 +1,135 @@
+"""docs/accuracy.md: how often a verdict is right, class by class, and every miss with what was said instead."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from corpus.case import NONE, REPORT, Case
+from corpus.judging import Mark, mark, wilson
+
+PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
+TIMES = 3.0  # a fault is above the stated size where mean |d| is so many times a clean recording's
+
+HEAD = """\
+# How often a verdict is right
+
+`make accuracy` records real engines with faults whose place is known, replays each recording and compares. The rows are
+in `tests/corpus/rows/`; a fault is made in the engine's process (a patched sampler or module, other weights, written
+KV memory), never in the trace. Rows for tuning and rows for reporting have other prompts, other seeds and mostly other
+sizes; this page counts rows for reporting. {extent}
+
+- *layer*: the layer of mismatch is right. *cause*: the first cause named is right (a composite: each of its causes is
+  named). *token*, *± 1*: the first token is that which the fault reaches first. *module*: named among the causes.
+- *above the size*: mean |d| is at least {times:g} times that of the median clean recording of the same engine and
+  precision. Rows below it are counted apart.
+- Intervals are Wilson's, 95 %. Seconds are of one replay, in CPU time, models loaded before ({machine}).
+"""
+
+
+def write(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> None:
+    PAGE.write_text(page(cases, said), encoding="utf-8")
+
+
+def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page for the cases that have a verdict."""
+    measured = [case for case in cases if case.name in said and case.use == REPORT]
+    marks = {case.name: mark(case, said[case.name]) for case in measured}
+    faults = [case for case in measured if case.truth.layer != NONE]
+    clean = [case for case in measured if case.truth.layer == NONE]
+    above, below = _by_size(faults, clean, said)
+    alarms = sum(not marks[case.name].layer for case in clean)
+    low, high = wilson(alarms, len(clean))
+    report = [case for case in cases if case.use == REPORT]
+    extent = (
+        f"All {len(report)} of them are recorded and replayed."
+        if len(measured) == len(report)
+        else f"Of {len(report)} rows {len(measured)} are measured here, which were drawn by lot within each engine."
+    )
+    text = [HEAD.format(times=TIMES, extent=extent, machine=machine())]
+    text += [f"**Clean recordings**: {alarms} false alarms in {len(clean)} ({_percent(low)} to {_percent(high)}).\n"]
+    text += ["## Faults above the size\n", *_table(above, marks, said)]
+    if below:
+        text += ["\n## Faults below it\n", *_table(below, marks, said)]
+    text += ["\n## Every miss\n", *_misses(measured, marks), "\n## Public reports\n", *_reports(measured, marks)]
+    return "\n".join(text) + "\n"
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{name}, {'AVX-512 with bfloat16' if 'avx512_bf16' in flags else 'no AVX-512 for bfloat16'}, 1 thread"
+
+
+def _by_size(
+    faults: Sequence[Case], clean: Sequence[Case], said: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Case], list[Case]]:
+    floors: dict[str, list[float]] = {}
+    for case in clean:
+        if said[case.name].get("d_abs_mean") is not None:
+            floors.setdefault(case.group, []).append(said[case.name]["d_abs_mean"])
+    above, below = [], []
+    for case in faults:
+        size, floor = said[case.name].get("d_abs_mean"), floors.get(case.group)
+        small = size is not None and floor is not None and size < TIMES * statistics.median(floor)
+        (below if small else above).append(case)
+    return above, below
+
+
+def _table(cases: Sequence[Case], marks: Mapping[str, Mark], said: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = ["| class | rows | layer | cause | token | ± 1 | module | seconds |", "|---|---|---|---|---|---|---|---|"]
+    kinds = list(dict.fromkeys(case.kind for case in cases))
+    for kind in kinds:
+        rows.append(_row(kind, [case for case in cases if case.kind == kind], marks, said))
+    rows.append(_row("**all**", cases, marks, said, intervals=True))
+    return rows
+
+
+def _row(
+    name: str, cases: Sequence[Case], marks: Mapping[str, Mark], said: Mapping[str, Mapping[str, Any]],
+    *, intervals: bool = False,
+) -> str:  # fmt: skip
+    cells = []
+    for field in ("layer", "cause", "exact", "near", "module"):
+        values = [value for case in cases if (value := getattr(marks[case.name], field)) is not None]
+        cell = f"{sum(values)}/{len(values)}" if values else "–"
+        if intervals and values:
+            low, high = wilson(sum(values), len(values))
+            cell += f" = {_percent(sum(values) / len(values))} ({_percent(low)} to {_percent(high)})"
+        cells.append(cell)
+    secs = statistics.mean(said[case.name]["cpu_secs"] for case in cases) if cases else 0.0
+    return f"| {name} | {len(cases)} | {' | '.join(cells)} | {secs:.0f} |"
+
+
+def _misses(cases: Sequence[Case], marks: Mapping[str, Mark]) -> list[str]:
+    rows = ["| row | size | right would be | said | why |", "|---|---|---|---|---|"]
+    for case in cases:
+        if marks[case.name].miss:
+            truth = case.truth
+            right = " or ".join(truth.causes) if case.kind != "composite" else " and ".join(truth.causes)
+            token = "" if truth.first is None else f", token {truth.first}"
+            module = f", {truth.module}" if truth.module else ""
+            right = truth.layer if truth.layer == NONE else f"{truth.layer}: {right}{token}{module}"
+            rows.append(f"| {case.name} | {case.size} | {right} | {marks[case.name].miss} | {case.why} |")
+    return rows if len(rows) > 2 else ["None."]
+
+
+def _reports(cases: Sequence[Case], marks: Mapping[str, Mark]) -> list[str]:
+    rows = ["| report | row | layer | cause |", "|---|---|---|---|"]
+    for case in cases:
+        if case.source and case.truth.layer != NONE:
+            cause = marks[case.name].cause
+            rows.append(f"| {case.source} | {case.name} | {_tick(marks[case.name].layer)} | {_tick(cause)} |")
+    return rows
+
+
+def _tick(value: bool | None) -> str:
+    return "–" if value is None else "right" if value else "wrong"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

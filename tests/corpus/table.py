@@ -1,0 +1,9 @@
+"""All cases, one row each."""
+
+from __future__ import annotations
+
+from corpus.rows import clean, composite, path, semantic, short, weights
+
+CASES = [*semantic.ROWS, *weights.ROWS, *path.ROWS, *composite.ROWS, *clean.ROWS, *short.ROWS]
+
+assert len({case.name for case in CASES}) == len(CASES), "two cases have one name"
