@@ -30,6 +30,11 @@ class Config:
     token_file: Path | None = None  # clients must have one of its tokens
     metrics: str | None = None  # HOST:PORT of an HTTP server for Prometheus
     log: str = "text"  # text or json
+    roll_secs: float = 300.0  # after so many seconds a segment is ended, and sealed into a part
+    roll_bytes: float = float(64 << 20)  # or after so many bytes
+    archive: str | None = None  # s3:// URL below which every part is stored
+    keep_secs: float = 0.0  # parts that are in the archive are removed here after so many seconds; 0: never
+    keep_bytes: float = 0.0  # or where all parts here are larger; 0: never
     attached: bool = False  # see `Daemon.hear`; signals are ignored
 
     @classmethod
@@ -56,6 +61,10 @@ class Config:
                 raise UsageError(f"{where} names no {name}")
         if values.get("log", "text") not in ("text", "json"):
             raise UsageError(f"{where}: log is text or json, not {values['log']}")
+        if (values.get("keep_secs") or values.get("keep_bytes")) and not values.get("archive"):
+            raise UsageError(
+                f"{where}: what is not in an archive is never removed, so keep-secs and keep-bytes need one"
+            )
         return cls(**values)
 
 

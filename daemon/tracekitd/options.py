@@ -30,5 +30,10 @@ OPTIONS = (
     Option("token-file", "FILE", "Clients need one of these tokens, one per line, mode 0600."),
     Option("metrics", "HOST:PORT", "Serve metrics for Prometheus over HTTP."),
     Option("log", "text|json", "How to write the log, on stderr."),
+    Option("roll-secs", "SECS", f"End a segment after this time, and seal it ({Config.roll_secs:g}).", kind=float),
+    Option("roll-bytes", "BYTES", f"Or at this size ({Config.roll_bytes:g}).", kind=float),
+    Option("archive", "s3://URL", "Store every sealed part below this URL."),
+    Option("keep-secs", "SECS", "Remove parts from the spool after this time, once they are archived.", kind=float),
+    Option("keep-bytes", "BYTES", "Or the oldest, where all parts are larger than this.", kind=float),
     Option("attached", "", "End at a line on standard input, not at signals."),
 )

@@ -64,7 +64,7 @@ def seal_spool(spool: SpoolWriter, out: Path, notes: Path, catalog: Catalog) -> 
     report = seal(spool.folder, out, idle=told, name=name)
     if not report.engines:
         out.unlink()
-    spool.forget(path.name for path in report.files)
+    spool.forget(path.name for path in report.files if path.parent == spool.folder)
     spool.remove()
     for engine_id in claims:
         idle.remove(notes, engine_id)

@@ -27,6 +27,7 @@ from tracekitd.catalog import Catalog
 from tracekitd.config import Config
 from tracekitd.listen import Listener, check_listen
 from tracekitd.log import say
+from tracekitd.roller import Roller
 from tracekitd.sealing import finish, seal_spool, take_notes, tell
 from tracekitd.service import ControlService, RecorderService, handlers
 from tracekitd.writer import Writer
@@ -51,6 +52,7 @@ class Daemon:
         self._grace_secs = config.grace
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(spool, self._writer_failed)
+        self._roller = Roller(spool, config)
         self._recorder = RecorderService(self.catalog, self._writer, self._writer_failed)
         self._health = health.aio.HealthServicer()
         self._listeners = [Listener(address, config) for address in config.listen]
@@ -116,6 +118,7 @@ class Daemon:
             await asyncio.sleep(POLL_SECS)
         await asyncio.gather(*(listener.server.stop(CANCEL_SECS) for listener in self._listeners))
         await asyncio.to_thread(self._recorder.close)
+        await asyncio.to_thread(self._roller.stop)
         await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
         await asyncio.sleep(0)  # the writer's last confirmations reach the catalog
 
@@ -137,7 +140,7 @@ def create_server(config: Config) -> Daemon:
         OutputError: another daemon writes the spool, or it cannot be written.
         TraceError: what is in the spool folder cannot be read.
     """
-    return Daemon(config, SpoolWriter(config.spool, say=say))
+    return Daemon(config, spool_of(config))
 
 
 def check(config: Config) -> None:
@@ -149,6 +152,15 @@ def check(config: Config) -> None:
     check_listen(config)
     if config.seal is not None:
         check_output(config.seal)
+
+
+def spool_of(config: Config) -> SpoolWriter:
+    """Take the spool.
+
+    Raises:
+        OutputError: another daemon writes it, or it cannot be written.
+    """
+    return SpoolWriter(config.spool, segment_bytes=int(config.roll_bytes), segment_secs=config.roll_secs, say=say)
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:

@@ -37,7 +37,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "replay": {"engines", "objects", "trace", "scoring", "trainer", "diagnose", "scores", "audit"},
     "audit": {"trace"},
     "report": {"diagnose", "scores"},
-    "tracekitd": {"trace", "rpc"},
+    "tracekitd": {"objects", "trace", "rpc"},
 }
 DIRECTIONS["cli"] = {*DIRECTIONS, "tracekit"}
 DIRECTIONS["tracekit"] = {*DIRECTIONS}  # the public face

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tracekit.errors import UsageError
 
@@ -62,6 +62,11 @@ class Address:
             scheme or options.get("scheme") or "https",
             options.get("region") or _environ("AWS_REGION", "AWS_DEFAULT_REGION"),
         )
+
+    def below(self, name: str) -> Address:
+        """Return the address of an object below this one."""
+        parts = urlsplit(self.url)
+        return Address.of(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl())
 
     @property
     def path(self) -> str:

@@ -97,6 +97,29 @@ class Store:
                 if self._stored(self._files.get_file_info(stored.path)) != stored:
                     raise StoreError(f"{stored.name} changed while it was being read: {self.address.url}")
 
+    def upload(self, path: Path) -> None:
+        """Store a file as the object of the address, and read it back: what is there is what the file holds.
+
+        Raises:
+            StoreError: as `object`, or what came back is something else.
+            OSError: the file cannot be read.
+        """
+        with open(path, "rb") as file:
+            with self._asked(), self._files.open_output_stream(self.address.path) as target:
+                while piece := file.read(_PIECE_BYTES):
+                    target.write(piece)
+            with self._asked():
+                source = self._files.open_input_stream(self.address.path)
+            file.seek(0)
+            while True:
+                wanted = file.read(_PIECE_BYTES)
+                with self._asked():
+                    found = source.read(_PIECE_BYTES)
+                if found != wanted:
+                    raise StoreError(f"what was stored came back as something else: {self.address.url}")
+                if not wanted:
+                    return
+
     def _piece(self, source: pa.NativeFile, stored: Stored, target: int, offset: int) -> int:
         wanted = min(_PIECE_BYTES, stored.size - offset)
         with self._asked():

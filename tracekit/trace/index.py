@@ -40,6 +40,16 @@ class Standing:
 
 
 @dataclass
+class Part:
+    """Segments that were sealed while the recording goes on."""
+
+    bytes: int
+    made_ns: int  # of the wall clock
+    archived: str = ""  # the object that holds the same, compared byte for byte; empty where there is none
+    here: bool = True  # it lies in the folder, too
+
+
+@dataclass
 class Seals:
     """A trace that is being made of a spool: which file, by which sealing, of which segments."""
 
@@ -57,6 +67,7 @@ class Index:
         engines: by engine id.
         growing: hot segments that are being written, and how many bytes of them are on the disk.
         whole: hot segments that are not written any more, and their size in bytes.
+        parts: by name.
         superseded: files whose content is in others by now, to be removed.
         losses: that recorders told aside from their batches: engine_id, from_seq, to_seq, reason, rows.
         incidents: what the disk did, in words; nothing is lost by them.
@@ -69,6 +80,7 @@ class Index:
     engines: dict[str, Standing] = field(default_factory=dict)
     growing: dict[str, int] = field(default_factory=dict)
     whole: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
     superseded: list[str] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
@@ -134,8 +146,12 @@ def _checked(facts: Mapping[str, Any]) -> Index:
         if not (is_counts(standing.produced) and is_counts(standing.lost) and isinstance(standing.last, bool)):
             raise ValueError
     seals = None if facts["seals"] is None else Seals(**facts["seals"])
-    index = Index(**{**facts, "engines": engines, "seals": seals})
-    names = [*index.growing, *index.whole, *index.superseded, *(seals.files if seals else ())]
+    parts = {str(name): Part(**part) for name, part in facts["parts"].items()}
+    for part in parts.values():
+        if not (is_count(part.bytes) and is_count(part.made_ns) and isinstance(part.archived, str)):
+            raise ValueError
+    index = Index(**{**facts, "engines": engines, "seals": seals, "parts": parts})
+    names = [*index.growing, *index.whole, *index.parts, *index.superseded, *(seals.files if seals else ())]
     if any(not isinstance(name, str) or "/" in name for name in names) or not all(
         is_count(size) for size in (*index.growing.values(), *index.whole.values())
     ):

@@ -23,7 +23,7 @@ from tracekit.trace.index import INDEX_NAME
 from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, loss_table, notes, so_far, told, unreported
 from tracekit.trace.schema import row_schema
 from tracekit.trace.segments import segment_paths
-from tracekit.trace.sources import Source, Stored, is_file_format
+from tracekit.trace.sources import Source, Stored, is_file_format, part_paths, sources_of
 
 ORDER = {
     "engines": ("engine",),
@@ -180,9 +180,13 @@ def open_trace(path: str | os.PathLike[str], *, say: Callable[[str], None] = qui
     segments: list[Path] = []
     for item in paths:
         if item.is_dir():
-            if not segment_paths(item) and not any((item / name).exists() for name in (LOCK_NAME, INDEX_NAME)):
+            if (
+                not segment_paths(item)
+                and not part_paths(item)
+                and not any((item / name).exists() for name in (LOCK_NAME, INDEX_NAME))
+            ):
                 raise NotATraceError(f"this folder is not the spool of a trace: {item}")
-            sources.append(Source.spool(item))
+            sources += sources_of(item, lambda url: local_file(url, say))
         elif is_file_format(item):
             sources.append(Source.sealed(item))
         else:

@@ -13,7 +13,9 @@ from pathlib import Path
 from tracekit.errors import TraceCorruptError
 from tracekit.trace.index import Index, Standing, read_index
 from tracekit.trace.ledger import Loss
-from tracekit.trace.segments import HotBatch, newest, salvage, segment_number, segment_paths
+from tracekit.trace.runs import joined
+from tracekit.trace.segments import HotBatch, last_of_part, newest, salvage, segment_number, segment_paths
+from tracekit.trace.sources import Source, part_paths
 
 
 @dataclass
@@ -49,11 +51,14 @@ def look(folder: Path) -> Found:
     """
     paths = segment_paths(folder)
     try:
-        index, lost = read_index(folder), False
+        index = read_index(folder)
+        lost = index is None and bool(paths)
     except TraceCorruptError as error:
         index, lost = Index(), True
         index.incident(f"{error}; it was made anew from the segments")
-    found = Found(index or Index(), next_number=_next(paths, index))
+    found = Found(index or Index(), next_number=_next([*paths, *part_paths(folder)], index))
+    if index is None or lost:
+        found.index.engines = _from_parts(folder)
     nonce = "" if lost or index is None else index.nonce
     listed = {**found.index.whole, **found.index.growing}
     found.doubted = any(_size(folder / name) < size for name, size in listed.items())
@@ -78,6 +83,8 @@ def look(folder: Path) -> Found:
         else:
             found.superseded.append(path)
     found.tail = newest(found.tail)
+    if not nonce and found.tail:
+        found.index.nonce = found.tail[0].meta.nonce  # what is copied keeps it
     return found
 
 
@@ -95,9 +102,22 @@ def _tail(path: Path, nonce: str, start: int, found: Found, lost: bool) -> bool:
     return False
 
 
+def _from_parts(folder: Path) -> dict[str, Standing]:
+    """Return how far the parts of a spool say that each engine has got, where there is no index to say it."""
+    found: dict[str, Standing] = {}
+    for number, (engine_id, runs) in enumerate(Source.sealed_runs(part_paths(folder)).items()):
+        run = joined(runs)[0] if runs else None
+        if run is not None and run.first == 1:
+            found[engine_id] = Standing(number, run.last, run.produced, run.lost, run.goodbye)
+        else:
+            found[engine_id] = Standing(number)
+    return found
+
+
 def _next(paths: Iterable[Path], index: Index | None) -> int:
-    names = [path.name for path in paths] + ([*index.whole, *index.growing] if index else [])
-    return max((number for name in names if (number := segment_number(name)) is not None), default=-1) + 1
+    names = [path.name for path in paths] + ([*index.whole, *index.growing, *index.parts] if index else [])
+    numbers = [segment_number(name) for name in names] + [last_of_part(name) for name in names]
+    return max((number for number in numbers if number is not None), default=-1) + 1
 
 
 def standings(spool: Found) -> dict[str, Standing]:

@@ -83,6 +83,22 @@ def seal(
             tally.rest(idle[tally.engine_id])
     losses = _all_losses(trace, list(extra_losses))
     told = trace.notes()
+    size, total, rows = _write(trace, Path(out), losses, batch_rows, name)
+    num_engines = sum(bool(tally.engine_id) for tally in trace.tallies.values())
+    return SealReport(Path(out), size, total, num_engines, rows, losses, told, trace.files)
+
+
+def seal_part(trace: Trace, out: Path, *, batch_rows: int = BATCH_ROWS) -> None:
+    """Write a part of a trace, which does not say what is missing in front of, within or behind it.
+
+    Raises:
+        OutputError: `out` exists, or cannot be written.
+    """
+    _write(trace, out, trace.reported(), batch_rows, "")
+
+
+def _write(trace: Trace, out: Path, losses: list[Loss], batch_rows: int, name: str) -> tuple[int, int, dict[str, int]]:
+    """Return the size, the number of batches, and the rows by table."""
     plans = [_plan(trace, tally, batch_rows) for tally in trace.tallies.values()]
     total = sum(len(plan.slots) for plan in plans)
     rows = dict.fromkeys(TABLES, 0)
@@ -95,12 +111,10 @@ def seal(
                     number += 1
                     meta = replace(plan.meta, seq=number, of=total, notes=tuple(trace.incidents))
                     writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
-                    for name in TABLES:
-                        rows[name] += len(rows_of(batch, name))
+                    for table in TABLES:
+                        rows[table] += len(rows_of(batch, table))
         file.flush()
-        size = file.tell()
-    num_engines = sum(bool(tally.engine_id) for tally in trace.tallies.values())
-    return SealReport(Path(out), size, total, num_engines, rows, losses, told, trace.files)
+        return file.tell(), total, rows
 
 
 def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:

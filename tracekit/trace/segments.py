@@ -105,6 +105,17 @@ def segment_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def part_name(first: int, last: int) -> str:
+    """Return the name of a part that was sealed of these hot segments."""
+    return f"part-{first:06d}-{last:06d}.arrow"
+
+
+def last_of_part(name: str) -> int | None:
+    """Return the number of the last segment in the name of a part; None where it is another name."""
+    found = re.fullmatch(r"part-\d{6,18}-(\d{6,18})\.arrow", name)
+    return int(found[1]) if found else None
+
+
 def segment_paths(folder: Path) -> list[Path]:
     """Return what is called as hot segments are, in the order they were written."""
     found = {path: segment_number(path.name) for path in folder.iterdir()}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from tracekit.errors import NotArrowError, TraceCorruptError, UnreadableTraceError
+from tracekit.errors import NotArrowError, TraceCorruptError, TraceError, UnreadableTraceError
 from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.durable import OpenFile
 from tracekit.trace.hold import is_live
 from tracekit.trace.index import INDEX_NAME, Index, Standing, read_index
+from tracekit.trace.runs import Run, touched
 from tracekit.trace.sealed import MAGIC, SealedFile
 from tracekit.trace.segments import Damage, HotBatch, salvage, scan, segment_paths
 
@@ -51,6 +53,7 @@ class Source:
         self.engines: dict[str, Standing] = {}
         self.losses: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.index: Index | None = None
 
     @classmethod
     def sealed(cls, path: Path, name: str | None = None) -> Source:
@@ -61,6 +64,28 @@ class Source:
         source.batches = list(file.batches)
         source.notes = list(dict.fromkeys(text for batch in file.batches for text in batch.meta.notes))
         return source
+
+    @classmethod
+    def of_segments(cls, folder: Path, names: Iterable[str], index: Index) -> Source:
+        """Read some segments of a spool whose index is known."""
+        source = cls()
+        for name in names:
+            source._take(folder / name, salvage(folder / name, index.nonce), index)
+        return source
+
+    @staticmethod
+    def sealed_runs(paths: Iterable[Path]) -> dict[str, list[Run]]:
+        """Return by engine what sealed files hold; one that cannot be read holds nothing."""
+        found: dict[str, list[Run]] = {}
+        for path in paths:
+            with contextlib.suppress(TraceError):
+                for batch in SealedFile(path).batches:
+                    runs = found.setdefault(batch.meta.engine_id, [])
+                    if not batch.meta.engine_id or touched(runs, *(batch.meta.seqs or ((0, 0),))[0]):
+                        continue  # every batch of an engine tells the same
+                    runs += [Run(first, last, {}, batch.meta.produced, batch.meta.lost, batch.meta.last)
+                             for first, last in batch.meta.seqs]  # fmt: skip
+        return found
 
     @classmethod
     def segments(cls, paths: Iterable[Path]) -> Source:
@@ -104,6 +129,7 @@ class Source:
             self.damage.append(Damage(path, 0, 0, False, "is damaged, so it is not known what was there"))
             return None
         if index is not None:
+            self.index = index
             self.engines, self.losses, self.notes = index.engines, index.losses, list(index.incidents)
             if index.blind:
                 self.damage.append(Damage(path, 0, 0, False, "was damaged, and so were segments"))
@@ -125,6 +151,33 @@ def _size(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return -1
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Return the parts of a spool that lie in its folder, in the order they were made."""
+    return sorted(folder.glob("part-*.arrow"))
+
+
+def sources_of(folder: Path, fetch: Callable[[str], Path]) -> list[Source]:
+    """Return all of a spool: its segments, then its parts, so that what is sealed meanwhile is seen twice, not never.
+
+    Args:
+        fetch: returns a copy of an object, for parts that lie in an archive alone.
+    """
+    spool = Source.spool(folder)
+    sources = [spool]
+    index = spool.index
+    places = [(path, str(path)) for path in part_paths(folder)]
+    if index is not None:
+        gone = [part for part in index.parts.values() if not part.here and part.archived]
+        places += [(fetch(part.archived), part.archived) for part in gone]
+    for path, name in places:
+        try:
+            sources.append(Source.sealed(path, name))
+        except TraceError as error:
+            damage = Damage(path, 0, 0, False, f"cannot be read ({error})")
+            spool.damage.append(damage if index is None else damage.known())
+    return sources
 
 
 def is_file_format(path: Path) -> bool:

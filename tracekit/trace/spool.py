@@ -18,10 +18,12 @@ from tracekit.trace.batch import BatchMeta
 from tracekit.trace.durable import cut, sync_folder
 from tracekit.trace.hold import Hold
 from tracekit.trace.hot import HotSegment
-from tracekit.trace.index import INDEX_NAME, Seals, Standing
+from tracekit.trace.index import INDEX_NAME, Part, Seals, Standing
+from tracekit.trace.parts import make_part
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.recovery import look, standings
 from tracekit.trace.segments import segment_name, segment_paths
+from tracekit.trace.sources import part_paths
 
 SEGMENT_BYTES = 64 << 20
 SEGMENT_SECS = 300.0
@@ -178,7 +180,7 @@ class SpoolWriter:
         Raises:
             OutputError: the disk refused.
         """
-        self._index.seals = Seals(str(out.absolute()), name, list(self._index.whole))
+        self._index.seals = Seals(str(out.absolute()), name, [*self._index.whole, *self._index.parts])
         self._rewrite()
 
     def forget(self, names: Iterable[str]) -> None:
@@ -189,10 +191,75 @@ class SpoolWriter:
         """
         for name in names:
             self._index.whole.pop(name, None)
+            self._index.parts.pop(name, None)
             self._index.superseded.append(name)
         self._index.engines, self._index.losses, self._index.incidents = {}, [], []
         self._standings, self._resume, self._index.seals = {}, {}, None
         self._rewrite()
+
+    def roll(self) -> None:
+        """End the open segment where its time is over, though nothing comes any more.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        with self._lock:
+            segment = self._segments[-1] if self._segments else None
+            if segment is None or segment.ended or not self._is_old(segment) or segment.size <= len(segment.head):
+                return
+            segment.end()
+            self._index_is_old = True
+        self.sync()
+
+    def whole(self) -> dict[str, int]:
+        """Return the segments that can be made a part, and their sizes."""
+        with self._sync_lock:
+            return dict(self._index.whole)
+
+    def parts(self) -> dict[str, Part]:
+        """Return the parts, the oldest first."""
+        with self._sync_lock:
+            return {name: replace(part) for name, part in sorted(self._index.parts.items())}
+
+    def make_part(self, names: Iterable[str]) -> Path | None:
+        """Seal segments while others are written; None where they must wait, see `parts.make_part`.
+
+        Raises:
+            OutputError: the disk refused; the segments stay.
+        """
+        with self._lock:
+            standings = dict(self._standings)
+        made = make_part(self.folder, names, self._index, standings)
+        if made is None:
+            return None
+        with self._sync_lock:
+            for text in made.damage:
+                self._index.incident(f"{text}; what it held is counted as lost, unless it came again")
+            self._adopt_parts()
+            for name in made.segments:
+                self._index.whole.pop(name, None)
+                self._index.superseded.append(name)
+            self._rewrite()
+        return made.path
+
+    def change_part(self, name: str, *, archived: str | None = None, here: bool = True) -> None:
+        """Note where a part lies; one that is not to be here is removed.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        with self._sync_lock:
+            part = self._index.parts[name]
+            part.archived, part.here = part.archived if archived is None else archived, here
+            if not here:
+                assert part.archived, "a part that is nowhere else is never removed"
+                self._index.superseded.append(name)
+            self._rewrite()
+
+    @property
+    def nonce(self) -> str:
+        """What tells this spool from others."""
+        return self._index.nonce
 
     def remove(self) -> None:
         """Remove the folder, where nothing is left in it, and let go of it."""
@@ -229,6 +296,7 @@ class SpoolWriter:
         index.whole = {**found.whole, **index.whole}
         index.superseded += [path.name for path in found.superseded]
         index.growing = {}
+        self._adopt_parts()
         try:
             for batch in found.tail:
                 message = batch.message()
@@ -241,6 +309,11 @@ class SpoolWriter:
             raise
         for path, size in found.cut.items():
             cut(path, size)
+
+    def _adopt_parts(self) -> None:
+        for path in part_paths(self.folder):
+            if path.name not in self._index.parts and path.name not in self._index.superseded:
+                self._index.parts[path.name] = Part(path.stat().st_size, time.time_ns())
 
     def _write(self, encode: Callable[[HotSegment], bytes]) -> int:
         segment = self._segments[-1] if self._segments else None

@@ -12,7 +12,7 @@ from tracekit.trace.runs import Run, holes, joined
 
 @dataclass
 class Tally:
-    """Numbers and counters of one engine; nothing is added once anything was asked.
+    """Numbers and counters of one engine.
 
     Attributes:
         pieces: what is stored, as finely as it is known: of hot batches each one.
@@ -31,6 +31,7 @@ class Tally:
 
     def add_hot(self, meta: BatchMeta) -> None:
         """Add a batch of a segment; they may come in any order, but each number once."""
+        self.__dict__.pop("runs", None)
         self.pieces.append(Run.of(meta))
         self.stored.update(meta.rows)
 
@@ -45,6 +46,7 @@ class Tally:
         runs = [Run(first, last, **counters) for (first, last), counters in zip(meta.seqs, ends, strict=True)]
         if any(run.first <= old.last and old.first <= run.last for run in runs for old in self.pieces):
             return False
+        self.__dict__.pop("runs", None)
         self.settled = self.settled or len(meta.ends) != len(meta.seqs)
         end = max(meta.end, runs[-1].last if runs else 0)
         if end >= (self.standing.last if self.standing else 0):

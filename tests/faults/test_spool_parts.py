@@ -1,0 +1,249 @@
+"""Days, not minutes: segments become parts while others are written, parts go to an archive, and only then go here."""
+
+import os
+import shutil
+import time
+from collections import Counter
+
+import pytest
+
+from helpers.factories import ENGINE_ID, count_rows, make_tables
+from helpers.stores import BUCKET, ENVIRON, StoreServer
+from tracekit.errors import OutputError
+from tracekit.tables import TABLES
+from tracekit.trace import parts as parts_module
+from tracekit.trace.batch import BatchMeta, to_record_batch
+from tracekit.trace.index import INDEX_NAME, read_index
+from tracekit.trace.reader import open_trace
+from tracekit.trace.seal import seal
+from tracekit.trace.segments import segment_paths
+from tracekit.trace.sources import part_paths
+from tracekit.trace.spool import SpoolWriter
+from tracekitd import roller as roller_module
+from tracekitd.config import Config
+from tracekitd.roller import Roller
+
+BATCHES = 12
+
+
+class Source:
+    """One engine's batches, each with its counters."""
+
+    def __init__(self):
+        self.produced = Counter()
+        self.seq = 0
+
+    def put(self, writer, count=1):
+        for _ in range(count):
+            self.seq += 1
+            first = self.seq == 1
+            tables = make_tables(num_requests=2, tokens=3, first_request=2 * self.seq, first_step=3 * self.seq,
+                                 seed=self.seq, engine=first)  # fmt: skip
+            self.produced.update(count_rows(tables))
+            meta = BatchMeta(0, ENGINE_ID, self.seq, dict(self.produced), {}, self.seq == BATCHES)
+            writer.append(to_record_batch(tables, 0), meta)
+        writer.sync()
+
+
+@pytest.fixture
+def spool(tmp_path):
+    """A spool whose batches are a segment each, of which parts of four were made; the last batch is not sealed."""
+    with SpoolWriter(tmp_path / "spool", segment_bytes=1) as writer:
+        source = Source()
+        for _ in range(BATCHES // 4):
+            source.put(writer, 4)
+            writer.make_part(writer.whole())
+        yield writer, source
+
+
+def assert_whole(path, source):
+    trace = open_trace(path)
+    assert trace.complete, trace.losses()
+    for name in set(TABLES) - {"losses"}:
+        table = trace.table(name)
+        assert table.num_rows == trace.rows(name) == source.produced[name], name
+    assert trace.table("tokens")["request"].to_pylist() == sorted(
+        request for request in range(2, 2 * BATCHES + 2) for _ in range(3)
+    )
+
+
+def test_a_growing_run_is_its_parts_and_its_segments(spool, tmp_path):
+    writer, source = spool
+    assert len(part_paths(writer.folder)) == 3 and len(segment_paths(writer.folder)) == 1
+    assert open_trace(writer.folder).live
+    assert_whole(writer.folder, source)
+    writer.close()
+    assert_whole(writer.folder, source)
+    with SpoolWriter(writer.folder) as again:
+        assert again.resume()[ENGINE_ID].seq == BATCHES and again.resume()[ENGINE_ID].last
+    report = seal(writer.folder, tmp_path / "t.arrow")
+    assert report.complete
+    assert_whole(tmp_path / "t.arrow", source)
+    # each part is a trace of its own, and all but the last segment are in them
+    (loss,) = open_trace(str(writer.folder / "part-*.arrow")).losses()
+    assert loss["from_seq"] == BATCHES
+
+
+def test_a_kill_at_any_moment_of_making_a_part_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    source = Source()
+    with SpoolWriter(tmp_path / "live", segment_bytes=1) as writer:
+        source.put(writer, BATCHES)
+        copies = []
+
+        def copy(when):
+            copies.append(tmp_path / when)
+            shutil.copytree(writer.folder, copies[-1])
+
+        sealing, rewrite = parts_module.seal_part, SpoolWriter._rewrite
+        drop = parts_module.Index.drop
+
+        def seal_part(trace, out):
+            sealing(trace, out)
+            copy("named")
+
+        def spy(index, folder):
+            copy("told")
+            drop(index, folder)
+
+        monkeypatch.setattr(parts_module, "seal_part", seal_part)
+        monkeypatch.setattr(parts_module.Index, "drop", spy)
+        monkeypatch.setattr(SpoolWriter, "_rewrite", lambda self: (copy("before"), rewrite(self))[1])
+        writer.make_part(sorted(writer.whole())[:5])
+        monkeypatch.undo()
+    assert [path.name for path in copies] == ["named", "before", "told"]
+    for folder in copies:
+        assert_whole(folder, source)
+        with SpoolWriter(folder) as again:
+            assert again.resume()[ENGINE_ID].seq == BATCHES
+            assert_whole(folder, source)
+            again.make_part(again.whole())
+        assert_whole(folder, source)
+        with SpoolWriter(folder):
+            pass
+        assert_whole(folder, source)
+
+
+def test_batches_behind_a_gap_wait_for_those_before_them(tmp_path):
+    source = Source()
+    with SpoolWriter(tmp_path / "live") as writer:
+        source.put(writer, 2)
+        for _ in range(4):
+            source.put(writer)
+        folder = tmp_path / "spool"
+        shutil.copytree(writer.folder, folder)
+    (folder / INDEX_NAME).unlink()
+    lost = open_trace(folder).stored[3][0]
+    with open(lost.path, "r+b") as file:
+        file.seek(lost.offset)
+        file.write(bytes(lost.length))
+    SpoolWriter(folder, segment_bytes=1).close()
+    with SpoolWriter(folder, segment_bytes=1) as writer:
+        assert writer.resume()[ENGINE_ID].seq == 3
+        assert writer.make_part(writer.whole()) is None
+        again = Source()
+        for _ in range(BATCHES):
+            again.put(writer)
+        assert writer.make_part(writer.whole()) is not None
+    trace = open_trace(folder)
+    assert [loss.engine for loss in trace.all_losses()] == [None]  # the index was gone when there was damage
+    assert trace.rows("tokens") == again.produced["tokens"]
+
+
+def test_a_damaged_part_is_damage_of_that_part(spool, tmp_path):
+    writer, _ = spool
+    writer.close()
+    os.truncate(part_paths(writer.folder)[1], 1000)
+    trace = open_trace(writer.folder)
+    gap, damage = trace.all_losses()
+    assert (gap.engine, gap.from_seq, gap.to_seq, gap.rows["tokens"]) == (0, 4, 7, 4 * 6)
+    assert damage.engine is None and "part-000003-000006.arrow cannot be read" in damage.reason
+    assert seal(writer.folder, tmp_path / "t.arrow").losses == [gap]
+
+
+def test_where_the_index_is_lost_the_parts_tell_where_an_engine_stands(spool):
+    writer, source = spool
+    writer.close()
+    (writer.folder / INDEX_NAME).write_text("{}")
+    with SpoolWriter(writer.folder) as again:
+        assert again.resume()[ENGINE_ID].seq == BATCHES and len(again.parts()) == 3
+    trace = open_trace(writer.folder)
+    assert trace.complete and trace.rows("tokens") == source.produced["tokens"]
+    assert any("index of the spool is damaged" in note for note in trace.notes())
+
+
+def test_a_segment_of_an_idle_engine_is_ended_when_its_time_is_over(tmp_path):
+    with SpoolWriter(tmp_path / "spool", segment_secs=0.05) as writer:
+        Source().put(writer)
+        writer.roll()
+        assert not writer.whole()
+        time.sleep(0.06)
+        writer.roll()
+        assert list(writer.whole()) == ["hot-000000.arrows"]
+        writer.roll()
+        assert len(segment_paths(writer.folder)) == 1
+
+
+def wait_until(true, secs=60.0):
+    deadline = time.monotonic() + secs
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(roller_module, "LOOK_SECS", 0.02)
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("kind", ["moto", "rclone"])
+def test_parts_are_stored_and_go_only_then(tmp_path, fast, monkeypatch, kind, capfd):
+    monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "cache"))
+    source = Source()
+    with StoreServer(kind, tmp_path / "store") as store, SpoolWriter(tmp_path / "spool", segment_bytes=1) as writer:
+        store.end()
+        config = Config(("unix:/x",), writer.folder, archive=store.url("jobs/7"), keep_bytes=1.0)
+        roller = Roller(writer, config)
+        try:
+            source.put(writer, 6)
+            wait_until(lambda: "not in the archive" in (told := capfd.readouterr().err) or "does not answer" in told)
+            assert part_paths(writer.folder) and all(part.here for part in writer.parts().values())
+            store.start()
+            source.put(writer, 6)
+            wait_until(lambda: len(segment_paths(writer.folder)) == 1 and not part_paths(writer.folder))
+        finally:
+            roller.stop()
+        assert not any(part.here for part in writer.parts().values())
+        assert read_index(writer.folder).parts.keys() == writer.parts().keys()
+        assert_whole(writer.folder, source)  # what is in the archive alone is fetched
+        writer.close()
+        report = seal(writer.folder, tmp_path / "t.arrow")
+        assert report.complete
+        assert_whole(tmp_path / "t.arrow", source)
+
+
+def test_a_store_that_keeps_something_else_is_found_out(tmp_path, fast, monkeypatch, capfd):
+    with StoreServer("rclone", tmp_path / "store") as store, SpoolWriter(tmp_path / "spool", segment_bytes=1) as writer:
+        Source().put(writer, 4)
+        config = Config(("unix:/x",), writer.folder, archive=store.url("jobs/7"), keep_secs=0.01)
+        upload = roller_module.Store._asked
+
+        def corrupt(self):
+            for path in (tmp_path / "store" / BUCKET).rglob("*part-*"):
+                path.write_bytes(path.read_bytes()[:-1] + b"\0")
+            return upload(self)
+
+        monkeypatch.setattr(roller_module.Store, "_asked", corrupt)
+        roller = Roller(writer, config)
+        wait_until(lambda: "came back as something else" in capfd.readouterr().err)
+        roller.stop()
+        assert part_paths(writer.folder) and all(part.here and not part.archived for part in writer.parts().values())
+
+
+def test_nothing_is_removed_that_is_nowhere_else(spool):
+    writer, _ = spool
+    name = next(iter(writer.parts()))
+    with pytest.raises((AssertionError, OutputError)):
+        writer.change_part(name, here=False)
+    assert (writer.folder / name).exists()
