@@ -16,6 +16,7 @@ from helpers.factories import make_cache, make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.errors import ReplayRefused
 from tracekit.replay.runner import replay
+from tracekit.report.text import to_text
 from tracekit.tables import PREEMPTED, PREFILL, RESUMED
 
 NUM_REQUESTS, NUM_TOKENS, NUM_PROMPT, CHANGE = 8, 16, 5, 8
@@ -63,6 +64,29 @@ def tables_of(ids: np.ndarray, values: np.ndarray, how: str) -> dict[str, Any]:
         out["num_tokens"][:], out["flags"][:] = 0, PREEMPTED
         made["scheduled"] = {name: np.concatenate([scheduled[name], out[name]]) for name in scheduled}
     return made
+
+
+@pytest.mark.parametrize(("since", "code"), [(CHANGE, "older weights"), (0, "newer weights")])
+def test_rollouts_under_the_weights_of_another_version_than_the_trace_says_are_named(
+    tmp_path: Path, engine: Any, since: int, code: str
+) -> None:
+    """Half of the rollouts ran on the old weights throughout, or on the new ones before the trace says so."""
+    folders, ids, values = engine
+    values, other = values["kept"].copy(), folders[since == 0]
+    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logprobs = model(torch.from_numpy(ids[:, :-1])).logits.log_softmax(-1)
+    alone = logprobs.gather(2, torch.from_numpy(ids[:, 1:, None]))[..., 0][:, NUM_PROMPT - 1 :].numpy()
+    values[::2] = alone[::2]
+    write_trace(tmp_path / "t.arrow", [tables_of(ids, values, "kept")])
+    found = replay(tmp_path / "t.arrow", folders[0], weights={1: folders[1]}, expect="raw", dtype="float32").result
+    verdict = found.verdict
+    assert verdict.layer == "inference path" and verdict.cause == code
+    cause = verdict.causes[0]
+    assert cause.rollouts == list(range(0, NUM_REQUESTS, 2)) and cause.margin > 100 and cause.share > 0.5
+    assert f"version {int(since > 0)} of engine 0" in cause.names  # later tokens lie over KV of these, too
+    assert cause.since is not None and cause.since.output_index == since
+    assert "sampled what is called" in to_text(found)
 
 
 def judged(path: Path, folders: list[Path], tables: dict[str, Any]) -> Any:

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, make_run, score
-from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, PROFILE, TRAINER
+from tracekit.diagnose.data import (
+    KV_KEPT,
+    KV_RECOMPUTED,
+    MASTERS,
+    OTHER_PRECISION,
+    OTHER_SHAPE,
+    PROFILE,
+    TRAINER,
+    WEIGHTS_AFTER,
+    WEIGHTS_BEFORE,
+)
 from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.verdict import judge
-from tracekit.replay.ladder import LADDER, Scene, parameters_in_use
+from tracekit.replay.ladder import LADDER, Scene, parameters_in_use, plan_further
 from tracekit.replay.ladder import plan_passes as plan_of
 from tracekit.replay.scorers import Model
 from tracekit.scoring.params import Params
@@ -93,3 +103,21 @@ def test_a_reading_whose_pass_gives_the_recorded_values_is_named(reading):
     verdict = judge(planted).verdict
     assert (verdict.layer, verdict.semantic.kind) == ("semantic", reading.name)
     assert verdict.semantic.margin > 100
+
+
+def test_other_weights_are_scored_only_where_a_first_look_shows_something_on_the_path():
+    trainer = plan_passes("bfloat16", [Params()])[0]
+    scene = Scene(set(), before=((1, 0),), after=((0, 1),))
+    assert plan_further(trainer, scene, judge(make_run(Made())).verdict) == []
+    assert plan_further(trainer, scene, judge(make_run(Made(recorded="raw"))).verdict) == []
+    verdict = judge(make_run(Made(shift=0.8, shift_rollouts=3))).verdict
+    before, after = plan_further(trainer, scene, verdict)
+    assert (before.name, before.instead, after.name, after.instead) == (
+        WEIGHTS_BEFORE,
+        ((1, 0),),
+        WEIGHTS_AFTER,
+        ((0, 1),),
+    )
+    assert before.only == after.only == (0, 1, 2) and before.cost == 0.15
+    assert len({trainer.forward, before.forward, after.forward}) == 3
+    assert plan_further(trainer, Scene(set()), verdict) == []  # there are no other weights

@@ -8,7 +8,7 @@ from tracekit.diagnose.result import Weights
 from tracekit.errors import UsageError
 from tracekit.replay.claims import Claim
 from tracekit.replay.folders import choose_weights, needed_claims
-from tracekit.replay.versions import same_weights
+from tracekit.replay.versions import neighbours, same_weights
 
 
 def row(version, num_changed=None, *, engine=0, lora=None, label=None):
@@ -65,3 +65,11 @@ def test_without_a_given_model_it_is_the_one_folder_that_the_trace_names(tmp_pat
         choose_weights([0], {}, {}, {}, [])
     with pytest.raises(UsageError, match="org/model, which is not a folder on this machine"):
         choose_weights([0], {}, {}, {}, ["org/model"])
+
+
+def test_the_neighbours_of_a_version_are_those_of_other_weights():
+    # 1 and 2 have the weights of 0, and 4 goes back to them
+    oldest = {0: 0, 1: 0, 2: 0, 3: 3, 4: 0, 5: 5}
+    assert neighbours(oldest, -1) == ((0, 3), (3, 0), (5, 0))
+    assert neighbours(oldest, +1) == ((0, 3), (3, 0))
+    assert neighbours({0: 0, 1: 0}, -1) == neighbours({2: 2}, 1) == ()

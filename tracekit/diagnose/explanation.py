@@ -10,6 +10,8 @@ from tracekit.diagnose.onset import Onset
 
 Code = Literal[
     "other reading",
+    "older weights",
+    "newer weights",
     "stale prefix blocks",
     "grows with position",
     "one engine",

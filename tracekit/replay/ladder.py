@@ -13,7 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
-from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, MASTERS, OTHER_PRECISION, OTHER_SHAPE, PROFILE, TRAINER
+from tracekit.diagnose.data import (
+    INFERENCE_PATH,
+    KV_KEPT,
+    KV_RECOMPUTED,
+    MASTERS,
+    OTHER_PRECISION,
+    OTHER_SHAPE,
+    PROFILE,
+    TRAINER,
+    WEIGHTS_AFTER,
+    WEIGHTS_BEFORE,
+)
+from tracekit.diagnose.verdict import Verdict
 from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
 from tracekit.scoring.params import Params
@@ -24,7 +36,11 @@ NOISE_LEAST = 512  # and on this many at least, whatever they cost: fewer do not
 READING_TOKENS = 2048  # other readings of the sampling parameters are tested on this many
 MASTERS_SHARE = 0.15
 KV_SHARE = 0.15
-KV_ROLLOUTS = 32  # another history of the KV is tested on as many rollouts at least
+WEIGHTS_SHARE = 0.15
+KV_ROLLOUTS = 32  # another history of the KV, or other weights, is tested on as many rollouts at least
+
+
+Forward = tuple[Model, int, bool, KvHow, tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class Pass:
         at_least: rollouts that it scores whatever that costs.
         least_tokens: the same in tokens.
         profile: whether it asks for a profile of the raw logits.
+        instead: pairs of weights and those that it takes instead, by their numbers.
+        only: indices of the rollouts that it chooses from; None for all.
     """
 
     name: str
@@ -56,11 +74,13 @@ class Pass:
     at_least: int = 1
     least_tokens: int = 0
     profile: bool = False
+    instead: tuple[tuple[int, int], ...] = ()
+    only: tuple[int, ...] | None = None
 
     @property
-    def forward(self) -> tuple[Model, int, bool, KvHow]:
+    def forward(self) -> Forward:
         """What passes that share a forward of the body have in common."""
-        return self.model, self.max_batch_tokens, self.share, self.kv
+        return self.model, self.max_batch_tokens, self.share, self.kv, self.instead
 
 
 @dataclass(frozen=True)
@@ -71,11 +91,15 @@ class Scene:
         used: the kinds of sampling parameters in use; see `parameters_in_use`.
         mixed: KV of some rollout is of more than one version's weights.
         masters: the folders hold weights that are wider than what the engine received.
+        before: pairs of weights and the other ones that came before them, by their numbers.
+        after: the same with those that came after.
     """
 
     used: Set[str]
     mixed: bool = False
     masters: bool = False
+    before: tuple[tuple[int, int], ...] = ()
+    after: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,21 @@ class Rung:
     name: str
     change: Callable[[Pass], Pass]
     tells: Callable[[Scene], bool] = lambda scene: True
+
+
+@dataclass(frozen=True)
+class Further:
+    """A rung that is only run where the first look shows something that it may explain.
+
+    Attributes:
+        name: of the pass.
+        change: gives the pass, from the trainer's, the scene and the first look.
+        asks: whether it can explain what was seen.
+    """
+
+    name: str
+    change: Callable[[Pass, Scene, Verdict], Pass]
+    asks: Callable[[Scene, Verdict], bool]
 
 
 def _reading(sampling: Callable[[Params], Params]) -> Callable[[Pass], Pass]:
@@ -164,6 +203,31 @@ LADDER = (
 )
 
 
+def _on_path(verdict: Verdict) -> bool:
+    return verdict.layer == INFERENCE_PATH or verdict.left not in (None, "none")
+
+
+def _other_weights(trainer: Pass, instead: tuple[tuple[int, int], ...], verdict: Verdict) -> Pass:
+    """On rollouts that diverge, or on any where none stands out."""
+    hit = tuple(i for i, rollout in enumerate(verdict.rollouts) if rollout.onset)
+    few = replace(trainer, num_tokens=NOISE_TOKENS, cost=WEIGHTS_SHARE, at_least=KV_ROLLOUTS)
+    return replace(few, instead=instead, only=hit or None)
+
+
+FURTHER = (
+    Further(
+        WEIGHTS_BEFORE,
+        lambda trainer, scene, verdict: _other_weights(trainer, scene.before, verdict),
+        lambda scene, verdict: bool(scene.before) and _on_path(verdict),
+    ),
+    Further(
+        WEIGHTS_AFTER,
+        lambda trainer, scene, verdict: _other_weights(trainer, scene.after, verdict),
+        lambda scene, verdict: bool(scene.after) and _on_path(verdict),
+    ),
+)
+
+
 def parameters_in_use(all_params: Iterable[Params]) -> set[str]:
     """Return the kinds of sampling parameters that move logprobs: temperature, truncation, penalties."""
     used = set()
@@ -184,3 +248,16 @@ def plan_passes(model: Model, max_batch_tokens: int, scene: Scene) -> list[Pass]
     """
     trainer = Pass(TRAINER, model, max_batch_tokens)
     return [replace(rung.change(trainer), name=rung.name) for rung in LADDER if rung.tells(scene)]
+
+
+def plan_further(trainer: Pass, scene: Scene, verdict: Verdict) -> list[Pass]:
+    """Return the passes that may explain what a first look showed; none where it showed nothing.
+
+    Args:
+        trainer: the trainer's pass.
+        scene: what the run has.
+        verdict: the first look.
+    """
+    return [
+        replace(rung.change(trainer, scene, verdict), name=rung.name) for rung in FURTHER if rung.asks(scene, verdict)
+    ]

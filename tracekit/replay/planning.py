@@ -9,17 +9,14 @@ from itertools import groupby
 
 import numpy as np
 
-from tracekit.replay.ladder import Pass
+from tracekit.replay.ladder import Forward, Pass
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.sampling import pick
-from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, Group, stages_of
-from tracekit.replay.units import Job, Unit
+from tracekit.replay.units import Job, Stage, Unit
 from tracekit.scoring.types import Sequence
 
 POOL_TOKENS = 16384  # positions whose KV is held at a time for the next weights: about 2 GiB of a model of 7B
-
-Forward = tuple[Model, int, bool, str]
 
 
 def plan_units(rollouts: Seq[Rollout], passes: Seq[Pass], group: Group) -> list[Unit]:
@@ -31,12 +28,32 @@ def plan_units(rollouts: Seq[Rollout], passes: Seq[Pass], group: Group) -> list[
         group: weight version to the oldest one with the same weights.
     """
     trainer, *others = passes
+    everyone = trainer, list(range(len(rollouts)))
+    return _planned(rollouts, [everyone, *_chosen(rollouts, trainer, others, group)], group)
+
+
+def plan_further_units(rollouts: Seq[Rollout], trainer: Pass, further: Seq[Pass], group: Group) -> list[Unit]:
+    """Return what is to score for passes that come after a first look.
+
+    Args:
+        rollouts: all of the run.
+        trainer: the trainer's pass, which was scored.
+        further: the others.
+        group: weight version to the oldest one with the same weights.
+    """
+    return _planned(rollouts, _chosen(rollouts, trainer, further, group), group)
+
+
+def _chosen(rollouts: Seq[Rollout], trainer: Pass, others: Seq[Pass], group: Group) -> list[tuple[Pass, list[int]]]:
+    """Each pass with the rollouts that it scores; what it may cost is a share of the trainer's pass."""
     units = _units(_jobs(rollouts, [(trainer, range(len(rollouts)))], group), trainer.forward)
     whole = sum(unit.cost for unit in units)
-    chosen = [(trainer, list(range(len(rollouts))))]
-    chosen += [(how, _pick(rollouts, how, whole, group)) for how in others]
-    order = {how.forward: None for how in passes}
-    units = []
+    return [(how, _pick(rollouts, how, whole, group)) for how in others]
+
+
+def _planned(rollouts: Seq[Rollout], chosen: Seq[tuple[Pass, list[int]]], group: Group) -> list[Unit]:
+    order = {how.forward: None for how, _ in chosen}
+    units: list[Unit] = []
     for forward in order:
         asked = [(how, which) for how, which in chosen if how.forward == forward]
         units += _units(_jobs(rollouts, asked, group), forward)
@@ -52,10 +69,10 @@ def num_shared(units: Iterable[Unit]) -> tuple[int, int]:
 
 def _pick(rollouts: Seq[Rollout], how: Pass, whole: int, group: Group) -> list[int]:
     """Indices of the rollouts that a pass scores."""
-    stages = [stages_of(rollout, how.kv, group) for rollout in rollouts]
-    candidates = range(len(rollouts))
-    if how.kv != AS_RECORDED:
-        candidates = [i for i in candidates if stages[i] != stages_of(rollouts[i], AS_RECORDED, group)]  # type: ignore[assignment]
+    stages = [_stages(rollout, how, group) for rollout in rollouts]
+    candidates = list(range(len(rollouts)) if how.only is None else how.only)
+    if how.kv != AS_RECORDED or how.instead:
+        candidates = [i for i in candidates if stages[i] != stages_of(rollouts[i], AS_RECORDED, group)]
     return pick(
         candidates,
         np.array([r.num_tokens for r in rollouts]),
@@ -67,6 +84,12 @@ def _pick(rollouts: Seq[Rollout], how: Pass, whole: int, group: Group) -> list[i
     )
 
 
+def _stages(rollout: Rollout, how: Pass, group: Group) -> tuple[Stage, ...]:
+    """The stages of a rollout in a pass, with the weights that it takes instead."""
+    instead = dict(how.instead)
+    return stages_of(rollout, how.kv, lambda version: instead.get(group(version), group(version)))
+
+
 def _jobs(rollouts: Seq[Rollout], asked: Seq[tuple[Pass, Iterable[int]]], group: Group) -> list[Job]:
     """One job for each rollout that a pass asks for; all passes have the same forward."""
     readings: dict[int, list[Pass]] = {}
@@ -76,7 +99,7 @@ def _jobs(rollouts: Seq[Rollout], asked: Seq[tuple[Pass, Iterable[int]]], group:
     return [
         Job(
             rollouts[i].sequence,
-            stages_of(rollouts[i], passes[0].kv, group),
+            _stages(rollouts[i], passes[0], group),
             tuple((how.name, how.sampling(rollouts[i].sequence.params)) for how in passes),
             next((how.name for how in passes if how.profile), None),
         )
@@ -86,7 +109,7 @@ def _jobs(rollouts: Seq[Rollout], asked: Seq[tuple[Pass, Iterable[int]]], group:
 
 def _units(jobs: Iterable[Job], forward: Forward) -> list[Unit]:
     """Whole groups go together until the next does not fit; one that does not fit at all is a unit of its own."""
-    model, max_batch_tokens, share, _ = forward
+    model, max_batch_tokens, share, *_ = forward
     units: list[Unit] = []
     for (mixed, _), own in groupby(sorted(jobs, key=_place), key=lambda job: _place(job)[:2]):
         room = 0

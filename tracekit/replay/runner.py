@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracekit import __version__
-from tracekit.diagnose.data import OTHER_PRECISION
+from tracekit.diagnose.data import OTHER_PRECISION, Run
 from tracekit.diagnose.result import Result, Scoring, Weights
-from tracekit.diagnose.verdict import judge
+from tracekit.diagnose.verdict import Judgement, judge
 from tracekit.errors import ModelError, UsageError
 from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.budget import within
@@ -23,9 +23,9 @@ from tracekit.replay.claims import find_claims
 from tracekit.replay.facts import read_facts
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
-from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_passes
+from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
 from tracekit.replay.output import Replay, token_table
-from tracekit.replay.planning import num_shared, plan_units
+from tracekit.replay.planning import num_shared, plan_further_units, plan_units
 from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
@@ -45,7 +45,7 @@ from tracekit.replay.scorers import (
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.strata import strata_of
 from tracekit.replay.units import Unit, UnitScores
-from tracekit.replay.versions import same_weights
+from tracekit.replay.versions import neighbours, same_weights
 from tracekit.replay.workers import check_workers, on_ray, threads_each
 from tracekit.scores import PROCESSED, RAW
 from tracekit.trace.reader import open_trace
@@ -139,7 +139,8 @@ def replay(
     secs = identity_test(scorer, rollouts.rollouts, shape)
     if budget_secs is not None:
         rollouts = within(rollouts, budget_secs, secs, started)
-    plan = plan_passes(received, shape, _scene(rollouts, taken, scorer.packing))
+    scene = _scene(rollouts, taken, scorer.packing, oldest)
+    plan = plan_passes(received, shape, scene)
     units = plan_units(rollouts.rollouts, plan, _group(oldest))
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
     del scorer  # what the plan loads next must not lie in memory beside it
@@ -156,20 +157,31 @@ def replay(
         threads = threads_each(str(workers), threads)
         mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
+
+    def look(found: Seq[UnitScores]) -> tuple[Run, Judgement]:
+        scores = join(rollouts.rollouts, found)
+        run = rollouts.run(scores, noise_dtype, num_unknown(rollouts, _group(oldest)))
+        run = replace(
+            run,
+            settings=settings_of(rollouts.rollouts),
+            profile=profile_of(rollouts.rollouts, found),
+            strata=strata_of(trace, rollouts.rollouts),
+            dtype=dtype,
+            engine_dtype=rollouts.dtype,
+            reran=reran,
+        )
+        return run, judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
+
+    noise_dtype = next(how.model.dtype for how in plan if how.name == OTHER_PRECISION)
     found = _score(units, mapper, kept, show_progress)
+    run, judged = look(found)
+    further = plan_further(plan[0], scene, judged.verdict)
+    if further:
+        more = plan_further_units(rollouts.rollouts, plan[0], further, _group(oldest))
+        run, judged = look([*found, *_score(more, mapper, kept, show_progress)])
+        units += more
+    kept.drop(units)
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
-    scores = join(rollouts.rollouts, found)
-    run = rollouts.run(scores, scoring.noise_dtype, num_unknown(rollouts, _group(oldest)))
-    run = replace(
-        run,
-        settings=settings_of(rollouts.rollouts),
-        profile=profile_of(rollouts.rollouts, found),
-        strata=strata_of(trace, rollouts.rollouts),
-        dtype=scoring.dtype,
-        engine_dtype=rollouts.dtype,
-        reran=reran,
-    )
-    judged = judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
     tokens = token_table(run, judged.tokens, judged.verdict.parts)
     return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens)
 
@@ -186,12 +198,14 @@ def _group(oldest: Mapping[int, int]) -> Group:
     return lambda version: oldest.get(version, version)
 
 
-def _scene(rollouts: Rollouts, taken: Seq[Weights], packing: str) -> Scene:
+def _scene(rollouts: Rollouts, taken: Seq[Weights], packing: str, oldest: Mapping[int, int]) -> Scene:
     folders = {weights.version: weights.folder for weights in taken}
     return Scene(
         used=parameters_in_use(r.sequence.params for r in rollouts.rollouts),
         mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts.rollouts),
         masters=any(weights.is_cast for weights in taken),
+        before=neighbours(oldest, -1),
+        after=neighbours(oldest, +1),
     )
 
 
@@ -212,7 +226,6 @@ def _score(units: Seq[Unit], mapper: Callable[..., Mapper], kept: Kept, show_pro
             if kept.any and show_progress:
                 talk("\ntracekit: what was scored is kept: the same command goes on from there")
             raise
-    kept.drop(units)
     return found
 
 

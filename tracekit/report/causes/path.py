@@ -45,7 +45,26 @@ _CHANGES = {
     _PREEMPTED: "give the engine more KV cache (gpu_memory_utilization, fewer max_num_seqs) and record again",
 }
 
+
+def _weights(which: str) -> Saying:
+    def sentence(found: Explanation, verdict: Verdict) -> str:
+        numbers = found.numbers
+        return (
+            f"{plural(len(found.rollouts), 'rollout')} of {numbers['tested']:.0f} that were tested sampled what is "
+            f"called {', '.join(found.names)} with the weights of the version {which} it: mean |d| is "
+            f"{numbers['d_abs_with']:.2g} nats with those, {numbers['d_abs']:.2g} with its own."
+        )
+
+    return Saying(sentence, always(_SEND), f"weights of the version {which}")
+
+
+_SEND = (
+    "see that each update reaches every worker and every tensor before requests run on it; where only the label is "
+    "wrong, give the right folder with --weights V=PATH"
+)
 PATH_WORDS: dict[Code, Saying] = {
+    "older weights": _weights("before"),
+    "newer weights": _weights("after"),
     "stale prefix blocks": Saying(
         _stale,
         always(

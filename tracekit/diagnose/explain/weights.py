@@ -1,0 +1,90 @@
+"""The values fit the weights of another version than the trace says, in some rollouts or in all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracekit.diagnose.data import F8, I8, INFERENCE_PATH, WEIGHTS_AFTER, WEIGHTS_BEFORE, Mask, Run
+from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.cited import cited
+from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.gains import Gain, gain
+from tracekit.diagnose.onset import onset_at
+from tracekit.diagnose.semantic import MARGIN
+from tracekit.diagnose.student import log_density
+
+OLDER: Code = "older weights"
+NEWER: Code = "newer weights"
+CODES: tuple[Code, ...] = (OLDER, NEWER)
+_PASSES = {OLDER: WEIGHTS_BEFORE, NEWER: WEIGHTS_AFTER}
+_VERSION = 2**32 - 1
+_LEAST_SHARE = 0.5  # of what a perfect replay would gain in these rollouts
+
+
+def detect(evidence: Evidence) -> list[Explanation]:
+    """Name the versions before and after their own, where rollouts fit them better by `MARGIN` nats each."""
+    if not evidence.diverges:
+        return []
+    fits = {code: _fit(evidence, name) for code, name in _PASSES.items() if name in evidence.run.scores}
+    found = []
+    for code, (where, own) in fits.items():
+        others = [gained.nats for other, (_, gained) in fits.items() if other != code]
+        if own.nats >= MARGIN and own.share >= _LEAST_SHARE:
+            found.append(_explanation(evidence, code, where, own, own.nats - max(0.0, *others)))
+    return found
+
+
+def _fit(evidence: Evidence, name: str) -> tuple[Mask, Gain]:
+    """The tokens, [N], of rollouts that fit the pass better than the trainer's, and what it gains there."""
+    run, noise = evidence.run, evidence.judged
+    other = run.scores[name].logprob(evidence.lens)
+    use = evidence.usable & np.isfinite(other) & (other != run.trainer.logprob(evidence.lens))
+    ahead = np.zeros(use.size)
+    for values, sign in ((other - run.rollout_logprob, 1), (evidence.d, -1)):
+        ahead[use] += sign * log_density(_scaled(values, noise.sigma, use), noise.floor.degrees)
+    where: Mask = use & _ahead(ahead, run.rollout)
+    # some versions have no other before or after them, and are scored under their own
+    where &= _ahead(np.where(where, ahead, 0.0), np.unique(_pair(run), return_inverse=True)[1])
+    return where, gain(evidence, other, where=where)
+
+
+def _ahead(nats: F8, of: I8) -> Mask:
+    """[N] whether the sum over all tokens with the same number is `MARGIN` or more."""
+    ahead: Mask = (np.bincount(of, weights=nats) >= MARGIN)[of]
+    return ahead
+
+
+def _pair(run: Run) -> I8:
+    """[N] one number for each engine and weight version."""
+    pair: I8 = (run.engine << 32) | run.weight_version
+    return pair
+
+
+def _scaled(values: F8, sigma: F8, use: Mask) -> F8:
+    scaled: F8 = values[use] / sigma[use]
+    return scaled
+
+
+def _explanation(evidence: Evidence, code: Code, where: Mask, gained: Gain, margin: float) -> Explanation:
+    run = evidence.run
+    first = int(np.flatnonzero(where)[np.argmin(run.engine_step[where])])
+    pairs = np.unique(_pair(run)[where])
+    of_these = np.isin(_pair(run), pairs)
+    other, own = run.scores[_PASSES[code]].logprob(evidence.lens), run.trainer.logprob(evidence.lens)
+    tested = np.isfinite(other) & of_these
+    return Explanation(
+        code,
+        INFERENCE_PATH,
+        margin=margin,
+        share=gain(evidence, np.where(where, other, own), where=np.isfinite(other)).share,
+        since=onset_at(run, own, evidence.judged.sigma, first),
+        since_rollout=int(run.rollout[first]),
+        rollouts=np.unique(run.rollout[where]).tolist(),
+        numbers={
+            "d_abs": gained.d_abs_before,
+            "d_abs_with": gained.d_abs_after,
+            "tested": float(np.unique(run.rollout[tested]).size),
+        },
+        names=[f"version {pair & _VERSION} of engine {pair >> 32}" for pair in pairs.tolist()],
+        cited=cited(evidence, "num-changed", "fingerprint-of-no-version", "in-flight-update"),
+    )
