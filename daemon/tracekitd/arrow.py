@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from tracekit.rpc.columns import ALL_NULL, SOME_NULL, WIRE_TABLES, Column, Table
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major
@@ -20,6 +22,8 @@ _ITEM = pa.field("item", pa.uint32(), nullable=False)
 def to_record_batch(received: Sequence[Received]) -> tuple[pa.RecordBatch, BatchMeta]:
     """Make one record batch of consecutive batches of one engine; it stands for all their numbers."""
     last = received[-1].meta
+    if len(received) > 1:
+        last = replace(last, first_seq=received[0].meta.seq)
     structs = {}
     for name in WIRE_TABLES:
         if tables := [one.tables[name] for one in received if name in one.tables]:

@@ -64,8 +64,9 @@ def counts_of(counts: Mapping[str, int]) -> dict[str, int]:
     Raises:
         TracekitError: of an unknown table, or more than anybody has.
     """
-    if unknown := sorted(set(counts) - WIRE_TABLES.keys()):
+    found = dict(counts)
+    if unknown := sorted(found.keys() - WIRE_TABLES.keys()):
         raise TracekitError(f"it counts rows of an unknown table: {unknown[0]!r}")
-    if any(count > messages.MAX_COUNT for count in counts.values()):
+    if max(found.values(), default=0) > messages.MAX_COUNT:
         raise TracekitError(f"it counts more than {messages.MAX_COUNT} rows")
-    return dict(counts)
+    return found

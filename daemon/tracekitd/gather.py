@@ -1,11 +1,12 @@
-"""Batches on their way to the spool: made into record batches off the event loop, and committed together."""
+"""Batches on their way to the spool: those of one engine become one record batch, and all are committed together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
 from tracekitd.arrow import to_record_batch
 from tracekitd.catalog import Engine
@@ -26,7 +27,9 @@ class _Pending:
 
 
 class Gatherer:
-    """Hands what engines send to the writer, engine by engine, 200 ms or 1 MiB after the first of it.
+    """Hands what engines send to the writer, 200 ms or 1 MiB after the first of it, merged by engine.
+
+    What a record batch costs hardly depends on its rows, so that many small ones would be dear.
 
     Used on the event loop only; record batches are made on `pool`, whose one thread keeps their order.
 
@@ -79,16 +82,30 @@ class Gatherer:
             self._failed(error)
 
     def _hand_over(self, pending: list[_Pending], then: Callable[[], None] | None) -> None:
+        told: list[Callable[[], None]] = []
         for item in pending:
-            *before, last = item.received
-            for one in before:
-                self._writer.append(*to_record_batch([one]), lambda: None)
-            done = self._teller(self._done, item.engine, item.received, item.num_bytes)
-            self._writer.append(*to_record_batch([last]), done)
-        self._writer.flush(self._teller(then) if then else lambda: None)
+            for together in _together(item.received):
+                self._writer.append(*to_record_batch(together), lambda: None)
+            told.append(partial(self._done, item.engine, item.received, item.num_bytes))
+        if then is not None:
+            told.append(then)
 
-    def _teller(self, function: Callable[..., None], *arguments: object) -> Callable[[], None]:
-        def tell() -> None:
-            self._loop.call_soon_threadsafe(function, *arguments)
+        def durable() -> None:
+            self._loop.call_soon_threadsafe(_call_all, told)
 
-        return tell
+        self._writer.flush(durable)
+
+
+def _call_all(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
+def _together(received: list[Received]) -> Iterator[list[Received]]:
+    """Cut what an engine sent into runs without a hole: one begins at each batch that has losses in front of it."""
+    begin = 0
+    for index in range(1, len(received)):
+        if received[index].losses:
+            yield received[begin:index]
+            begin = index
+    yield received[begin:]

@@ -21,10 +21,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "attaching.md"
 
 
 def connected(daemon, number: int) -> LabelledEngine:
-    """An engine that has become the next number of the daemon."""
+    """An engine that has become the next number of the daemon, with a batch on its disk."""
     engine = LabelledEngine(daemon.address, uuid.uuid4().hex)
     with ControlClient(daemon.address) as client:
-        while len(client.list_engines()) <= number or not client.list_engines()[number].open:
+        while len(client.list_engines()) <= number or not client.list_engines()[number].durable_seq:
             client.flush()
     return engine
 
