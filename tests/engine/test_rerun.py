@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.engine import job, record
 from tracekit.diagnose.parts import NAMES
+from tracekit.diagnose.reran import COMPOSED
 from tracekit.replay.output import Replay
 from tracekit.replay.runner import replay
 from tracekit.tables import PARTIAL, PREEMPTED
@@ -61,6 +62,13 @@ def test_kv_changed_behind_the_engines_back_is_dated_at_its_token_and_nowhere_el
     for name, first in truth.items():
         assert np.flatnonzero(by_name[name])[0] == first
     assert truth["hurt-1"] > 4
+    verdict = found.result.verdict
+    (cause,) = (own for own in verdict.causes if own.code == "state")
+    names = {row["request"]: row["request_id"].rpartition("-")[0] for row in trace.table("requests").to_pylist()}
+    assert {names[verdict.rollouts[i].request] for i in cause.rollouts} == {*truth}
+    assert names[verdict.rollouts[cause.since_rollout].request] == "hurt-1"
+    assert cause.since.output_index == truth["hurt-1"] and verdict.layer == "inference path" and cause.names == []
+    assert cause.numbers["cache hit"] == 1 and cause.numbers["weight update"] == cause.numbers["preemption"] == 0
 
 
 def test_kv_kept_and_kv_computed_again_are_told_apart(again: Any) -> None:
@@ -80,11 +88,11 @@ def test_kv_kept_and_kv_computed_again_are_told_apart(again: Any) -> None:
 def test_the_parts_of_every_token_add_up_to_the_bit(again: Any) -> None:
     _, found, _ = again
     parts = found.result.verdict.parts
-    assert [part.name for part in parts.parts] == [name for name in NAMES if name != "caching"]
+    assert [part.name for part in parts.parts] == [*NAMES]
     assert parts.residual_max == 0.0 and parts.scorer_dtype == "bfloat16"
     (engine,) = parts.engines
-    assert engine.is_same and engine.stopped is None and engine.num_moved == 0
-    columns = {name: found.tokens.column(f"part_{name}").to_numpy() for name in NAMES if name != "caching"}
+    assert engine.is_same and COMPOSED not in engine.stopped
+    columns = {name: found.tokens.column(f"part_{name}").to_numpy() for name in NAMES}
     whole = np.nansum(np.stack(list(columns.values())), axis=0)
     exact = np.isfinite(columns["precision"])
     recorded, trainer = (found.tokens.column(n).to_numpy() for n in ("rollout_logprob", "replay_raw_logprob"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, OTHER_PRECISION, TRAINER, Run
+from tracekit.diagnose.data import F8, KV_RECOMPUTED, OTHER_PRECISION, TRAINER, Mask, Run
 from tracekit.diagnose.reran import ALONE, COMPOSED, PREFILLED, UNCACHED, RerunOf
 
 # parts, by the rung that ends them
@@ -102,14 +102,35 @@ def split(run: Run, lens: str) -> Parts | None:
 def _rungs(run: Run, lens: str) -> list[tuple[str, F8]]:
     """The parts, each with the values of the rung that ends it."""
     assert run.reran is not None
-    rungs = [(part, run.reran.values[how]) for how, part in ENDS.items() if how in run.reran.values]
     same, dtype = _same_precision(run)
-    rungs.append((KERNELS, run.scores[same].logprob(lens)))
+    values, fresh = dict(run.reran.values), _fresh(run, same, lens)
+    if UNCACHED in values:  # a scorer over KV of older weights must not come after a re-run without it
+        values[UNCACHED] = np.where(_over_older_kv(run) & np.isnan(fresh), np.nan, values[UNCACHED])
+        fresh = np.where(np.isnan(values[UNCACHED]), np.nan, fresh)
+    rungs = [(part, values[how]) for how, part in ENDS.items() if how in values]
+    scored = run.scores[same].logprob(lens)
+    rungs.append((KERNELS, np.where(np.isnan(fresh), scored, fresh)))
     if dtype != "float32":
         exact = TRAINER if run.dtype == "float32" else OTHER_PRECISION if run.noise_dtype == "float32" else None
         if exact is not None and exact in run.scores:
-            rungs.append((PRECISION, run.scores[exact].logprob(lens)))
+            rungs.append((PRECISION, np.where(np.isnan(fresh), run.scores[exact].logprob(lens), np.nan)))
     return rungs
+
+
+def _fresh(run: Run, same: str, lens: str) -> F8:
+    """[N] what the scorer says where it computes KV of older weights again; NaN where it did not try."""
+    if same != TRAINER or KV_RECOMPUTED not in run.scores or UNCACHED not in (run.reran.values if run.reran else ()):
+        return np.full(run.rollout_logprob.size, np.nan)
+    fresh: F8 = run.scores[KV_RECOMPUTED].logprob(lens)
+    return fresh
+
+
+def _over_older_kv(run: Run) -> Mask:
+    """[N] whether the request found blocks of another version than the token's."""
+    if run.strata is None:
+        return np.zeros(run.rollout_logprob.size, dtype=bool)
+    older: Mask = (run.strata.oldest_found >= 0) & (run.strata.oldest_found != run.weight_version)
+    return older
 
 
 def _same_precision(run: Run) -> tuple[str, str]:

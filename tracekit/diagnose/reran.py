@@ -27,8 +27,8 @@ class RerunOf:
         num_steps: engine steps that were played in the recorded composition.
         num_tokens: that were forced, in all ways.
         secs: that the re-run took, the start of the engine included.
-        stopped: why the recorded composition was played no further, null where it was played to its end.
         num_moved: admissions whose prefix hit lay in other physical blocks than was recorded.
+        stopped: by the way, why it was played no further; ways that were played to their end are not in it.
         unlike: what differs between the recorded engine and this one and may move the last bits.
     """
 
@@ -38,8 +38,8 @@ class RerunOf:
     num_steps: int
     num_tokens: int
     secs: float
-    stopped: str | None
     num_moved: int
+    stopped: dict[str, str] = field(default_factory=dict)
     unlike: list[str] = field(default_factory=list)
 
     @property

@@ -11,19 +11,22 @@ is replaced by the recorded tokens, so that requests go on, stop and give way as
 
 An event is one of::
 
-    ["add", request]                 admit it; requests go by their index
+    ["begin"]                        nobody there, and nothing cached
+    ["add", request, cached]         admit it; requests go by their index; whether it may read the prefix cache
     ["step", engine_step, [[request, num_tokens, num_computed, [token id, ...]], ...], [preempted request, ...]]
     ["take", engine_step]            let the scheduler have that step's output
     ["abort", [request, ...]]
     ["reset", running]               of the prefix cache; of running requests, too
     ["load", folder]                 weights
+    ["room", num_tokens]             that the next step may compute
     ["alone", request, [token id, ...]]    from an empty cache to its end, nobody beside it
     ["prefill", request, [token id, ...]]  prompt and tokens in one prompt, nobody beside it
 
-The output is one JSON object: `facts` of the engine, and for each pass `secs`, `stopped` (a sentence where the engine
-could not go on as recorded, else null), `tokens` ([request, engine step or output index, logprob as the engine reports
-it], float32 values as Python prints them) and `blocks`, those that each admission found computed ([engine step,
-request, [block id, ...]]). Or, where the engine cannot be had, only `refused`, a sentence.
+The output is one JSON object: `facts` of the engine, `fingerprints` of its weights by folder, and for each pass `secs`,
+`stopped` (a sentence where the engine could not go on as recorded, else null), `tokens` ([request, engine step or
+output index, logprob as the engine reports it], float32 values as Python prints them) and `blocks`, those that each
+admission found computed ([engine step, request, [block id, ...]]). Or, where the engine cannot be had, only `refused`,
+a sentence.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ def play(engine: Engine, events: list[list[Any]], told: Any) -> dict[str, Any]:
     tokens: list[Token] = []
     stopped, started = None, time.monotonic()
     methods: dict[str, Callable[..., list[Token] | None]] = {
+        "begin": engine.begin,
+        "room": engine.room,
         "add": engine.add,
         "take": engine.take,
         "abort": engine.abort,
@@ -80,7 +85,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     except CannotForceError as reason:
         return {"refused": str(reason)}
     passes = {own["name"]: play(engine, own["events"], told) for own in job["passes"]}
-    return {"facts": engine.facts(), "passes": passes}
+    return {"facts": engine.facts(), "fingerprints": engine.fingerprints, "passes": passes}
 
 
 def main() -> int:

@@ -14,14 +14,23 @@ class CannotForceError(Exception):
 class Engine(Protocol):
     """What a generation of vLLM does for a re-run."""
 
+    fingerprints: dict[str, list[Any]]
+    """Of each folder that was loaded: name and hash of every tensor, as the recorder takes them."""
+
     def facts(self) -> dict[str, Any]:
         """Return what the engine is, as a recording of it would say."""
 
     def reload(self, folder: str) -> None:
         """Load the weights of a folder."""
 
-    def add(self, request: int) -> None:
-        """Admit a request."""
+    def begin(self) -> None:
+        """Let go of all requests and of all that is cached."""
+
+    def room(self, num_tokens: int) -> None:
+        """Bound the tokens that steps compute from here on."""
+
+    def add(self, request: int, cached: bool) -> None:
+        """Admit a request, which may read the prefix cache or not."""
 
     def step(self, engine_step: int, rows: list[list[Any]], preempted: list[int]) -> list[Token]:
         """Schedule and run one step; raise CannotForceError where it is not the recorded one."""

@@ -50,6 +50,8 @@ class V1Forced:
         self._forced: dict[str, int] = {}
         self._in_flight: dict[int, Any] = {}
         self._blocks: list[list[Any]] = []
+        self.fingerprints: dict[str, list[Any]] = {}
+        self._note_weights(job["engine_args"]["model"])
         self._force()
 
     def facts(self) -> dict[str, Any]:
@@ -60,10 +62,23 @@ class V1Forced:
     def reload(self, folder: str) -> None:
         """Load the weights of a folder; the prefix cache stays."""
         self._core.model_executor.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._note_weights(folder)
 
-    def add(self, request: int) -> None:
-        """Admit a request."""
-        self._admit(self._requests[request])
+    def begin(self) -> None:
+        """Let go of all requests and of all that is cached."""
+        self._end([*self._scheduler.requests])
+        self._in_flight.clear()
+        self.reset(running=False)
+
+    def room(self, num_tokens: int) -> None:
+        """Bound the tokens that steps compute from here on."""
+        self._scheduler.max_num_scheduled_tokens = num_tokens
+
+    def add(self, request: int, cached: bool) -> None:
+        """Admit a request, which may read the prefix cache or not."""
+        own = self._requests[request]
+        skips = {} if cached else {"skip_reading_prefix_cache": True}
+        self._admit({**own, "sampling": {**own["sampling"], **skips}})
 
     def step(self, engine_step: int, rows: list[list[Any]], preempted: list[int]) -> list[Token]:
         """Schedule and run one step; raise CannotForceError where it is not the recorded one."""
@@ -84,10 +99,7 @@ class V1Forced:
 
     def abort(self, requests: list[int]) -> None:
         """Abort requests."""
-        from vllm.v1.request import RequestStatus
-
-        ids = [self._requests[request]["id"] for request in requests]
-        self._scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)
+        self._end([self._requests[request]["id"] for request in requests])
 
     def reset(self, running: bool) -> None:
         """Reset the prefix cache, and where `running` the requests that hold blocks."""
@@ -140,9 +152,16 @@ class V1Forced:
                 yield output
             self._scheduler.update_from_output(scheduled, output)
             if num_made == len(token_ids) and name in self._scheduler.requests:
-                from vllm.v1.request import RequestStatus
+                self._end([name])
 
-                self._scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    def _end(self, ids: list[str]) -> None:
+        from vllm.v1.request import RequestStatus
+
+        self._scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)
+
+    def _note_weights(self, folder: str) -> None:
+        told = recorder_worker.fingerprint(self._core.model_executor.driver_worker.worker)
+        self.fingerprints[folder] = [[name, digest] for name, _, _, digest in told.get("tensors", ())]
 
     def _execute(self, scheduled: Any) -> Any:
         executor = self._core.model_executor

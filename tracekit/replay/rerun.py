@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracekit.diagnose.reran import ALONE, COMPOSED, F8, PREFILLED, Reran, RerunOf
+from tracekit.diagnose.reran import ALONE, COMPOSED, F8, PREFILLED, UNCACHED, Reran, RerunOf
 from tracekit.engines.env import EngineEnv, ensure, from_python
 from tracekit.engines.talk import Talk
 from tracekit.errors import ReplayRefused, UsageError
 from tracekit.replay.rerun_job import run_forced
-from tracekit.replay.rerun_script import Event, Recorded, as_recorded, cannot_force
-from tracekit.replay.rerun_settings import engine_arguments, environ_of, expected_settings, unlike
+from tracekit.replay.rerun_passes import plan_passes
+from tracekit.replay.rerun_recorded import Recorded, cannot_force
+from tracekit.replay.rerun_settings import engine_arguments, environ_of, expected_settings, other_weights, unlike
 from tracekit.replay.rollouts import Rollout, Rollouts
-from tracekit.replay.sampling import pick
 from tracekit.replay.stages import Group
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
-
-SAMPLE_TOKENS = 2048  # that run alone: one at a time they cost as many forwards
 
 Keys = Mapping[tuple[int, int], float]
 
@@ -66,7 +64,7 @@ def run_again(
         reason = cannot_force(one) or _not_of_kind(one, env)
         if reason:
             raise ReplayRefused(f"engine {one.engine} cannot be re-run: {reason} cannot be forced")
-    found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, ALONE, PREFILLED)}
+    found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, UNCACHED, ALONE, PREFILLED)}
     for one in recorded:
         own = [r for r in rollouts.rollouts if r.sequence.engine == one.engine]
         told, by_way = _one(one, own, env, _of_steps(one, folders, group), group, show_progress)
@@ -84,29 +82,24 @@ def _one(
     show_progress: bool,
 ) -> tuple[RerunOf, dict[str, Keys]]:
     started = time.monotonic()
-    steps = recorded.rows["steps"]
-    first = folders[steps[0]["weight_version"]]
-    sample = _alone(rollouts, group)
-    loads = folders[steps[-1]["weight_version"]]
-    passes: dict[str, list[Event]] = {COMPOSED: as_recorded(recorded, folders)}
-    passes[ALONE], loads = _one_by_one("alone", sample, folders, loads)
-    prompts = [rollout for rollout in sample if _as_prompt(recorded, rollout)]
-    passes[PREFILLED], loads = _one_by_one("prefill", prompts, folders, loads)
+    passes = plan_passes(recorded, rollouts, folders, group)
     job = {
         "kind": recorded.row["kind"],
-        "engine_args": engine_arguments(recorded.config, first),
+        "engine_args": engine_arguments(recorded.config, passes.first, passes.room),
         "expected": expected_settings(recorded.config),
         "async_scheduling": recorded.plans_ahead,
         "model_class": recorded.worker.get("model"),
         "requests": recorded.requests(),
-        "passes": [{"name": how, "events": events} for how, events in passes.items()],
+        "passes": [{"name": how, "events": events} for how, events in passes.events.items()],
     }
     environ = {**os.environ, **env.environ, **environ_of(recorded.config, recorded.worker)}
-    num_tokens = len(recorded.rows["tokens"]) + sum(r.num_tokens for r in [*sample, *prompts])
-    made = run_forced(env.python, environ, job, num_tokens, show_progress=show_progress)
+    made = run_forced(env.python, environ, job, passes.num_tokens, show_progress=show_progress)
     by_way: dict[str, Keys] = {
         how: {(request, at): value for request, at, value in own["tokens"]} for how, own in made["passes"].items()
     }
+    found = {row["request"] for row in recorded.rows["cache"]}
+    if UNCACHED in by_way:  # beside others that compute more, a request that found nothing differs by its batch alone
+        by_way[UNCACHED] = {key: value for key, value in by_way[UNCACHED].items() if key[0] in found}
     composed, facts = made["passes"][COMPOSED], made["facts"]
     return RerunOf(
         engine=recorded.engine,
@@ -115,9 +108,12 @@ def _one(
         num_steps=len({step for _, step in by_way[COMPOSED]}),
         num_tokens=sum(len(own) for own in by_way.values()),
         secs=time.monotonic() - started,
-        stopped=composed["stopped"],
+        stopped={how: own["stopped"] for how, own in made["passes"].items() if own["stopped"]},
         num_moved=_num_moved(recorded, composed["blocks"]),
-        unlike=unlike(recorded.worker, json.loads(facts["worker"]), (recorded.row["engine_version"], facts["version"])),
+        unlike=[
+            *unlike(recorded.worker, json.loads(facts["worker"]), (recorded.row["engine_version"], facts["version"])),
+            *other_weights(recorded.rows["fingerprints"], made["fingerprints"], folders),
+        ],
     ), by_way
 
 
@@ -138,34 +134,6 @@ def _of_steps(recorded: Recorded, folders: Mapping[int, Path], group: Group) -> 
             f"were not given: add --weights {missing[0]}=FOLDER"
         )
     return {version: known[group(version)] for version in recorded.versions}
-
-
-def _alone(rollouts: Seq[Rollout], group: Group) -> list[Rollout]:
-    """A sample of the rollouts whose tokens and KV are of one version's weights, spread evenly."""
-    plain = [i for i, r in enumerate(rollouts) if len({group(v) for v in r.versions}) == 1]
-    lengths = np.array([r.num_tokens for r in rollouts])
-    chosen = pick(plain, lengths, lengths, max_tokens=SAMPLE_TOKENS, max_cost=None) if plain else []
-    return [rollouts[i] for i in chosen]
-
-
-def _as_prompt(recorded: Recorded, rollout: Rollout) -> bool:
-    """Whether V1's prompt logprobs, which are raw, are what the engine reports of sampled tokens."""
-    params = rollout.sequence.params
-    is_raw = params.temperature == 1 and not (params.truncates or params.penalizes or params.logit_bias)
-    return is_raw or recorded.row["logprobs_mode"] == "raw_logprobs"
-
-
-def _one_by_one(
-    event: str, sample: Iterable[Rollout], folders: Mapping[int, str], loaded: str
-) -> tuple[list[Event], str]:
-    events: list[Event] = []
-    for rollout in sorted(sample, key=lambda r: folders[int(r.weight_version[0])]):
-        folder = folders[int(rollout.weight_version[0])]
-        if folder != loaded:
-            events.append(["load", folder])
-            loaded = folder
-        events.append([event, rollout.sequence.request, rollout.sequence.token_ids.tolist()])
-    return events, loaded
 
 
 def _num_moved(recorded: Recorded, blocks: Iterable[list[Any]]) -> int:
@@ -189,6 +157,6 @@ def _join(rollouts: Seq[Rollout], engine: int, by_way: Mapping[str, Keys], value
         if rollout.sequence.engine == engine:
             request = rollout.sequence.request
             for how, own in by_way.items():
-                at = rollout.engine_step.tolist() if how == COMPOSED else range(rollout.num_tokens)
+                at = rollout.engine_step.tolist() if how in (COMPOSED, UNCACHED) else range(rollout.num_tokens)
                 values[how][start : start + rollout.num_tokens] = [own.get((request, i), np.nan) for i in at]
         start += rollout.num_tokens

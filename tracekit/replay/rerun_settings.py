@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # vLLM's argument: where its resolved value stands in the recorded settings
@@ -47,12 +47,13 @@ _OF_WORKER = (
 )
 
 
-def engine_arguments(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def engine_arguments(config: Mapping[str, Any], folder: str, room: int) -> dict[str, Any]:
     """Return arguments of vLLM's `EngineArgs` for an engine like the recorded one.
 
     Args:
         config: the column `engines.config`, parsed.
         folder: with the weights that the first step ran on.
+        room: tokens that its largest step computes, where that is more than the recorded engine could.
     """
     found = {name: _at(config.get("vllm", {}), path) for name, path in _ARGUMENTS.items()}
     arguments = {name: value for name, value in found.items() if value not in (None, {}) and value != "None"}
@@ -60,14 +61,15 @@ def engine_arguments(config: Mapping[str, Any], folder: str) -> dict[str, Any]:
         arguments["dtype"] = str(arguments["dtype"]).removeprefix("torch.")
     if config.get("num_gpu_blocks"):
         arguments["num_gpu_blocks_override"] = config["num_gpu_blocks"]
+    arguments["max_num_batched_tokens"] = max(arguments.get("max_num_batched_tokens", 0), room)
     return {**arguments, "model": folder, "skip_tokenizer_init": True, "async_scheduling": False}
 
 
 def expected_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the engine of a re-run must resolve, by dotted name."""
     vllm = config.get("vllm", {})
-    paths = (*_ARGUMENTS.values(), *_MUST_AGREE)
-    expected = {f"vllm.{path}": _at(vllm, path) for path in paths if _at(vllm, path) is not None}
+    paths = {*_ARGUMENTS.values(), *_MUST_AGREE} - {_ARGUMENTS["max_num_batched_tokens"]}
+    expected = {f"vllm.{path}": _at(vllm, path) for path in sorted(paths) if _at(vllm, path) is not None}
     of_model = config.get("hf_config", {})
     return expected | {f"hf_config.{name}": of_model[name] for name in _OF_MODEL if name in of_model}
 
@@ -95,6 +97,27 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any], versions: tuple[st
         if name in there and name in here and there[name] != here[name]:
             found.append(f"{name}: {_brief(there[name], here[name])}")
     return found
+
+
+def other_weights(there: Iterable[Mapping[str, Any]], here: Mapping[str, Any], folders: Mapping[int, str]) -> list[str]:
+    """Name the tensors of each weight version that are not what the recorded engine had.
+
+    Args:
+        there: rows of the table `fingerprints` of one engine.
+        here: tensors and hashes of each folder, as the re-run's engine loaded it.
+        folders: of each weight version.
+    """
+    found: dict[int, list[str]] = {}
+    hashes = {folder: dict(tensors) for folder, tensors in here.items()}
+    for row in there:
+        own = hashes.get(folders.get(row["weight_version"], ""), {})
+        if own.get(row["tensor"]) is not None and row["hash"] not in (None, own[row["tensor"]]):
+            found.setdefault(row["weight_version"], []).append(row["tensor"])
+    return [
+        f"weight version {version}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''} "
+        "recorded with other values than the weights given"
+        for version, names in sorted(found.items())
+    ]
 
 
 def _brief(there: Any, here: Any) -> str:

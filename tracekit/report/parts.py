@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracekit.diagnose.parts import BATCH, CACHING, DECODING, KERNELS, PRECISION, STATE, Parts
-from tracekit.diagnose.reran import RerunOf
+from tracekit.diagnose.reran import ALONE, COMPOSED, PREFILLED, UNCACHED, RerunOf
 from tracekit.plural import plural
 
+_WAYS = {COMPOSED: "as recorded", UNCACHED: "uncached", ALONE: "one at a time", PREFILLED: "as prompts"}
 _WORDS = {
     STATE: "recorded − re-run: state",
     CACHING: "− nothing cached: caching",
@@ -39,8 +40,8 @@ def _engine_lines(own: RerunOf) -> Iterator[str]:
         f"engine {own.engine} ran again in vLLM {own.version}: {plural(own.num_steps, 'step')} of "
         f"{plural(own.num_requests, 'request')} as recorded, {plural(own.num_tokens, 'token')} in all; {own.secs:.0f} s"
     )
-    if own.stopped:
-        yield f"  it could not be played to its end: {own.stopped}"
+    for how, reason in own.stopped.items():
+        yield f"  {_WAYS[how]} it could not be played to its end: {reason}"
     if own.num_moved:
         yield f"  {plural(own.num_moved, 'prefix hit lies', 'prefix hits lie')} in other blocks than recorded"
     for what in own.unlike:

@@ -7,8 +7,9 @@ from tracekit.diagnose.verdict import Verdict
 from tracekit.report.causes.path import PATH_WORDS
 from tracekit.report.causes.saying import Saying
 from tracekit.report.causes.semantic import SEMANTIC_WORDS
+from tracekit.report.causes.state import STATE_WORDS
 
-SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS}
+SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS, **STATE_WORDS}
 
 
 def sentence(found: Explanation, verdict: Verdict) -> str:
