@@ -1,7 +1,4 @@
-"""python -m corpus all|make|score|page|list [NAME...]: recordings, what replay says of them, and docs/accuracy.md.
-
-`page` writes what was scored with this code before; names are patterns, all rows for reporting where there is none.
-"""
+"""python -m corpus make|score|page|list [NAME...]: recordings, what replay says of them, and docs/accuracy.md."""
 
 from __future__ import annotations
 
@@ -24,15 +21,15 @@ def main(verb: str, *patterns: str) -> None:
         make(chosen)
     from corpus.judging import mark
     from corpus.page import write
-    from corpus.scoring import kept, score, talk
+    from corpus.scoring import score, talk
 
-    if verb in ("score", "all"):
+    if verb in ("score", "all", "page"):
         said = score(chosen, talk)
-        for case in chosen:
+        for case in chosen if verb == "score" else []:
             if case.name in said and (miss := mark(case, said[case.name]).miss):
-                print(case.name, case.truth.layer, *case.truth.causes, case.truth.first, miss, sep=" | ")
-    if verb in ("page", "all"):
-        write(CASES, kept(CASES))
+                print(case.name, "|", case.truth.layer, case.truth.causes, case.truth.first, "|", miss)
+        if verb != "score":
+            write(CASES, said)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @click.option("--sampling", multiple=True, metavar="KEY=VALUE", help="Default sampling field of all prompts.")
 @click.option("--engine-arg", multiple=True, metavar="KEY=VALUE", help="Passed to vllm.LLM; VALUE is JSON or text.")
 @click.option("--logprobs", metavar="client|engine|both", help="Also those no client asks for; raw and processed.")
+@click.option("--probe", type=click.Path(path_type=Path), metavar="DIR",
+              help="Also keep the first requests' states at module boundaries in this new folder.")  # fmt: skip
 @click.option("--completions", type=click.Path(path_type=Path), help="Also write what the client received (JSONL).")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The trace to write; nothing is overwritten  [default: trace.arrow]")  # fmt: skip
@@ -47,14 +49,17 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     from tracekit.cli.prepare import check_targets, own_command, rollout
     from tracekit.jobs.recorded import into_trace, through_daemon
     from tracekit.recorder.settings import LOGPROBS
+    from tracekit.trace.output import check_output
 
-    cmd, logprobs = given.pop("cmd"), given.pop("logprobs")
+    cmd, logprobs, probe = given.pop("cmd"), given.pop("logprobs"), given.pop("probe")
     if cmd and any(given.values()):
         raise UsageError("--model, --prompts, --sampling, --engine-arg and --completions do not go with a command")
     if output and daemon:
         raise UsageError("give either -o TRACE or --daemon ADDR, not both")
     if logprobs not in (None, *LOGPROBS):
         raise UsageError(f"--logprobs is one of {', '.join(LOGPROBS)}, not {logprobs!r}")
+    if probe is not None:
+        check_output(probe)
     taken: dict[str, Any] = {}
     if not (output or daemon):
         output = Path("trace.arrow")
@@ -67,6 +72,8 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
             argv, environ = rollout(Path(folder), engine, python, taken, **given)
         if logprobs is not None:
             environ["TRACEKIT_LOGPROBS"] = logprobs
+        if probe is not None:
+            environ["TRACEKIT_PROBE"] = str(probe.absolute())
         ended = into_trace(argv, environ, output) if output else through_daemon(argv, environ, str(daemon))
     return _tell(ended, output)
 

@@ -27,6 +27,8 @@ import click
 @click.option("--engine", metavar="v0|v1|latest",
               help="Also force the recorded tokens through this engine, in the recorded composition.")  # fmt: skip
 @click.option("--python", type=click.Path(), help="The same in your own environment.")
+@click.option("--probes", type=click.Path(), metavar="DIR",
+              help="Replay each module on the states that `record --probe DIR` kept.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
@@ -42,6 +44,7 @@ def command(
     workers: str | None,
     engine: str | None,
     python: str | None,
+    probes: str | None,
     as_json: bool,
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
@@ -76,6 +79,7 @@ def command(
         workers=workers,
         engine=engine,
         python=python,
+        probes=probes,
         show_progress=True,
     )
     if output:

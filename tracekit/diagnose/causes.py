@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
-from tracekit.diagnose.explain import position, reading, stale, state, weights, where
+from tracekit.diagnose.explain import module, position, reading, stale, state, weights, where
 from tracekit.diagnose.explanation import Code, Explanation
 
 
@@ -37,6 +37,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(stale.CODE, INFERENCE_PATH, stale.detect),
     Cause(position.CODE, INFERENCE_PATH, position.detect),
     *(Cause(code, INFERENCE_PATH, where.detect) for code in where.CODES),
+    Cause(module.CODE, INFERENCE_PATH, module.detect),
 )
 
 

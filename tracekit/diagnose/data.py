@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.diagnose.modules import Modules
 from tracekit.diagnose.profile import Profile
 from tracekit.diagnose.reran import Reran
 from tracekit.diagnose.settings import Settings
@@ -87,6 +88,7 @@ class Run:
     dtype: str = ""  # of the body in the trainer's pass
     engine_dtype: str | None = None  # of the weights as the engine received them, where the trace tells
     reran: Reran | None = None  # what the engine said when the tokens were forced through it again
+    modules: Modules | None = None  # each module against its recorded input, where the engine was probed
 
     @property
     def trainer(self) -> Scores[Values]:

@@ -19,6 +19,7 @@ Code = Literal[
     "one weight version",
     "cached requests",
     "preempted requests",
+    "module",
 ]
 """Of every cause, in the order of `tracekit.diagnose.causes.CAUSES`."""
 

@@ -16,6 +16,7 @@ from tracekit.diagnose.facts import GRAVE, Facts, Noted
 from tracekit.diagnose.kv import KvHypothesis, test_kv
 from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
+from tracekit.diagnose.modules import Modules
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
 from tracekit.diagnose.parts import Parts, split
@@ -54,6 +55,7 @@ class Verdict:
         kv: other histories of the KV against the recorded one, where weights changed within a rollout.
         masters: what casting the stored weights to the engine's dtype does, null where it does nothing.
         parts: what makes recorded and replayed values differ, where the engine ran again, else null.
+        modules: each module of the model against its recorded input, where the engine was probed, else null.
         left: what remains for the inference path once a semantic mismatch is corrected; null where there is none.
         findings: other things the numbers say.
         noted: the gravest of what doctor and lint find in the same trace.
@@ -77,6 +79,7 @@ class Verdict:
     kv: list[KvHypothesis]
     masters: Masters | None
     parts: Parts | None
+    modules: Modules | None
     left: OnPath | None
     findings: list[Remark]
     noted: list[Noted]
@@ -135,6 +138,7 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         kv=kv,
         masters=masters_factor(run, lens),
         parts=split(run, lens),
+        modules=run.modules,
         left=on_path if layer == SEMANTIC else None,
         findings=findings(run, semantic, before, kv),
         noted=[noted for noted in facts.noted if noted.severity in GRAVE],

@@ -39,6 +39,11 @@ def logprobs_complaint() -> str:
     return f"the logprobs option is one of {', '.join(LOGPROBS)}, not {value!r}; client is taken"
 
 
+def probe_folder() -> str | None:
+    """`TRACEKIT_PROBE` or `probe`: the folder for states of the first few requests, or None: then nothing is probed."""
+    return _setting("TRACEKIT_PROBE", "probe") or None
+
+
 def _setting(variable: str, key: str) -> str | None:
     value = os.environ.get(variable)
     if value is not None:

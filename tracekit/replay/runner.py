@@ -26,6 +26,7 @@ from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_further_units, plan_units
+from tracekit.replay.probes import probe_modules
 from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
@@ -73,6 +74,7 @@ def replay(
     workers: str | int | None = None,
     engine: str | None = None,
     python: str | os.PathLike[str] | None = None,
+    probes: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
     load: Load | None = None,
 ) -> Replay:
@@ -94,6 +96,7 @@ def replay(
         workers: score on so many Ray actors on this machine, or on those that `ray://HOST:PORT` has room for.
         engine: force the recorded tokens through this engine, too (v0, v1 or latest): the sharp lens.
         python: the same, in the environment of this interpreter.
+        probes: folder of states that `record --probe` kept: each module is replayed on them.
         show_progress: a line on stderr with the time that is left.
         load: makes a scorer from a folder and what its weights are loaded as; the default does with transformers.
 
@@ -149,6 +152,11 @@ def replay(
         scorers.release()
         env = environment(engine, python)
         reran = run_again(trace, rollouts, env, folders, _group(oldest), show_progress=show_progress)
+    modules = None
+    if probes is not None:
+        scorers.release()
+        by_weights = _group(oldest)
+        modules = probe_modules(probes, rollouts.rollouts, folders, by_weights, dtype=rollouts.dtype, device=device)
     threads = num_threads()
     mapper = partial(locally, scorers, folders)
     if workers is not None:
@@ -169,6 +177,7 @@ def replay(
             dtype=dtype,
             engine_dtype=rollouts.dtype,
             reran=reran,
+            modules=modules,
         )
         return run, judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
 

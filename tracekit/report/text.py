@@ -12,6 +12,7 @@ from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
 from tracekit.report import words
 from tracekit.report.causes.table import SAYINGS, change, proof, sentence
+from tracekit.report.modules import module_lines
 from tracekit.report.parts import parts_lines
 
 _TOP = 8
@@ -46,6 +47,7 @@ def sections(result: Result) -> list[Iterator[str]]:
         _metrics(verdict),
         _noise(verdict),
         parts_lines(verdict.parts),
+        module_lines(verdict.modules),
         _first_tokens(verdict),
         (f"note: {words.remark(verdict, limit)}" for limit in verdict.limits),
     ]

@@ -94,7 +94,7 @@ class V0:
 
     @property
     def sampler(self):
-        return self.worker.model_runner.sampler
+        return self.model.sampler
 
     @property
     def logits_owner(self):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.verdict import Verdict
+from tracekit.report.causes.module import MODULE_WORDS
 from tracekit.report.causes.path import PATH_WORDS
 from tracekit.report.causes.saying import Saying
 from tracekit.report.causes.semantic import SEMANTIC_WORDS
 from tracekit.report.causes.state import STATE_WORDS
 
-SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS, **STATE_WORDS}
+SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS, **STATE_WORDS, **MODULE_WORDS}
 
 
 def sentence(found: Explanation, verdict: Verdict) -> str:
@@ -28,7 +29,7 @@ def proof(found: Explanation) -> str:
     if found.margin == found.margin:
         parts.append(f"{found.margin:,.0f} nats ahead of the next")
     else:
-        parts.append("proved without numerics")
+        parts.append(SAYINGS[found.code].proof)
     if found.share == found.share:
         parts.append(f"explains {found.share:.0%} of what is beyond a perfect replay")
     if found.cited:

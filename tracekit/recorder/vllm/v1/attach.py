@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.guard import failed, never_raise
-from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.settings import logprobs_option, probe_folder
 from tracekit.recorder.vllm import control
 from tracekit.recorder.vllm.events import Admitted, Finished, Named
 from tracekit.recorder.vllm.hooks import Hook, after, install, wrap
 from tracekit.recorder.vllm.opening import PLACE, recording_of
 from tracekit.recorder.vllm.v1 import column as v1_column
+from tracekit.recorder.vllm.v1 import probe as v1_probe
 from tracekit.recorder.vllm.v1 import sampler as v1_sampler
 from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
 from tracekit.recorder.vllm.v1 import weights as v1_weights
@@ -70,6 +71,8 @@ def attach() -> None:
             if name in vars(engine_class):
                 wrap(engine_class, name, control.recorded(_of))
     v1_weights.attach(core, _of)
+    if (folder := probe_folder()) is not None:
+        v1_probe.attach(folder)
     option = logprobs_option()
     if option != "client":
         v1_sampler.attach(option)

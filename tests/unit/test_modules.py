@@ -1,0 +1,132 @@
+"""Modules replayed on recorded inputs: the engine is the model itself in its own dtype, hooked plainly, with one module
+that is off; what it recorded is told apart from the rest at every place and in every architecture."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from helpers.tiny_models import VOCAB, write_model
+from tracekit.diagnose.modules import kinds_off, layer_of, suspects, weigh
+from tracekit.errors import ModelError
+from tracekit.scoring.modules import graft, module_errors, raw_logprobs
+
+LENGTH, SAMPLED = 40, 16
+ARCHITECTURES = ("llama", "qwen2-sliding", "qwen3", "mistral-sliding", "gemma3-mixed", "qwen3-moe")
+
+
+def load(folder, dtype):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def record(engine, ids):
+    """What an engine's hooks would have kept: input and output of every child of a layer, of the norm and the head."""
+    states, handles = {}, []
+
+    def hook(name):
+        def after(_module, args, kwargs, output):
+            given = args[0] if args else kwargs["hidden_states"]
+            made = output[0] if isinstance(output, tuple) else output
+            states[f"{name}.input"], states[f"{name}.output"] = given[0].clone(), made[0].clone()
+
+        return after
+
+    for name, module in engine.named_modules():
+        found = re.search(r"(layers\.\d+\.[^.]+)$", name) or re.search(r"model\.(norm)$", name)
+        if found:
+            handles.append(module.register_forward_hook(hook(found[1]), with_kwargs=True))
+    with torch.inference_mode():
+        hidden = engine.base_model(input_ids=ids[None, :-1]).last_hidden_state[0, -SAMPLED:]
+        states["lm_head.input"], states["lm_head.output"] = hidden, engine.get_output_embeddings()(hidden)
+    for handle in handles:
+        handle.remove()
+    return states
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.from_numpy(np.random.default_rng(1).integers(3, VOCAB, LENGTH + 1))
+
+
+def judged(folder, ids, states, dtype=torch.bfloat16, higher=torch.float32):
+    found = module_errors(load(folder, dtype), load(folder, higher), ids[:-1], states)
+    return weigh([(one.name, one.error, one.noise) for one in found])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_clean_engine_has_no_suspect(name, ids, tmp_path):
+    folder = write_model(tmp_path, name)
+    found = judged(folder, ids, record(load(folder, torch.bfloat16), ids))
+    assert {module.kind for module in found} >= {"input_layernorm", "self_attn", "mlp", "norm"}
+    assert suspects(found) == [] and kinds_off(found) == []
+    assert all(module.ratio == pytest.approx(1, abs=0.3) for module in found)  # the same kernels
+
+
+# the child of a layer, how it is spoilt
+FAULTS = {
+    "attention output of one layer": ("layers.1.self_attn", lambda m: m.o_proj.weight.mul_(1.1)),
+    "one head": ("layers.0.self_attn", lambda m: m.o_proj.weight[:, :8].mul_(0.5)),
+    "mlp": ("layers.1.mlp", lambda m: m.down_proj.weight.mul_(1.08)),
+    "norm": ("layers.0.post_attention_layernorm", lambda m: m.weight.add_(0.1)),
+    "one row of a projection": ("layers.0.mlp", lambda m: m.up_proj.weight[3].mul_(2.0)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_module_that_is_off_is_the_only_suspect(name, fault, ids, tmp_path):
+    folder = write_model(tmp_path, name)
+    engine = load(folder, torch.bfloat16)
+    place, spoil = FAULTS[fault]
+    with torch.no_grad():
+        spoil(engine.get_submodule(f"model.{place}"))
+    found = judged(folder, ids, record(engine, ids))
+    assert suspects(found) == [place]
+
+
+def test_a_float32_engine_is_held_against_float64(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    engine = load(folder, torch.float32)
+    clean = judged(folder, ids, record(engine, ids), torch.float32, torch.float64)
+    assert suspects(clean) == []
+    with torch.no_grad():
+        engine.model.layers[1].self_attn.v_proj.weight.mul_(1.0001)
+    assert suspects(judged(folder, ids, record(engine, ids), torch.float32, torch.float64)) == ["layers.1.self_attn"]
+
+
+def test_the_head_and_the_final_norm_are_modules_too(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    for place, module in (("lm_head", "lm_head"), ("norm", "model.norm")):
+        engine = load(folder, torch.bfloat16)
+        with torch.no_grad():
+            engine.get_submodule(module).weight.mul_(1.05)
+        assert suspects(judged(folder, ids, record(engine, ids))) == [place]
+
+
+def test_a_graft_leaves_the_mismatch_before_the_faulty_layer_and_takes_it_behind(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    engine = load(folder, torch.float32)
+    with torch.no_grad():
+        engine.model.layers[0].mlp.down_proj.weight.mul_(1.3)
+    states = record(engine, ids)
+    theirs = raw_logprobs(states["lm_head.output"], ids)
+    left = [np.abs(graft(load(folder, torch.float32), ids, states, at) - theirs).mean() for at in (0, 1, 2)]
+    assert left[0] > 0.01 and left[1] < 1e-5 and left[2] < 1e-5
+
+
+def test_a_kind_that_is_off_in_all_layers_is_named_as_a_kind():
+    noise = np.full(9, 1e-3)
+    factors = {"norm1": 9, "mlp": 1.2}
+    errors = [(f"layers.{i}.{kind}", noise * by, noise) for i in range(5) for kind, by in factors.items()]
+    found = weigh(errors)
+    assert kinds_off(found) == ["norm1"] and suspects(found) == []
+    assert layer_of("layers.12.mlp") == 12 and layer_of("norm") is None
+
+
+def test_a_model_without_such_modules_is_refused(ids, tmp_path):
+    folder = write_model(tmp_path, "gpt2")
+    states = {"layers.0.x.input": torch.zeros(1, 1)}
+    with pytest.raises(ModelError, match="has none of the modules"):
+        module_errors(load(folder, torch.float32), load(folder, torch.float64), ids[:-1], states)

@@ -1,0 +1,146 @@
+"""States that `record --probe` kept, joined with the rollouts they are of, and each module replayed on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tracekit.diagnose.modules import Boundary, Modules, layer_of, suspects, weigh
+from tracekit.diagnose.modules import kinds_off as kinds
+from tracekit.errors import ReplayRefused
+from tracekit.replay.rollouts import Rollout
+from tracekit.replay.stages import Group
+from tracekit.scoring.loading import load_model, pick_device
+from tracekit.scoring.modules import F8, HEAD, graft, module_errors, raw_logprobs
+
+_HIGHER = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """One request with its states: those of its first T positions, and the T + 1 ids of them and of the next."""
+
+    rollout: Rollout
+    token_ids: Tensor
+    states: dict[str, Tensor]
+
+
+def probe_modules(
+    folder: str | os.PathLike[str],
+    rollouts: Seq[Rollout],
+    folders: Mapping[int, Path],
+    group: Group,
+    *,
+    dtype: str | None,
+    device: str | None,
+) -> Modules:
+    """Replay every probed module on its recorded input.
+
+    Args:
+        folder: that was probed into.
+        rollouts: of the trace.
+        folders: with the weights of each version.
+        group: weight version to the oldest one with the same weights.
+        dtype: that the engines received the weights in; None where the trace does not tell.
+        device: torch's; None for the fastest.
+
+    Raises:
+        ReplayRefused: the states are none, are damaged, or belong to no rollout of one version's weights.
+        ModelError: the model has none of the modules.
+    """
+    probed = [p for p in read_probes(folder, rollouts) if len({group(v) for v in p.rollout.versions}) == 1]
+    if not probed:
+        raise ReplayRefused(f"no probed request is a rollout of one version's weights: {folder}")
+    dtype = dtype or str(probed[0].states[next(iter(probed[0].states))].dtype).removeprefix("torch.")
+    where = pick_device(device)
+    errors: dict[str, list[tuple[F8, F8]]] = {}
+    first = group(probed[0].rollout.versions[0])
+    same = [p for p in probed if group(p.rollout.versions[0]) == first]  # one set of weights is loaded, twice
+    low = load_model(folders[first], dtype=dtype, device=where)
+    exact = load_model(folders[first], dtype="float32", weights=dtype, device=where)
+    exact = exact.double() if _HIGHER[dtype] == "float64" else exact
+    for one in same:
+        for found in module_errors(low, exact, one.token_ids[:-1], one.states):
+            errors.setdefault(found.name, []).append((found.error, found.noise))
+    modules = weigh([(name, *_joined(own)) for name, own in errors.items()])
+    named = suspects(modules)
+    return Modules(
+        num_requests=len(same),
+        num_positions=sum(len(p.token_ids) - 1 for p in same),
+        dtype=dtype,
+        suspects=named,
+        kinds=kinds(modules),
+        modules=modules,
+        graft=list(_grafts(exact, same, named)),
+    )
+
+
+def read_probes(folder: str | os.PathLike[str], rollouts: Seq[Rollout]) -> Iterator[Probed]:
+    """Yield the probed requests that are among the rollouts.
+
+    Raises:
+        ReplayRefused: there is no such folder, or a file in it is not what the recorder wrote.
+    """
+    by_id = {rollout.request_id: rollout for rollout in rollouts}
+    if not Path(folder).is_dir():
+        raise ReplayRefused(f"there is no folder of probed states: {folder}")
+    for place in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
+        parts: dict[str, list[Tensor]] = {}
+        request_id, length = "", 0
+        for path in sorted(place.glob("*.safetensors")):
+            own, request_id, num = _read(path)
+            if int(path.stem) != length or any(len(state) > num for state in own.values()):
+                raise ReplayRefused(f"positions are missing among the probed states: {path}")
+            length += num
+            for name, state in own.items():
+                parts.setdefault(name, []).append(state)
+        rollout = by_id.get(request_id)
+        if rollout is None:
+            continue
+        ids = np.concatenate([rollout.sequence.prompt_token_ids, rollout.sequence.token_ids]).astype(np.int64)
+        if length >= len(ids):
+            raise ReplayRefused(f"more positions were probed than request {request_id} has: {place}")
+        states = {name: torch.cat(own) for name, own in parts.items()}
+        whole = {n: s for n, s in states.items() if n.startswith(HEAD) or len(s) == length}
+        yield Probed(rollout, torch.from_numpy(ids[: length + 1]), whole)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, int]:
+    """The states of a file, whose they are, and of how many positions."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            states = {name: file.get_tensor(name) for name in file.keys()}
+            about = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ReplayRefused(f"these are not states that a recorder kept: {path}: {error}") from None
+    rows = [len(state) for name, state in states.items() if not name.startswith(HEAD)]
+    if not rows or any(state.dim() != 2 for state in states.values()):
+        raise ReplayRefused(f"these are not states that a recorder kept: {path}")
+    return states, about.get("request_id", ""), max(rows)
+
+
+def _joined(own: Seq[tuple[F8, F8]]) -> tuple[F8, F8]:
+    """Error and noise of one module over the positions of all requests."""
+    errors, noises = zip(*own, strict=True)
+    return np.concatenate(errors), np.concatenate(noises)
+
+
+def _grafts(model: Any, probed: Seq[Probed], named: Seq[str]) -> Iterator[Boundary]:
+    """The mismatch that is left with the engine's state put in before and behind the first suspect that has a layer."""
+    one = next((p for p in probed if f"{HEAD}.output" in p.states), None)
+    at = next((layer for name in named if (layer := layer_of(name)) is not None), None)
+    if one is None or at is None:
+        return
+    theirs = raw_logprobs(one.states[f"{HEAD}.output"], one.token_ids)
+    for boundary in (at, at + 1):
+        ours = graft(model, one.token_ids, one.states, boundary)
+        yield Boundary(boundary, float(np.abs(ours - theirs).mean()))

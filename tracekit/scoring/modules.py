@@ -1,0 +1,165 @@
+"""Each module of a model replayed on the input that an engine recorded for it, and states of the engine grafted in.
+
+A module that gives another output on the same input is at fault by itself: nothing that went wrong before it can be the
+reason. One forward of the model does for all of them: hooks put every module's recorded input in the place of its own.
+How far a module may be off is told by the model's own precision: its output in the engine's dtype against one precision
+higher, on the same input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracekit.errors import ModelError
+
+HEAD = "lm_head"
+FINAL_NORM = "norm"
+_LAYER = re.compile(r"(?:^|\.)(layers\.(\d+))$")
+_CHILD = re.compile(r"(?:^|\.)(layers\.\d+\.[^.]+)$")
+_TINY = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2.0**-24}
+
+F8 = NDArray[np.float64]
+States = Mapping[str, Tensor]
+"""`NAME.input` and `NAME.output` of each recorded module, [T, width]; `lm_head` may have the last rows alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleErrors:
+    """One module over the recorded positions; shares of the norm of its exact output.
+
+    Attributes:
+        name: as `layers.3.self_attn`.
+        error: [T] of the engine's output against the exact one.
+        noise: [T] of the output in the engine's precision against the exact one.
+    """
+
+    name: str
+    error: F8
+    noise: F8
+
+
+def module_errors(model: Any, exact: Any, token_ids: Tensor, states: States) -> list[ModuleErrors]:
+    """Replay every recorded module that the model has under the same name.
+
+    Args:
+        model: transformers' causal LM in the engine's dtype.
+        exact: the same one precision higher (float32 for bfloat16, float64 for float32).
+        token_ids: [T] int64, those whose states were recorded, from position 0.
+        states: of the engine.
+
+    Raises:
+        ModelError: none of the recorded modules is in the model.
+    """
+    low, high = (_outputs(one, token_ids, states) for one in (model, exact))
+    names = [name for name in high if f"{name}.output" in states]
+    if not names:
+        raise ModelError(f"{type(model).__name__} has none of the modules that were recorded")
+    floor = _TINY.get(model.dtype, 2.0**-24)
+    found = []
+    for name in names:
+        truth = high[name].double()
+        size = torch.linalg.vector_norm(truth, dim=-1).clamp(min=1e-30)
+        theirs, ours = states[f"{name}.output"].double().to(truth.device), low[name].double()
+        error, noise = (torch.linalg.vector_norm(made - truth, dim=-1) / size for made in (theirs, ours))
+        found.append(ModuleErrors(name, error.cpu().numpy(), noise.clamp(min=floor).cpu().numpy()))
+    return found
+
+
+def graft(model: Any, token_ids: Tensor, states: States, boundary: int) -> F8:
+    """Return logprobs of the rows that the engine sampled from, its state put in at one boundary.
+
+    Args:
+        model: transformers' causal LM.
+        token_ids: [T] int64, from position 0, and the token that was sampled from the last of them.
+        states: of the engine; its rows of `lm_head` say how many rows to return.
+        boundary: the layer whose input is replaced; the number of layers for that of the final norm.
+
+    Returns:
+        [R] nats, raw.
+    """
+    layers = {int(found[2]): module for name, module in model.named_modules() if (found := _LAYER.search(name))}
+    if boundary in layers:
+        target, state = layers[boundary], states[f"layers.{boundary}.input_layernorm.input"]
+    else:
+        target, state = _modules(model)[FINAL_NORM], states[f"{FINAL_NORM}.input"]
+    with torch.inference_mode(), _replaced({target: state}):
+        logits = model(input_ids=token_ids[:-1].to(model.device)[None], use_cache=False).logits[0]
+    return raw_logprobs(logits[-len(states[f"{HEAD}.output"]) :], token_ids)
+
+
+def raw_logprobs(logits: Tensor, token_ids: Tensor) -> F8:
+    """Return [R] nats of the last R token ids under [R, V] logits."""
+    chosen = token_ids[-len(logits) :].to(logits.device)
+    logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, chosen[:, None])[:, 0]
+    values: F8 = logprobs.cpu().numpy()
+    return values
+
+
+def _outputs(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]:
+    """[T, width] of every module on its recorded input."""
+    modules = {name: module for name, module in _modules(model).items() if f"{name}.input" in states}
+    made: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            made[name] = (output[0] if isinstance(output, tuple) else output)[0]
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        with torch.inference_mode(), _replaced({module: states[f"{name}.input"] for name, module in modules.items()}):
+            model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
+        head = model.get_output_embeddings()
+        if f"{HEAD}.input" in states and head is not None and not _changes_logits(model.config):
+            with torch.inference_mode():
+                made[HEAD] = head(states[f"{HEAD}.input"].to(head.weight.device, head.weight.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made
+
+
+@contextmanager
+def _replaced(inputs: Mapping[Any, Tensor]) -> Iterator[None]:
+    """Put a state in the place of the first input of some modules."""
+
+    def put(state: Tensor) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            own = args[0] if args else kwargs["hidden_states"]
+            given = state.to(own.device, own.dtype)[None, : own.shape[1]]
+            return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(put(state), with_kwargs=True) for module, state in inputs.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _modules(model: Any) -> dict[str, Any]:
+    found = {}
+    for name, module in model.named_modules():
+        if child := _CHILD.search(name):
+            found[child[1]] = module
+        elif name.endswith(f"model.{FINAL_NORM}"):
+            found[FINAL_NORM] = module
+    return found
+
+
+def _changes_logits(config: Any) -> bool:
+    """Whether something comes behind the output embedding, as soft-capping or a scale: it is not told apart from it."""
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return any(getattr(config, name, None) not in (None, 1.0) for name in names)
