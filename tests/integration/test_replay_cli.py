@@ -348,7 +348,7 @@ def test_trace_and_weights_are_read_from_where_they_are(tmp_path, recorded, trac
     assert remote == local
 
 
-@pytest.mark.parametrize("value", ["1", "x=there", "1="])
+@pytest.mark.parametrize("value", ["1", "x=there", "1=", "x:1=there", ":1=there"])
 def test_malformed_weights_are_a_usage_error(tmp_path, recorded, tracekit, value):
     code, _, err = tracekit(tmp_path / "t.arrow", "--model", recorded.model, "--weights", value)
     assert code == 2 and "V=PATH" in err
@@ -491,6 +491,49 @@ def test_a_model_that_is_not_here_or_not_one_is_a_usage_error(tmp_path, recorded
     assert (code, out) == (2, "") and "ran different models" in err
     code, _, _ = tracekit(tmp_path / "two", "--model", recorded.model)
     assert code == 0
+
+
+def fingerprints(**hashes):
+    """The table of one tensor by weight version, `v1=5` and so on."""
+    count = len(hashes)
+    return {
+        "weight_version": np.array([int(name[1:]) for name in hashes], "u4"),
+        "rank": np.zeros(count, "u4"),
+        "tensor": ["model.norm.weight"] * count,
+        "dtype": ["bfloat16"] * count,
+        "shape": [np.array([32], "u4")] * count,
+        "hash": np.ma.masked_array(np.array(list(hashes.values()), "u8"), mask=False),
+    }
+
+
+def test_an_engine_that_missed_an_update_is_named_by_fingerprints_and_given_weights_of_its_own(
+    tmp_path, recorded, tracekit
+):
+    other = write_model(tmp_path / "other", "llama", seed=9)
+    for engine, version, hashes in ((0, 2, {"v0": 5, "v1": 6, "v2": 7}), (1, 1, {"v0": 5, "v1": 7})):
+        tables = recorded.tables()
+        for name in ("tokens", "steps"):
+            tables[name]["weight_version"][:] = version
+        tables["fingerprints"] = fingerprints(**hashes)
+        write_spool(tmp_path / "two", [tables], engine=engine, engine_id=f"{engine}" * 32)
+    args = (tmp_path / "two", "--model", other, "--weights", f"1={other}", "--weights", f"2={recorded.model}")
+    code, out, _ = tracekit(*args, "--json")
+    (cause,) = json.loads(out)["verdict"]["causes"]
+    assert (code, cause["code"], cause["names"]) == (4, "version numbers differ", ["1 is 2 of engine 0"])
+    assert cause["numbers"] == {"engine": 1} and cause["rollouts"] == list(range(NUM_REQUESTS, 2 * NUM_REQUESTS))
+    code, out, _ = tracekit(*args)
+    assert "Engine 1 missed an update, or began with other weights: by the fingerprints of its tensors its" in out
+    assert "weight version 1 is 2 of engine 0: give engine 1's own folders (--weights ENGINE:VERSION=PATH)" in out
+    code, out, _ = tracekit(*args, "--weights", f"1:1={recorded.model}", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["verdict"]["causes"] == []
+    folders = {(w["engine"], w["version"]): w["folder"] for w in facts["scoring"]["weights"]}
+    assert folders == {(None, 2): str(recorded.model), (1, 1): str(recorded.model)}
+    code, out, _ = tracekit(*args[:3], "--weights", f"2={recorded.model}", "--only", 0, "--json")
+    assert code == 0 and json.loads(out)["data"]["num_rollouts"] == NUM_REQUESTS
+    code, _, err = tracekit(*args, "--weights", f"1:2={other}")
+    assert code == 2 and "under weight version 1:2; the trace has 2, 1:1" in err
+    assert tracekit(*args[:3], "--only", 7)[0] == 2
 
 
 def test_a_scorer_that_does_not_agree_with_itself_gives_no_verdict(tmp_path, recorded):

@@ -9,8 +9,8 @@ import click
 @click.argument("trace", type=click.Path())
 @click.option("--model", metavar="DIR|URL|NAME", help="Folder, or s3:// URL, of the weights the trainer scores with  "
               "[default: the folder that the trace names as the engine's model]")  # fmt: skip
-@click.option("--weights", multiple=True, metavar="V=PATH", help="Folder, or s3:// URL, of the weights of version V, "
-              "where they changed in the run.")  # fmt: skip
+@click.option("--weights", multiple=True, metavar="[ENGINE:]V=PATH", help="Folder, or s3:// URL, of the weights of "
+              "version V, where they changed in the run; of one engine's alone, where versions differ.")  # fmt: skip
 @click.option("--only", type=click.IntRange(min=0), metavar="ENGINE", help="Number of the one engine to score.")
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
@@ -88,13 +88,17 @@ def command(
     return found.result.exit_code
 
 
-def _parse_weights(values: tuple[str, ...]) -> dict[int, str]:
-    folders: dict[int, str] = {}
+def _parse_weights(values: tuple[str, ...]) -> dict[int | tuple[int, int], str]:
+    folders: dict[int | tuple[int, int], str] = {}
     for value in values:
-        version, separator, path = value.partition("=")
-        if not separator or not version.isdecimal() or not path:
-            raise click.BadParameter(f"expected V=PATH, as in 1=./checkpoint-1, got {value}", param_hint="--weights")
-        if int(version) in folders:
-            raise click.BadParameter(f"version {version} is given twice", param_hint="--weights")
-        folders[int(version)] = path
+        name, separator, path = value.partition("=")
+        engine, colon, version = name.rpartition(":")
+        if not separator or not version.isdecimal() or not path or (colon and not engine.isdecimal()):
+            raise click.BadParameter(
+                f"expected V=PATH or ENGINE:V=PATH, as in 1=./checkpoint-1, got {value}", param_hint="--weights"
+            )
+        key = (int(engine), int(version)) if colon else int(version)
+        if key in folders:
+            raise click.BadParameter(f"version {name} is given twice", param_hint="--weights")
+        folders[key] = path
     return folders

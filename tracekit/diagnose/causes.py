@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
-from tracekit.diagnose.explain import module, position, reading, stale, state, weights, where
+from tracekit.diagnose.explain import identity, module, position, reading, stale, state, weights, where
 from tracekit.diagnose.explanation import Code, Explanation
 
 
@@ -32,6 +32,7 @@ class Cause:
 # lowest layer first: a detector sees what those before it found
 CAUSES: tuple[Cause, ...] = (
     Cause(reading.CODE, SEMANTIC, reading.detect),
+    Cause(identity.CODE, INFERENCE_PATH, identity.detect),
     Cause(state.CODE, INFERENCE_PATH, state.detect),
     *(Cause(code, INFERENCE_PATH, weights.detect) for code in weights.CODES),
     Cause(stale.CODE, INFERENCE_PATH, stale.detect),

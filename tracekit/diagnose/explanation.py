@@ -10,6 +10,7 @@ from tracekit.diagnose.onset import Onset
 
 Code = Literal[
     "other reading",
+    "version numbers differ",
     "state",
     "older weights",
     "newer weights",

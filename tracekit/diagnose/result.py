@@ -34,6 +34,7 @@ class Weights:
         label: of the claim, null without one.
         same_as: the older version, null without one.
         stored: dtype of the folder's weights, null where it does not tell.
+        engine: the one engine whose version it is, null where the number stands for the same weights in all.
         received: dtype that the engine cast them to when it loaded them, null where the trace does not tell; what is
             scored is that cast.
     """
@@ -45,6 +46,7 @@ class Weights:
     same_as: int | None = None
     stored: str | None = None
     received: str | None = None
+    engine: int | None = None
 
     @property
     def is_cast(self) -> bool:

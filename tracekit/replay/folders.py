@@ -10,6 +10,7 @@ from tracekit.diagnose.result import Weights
 from tracekit.errors import NoModelFolderError, ReplayRefused, UsageError
 from tracekit.objects.address import is_url
 from tracekit.replay.claims import Claim
+from tracekit.replay.numbers import name_of
 
 Given = Mapping[int, str | Path]
 
@@ -96,7 +97,7 @@ def _refuse_unknown(missing: Seq[int], claims: Mapping[int, Claim]) -> None:
         elsewhere = [f"{claims[v].checkpoint} is not here" for v in missing if v in claims]
         raise ReplayRefused(
             f"tokens were sampled under weight version {_names(missing)}, whose weights were not given: "
-            f"add --weights {missing[0]}=FOLDER for each (the same folder, where the weights did not change)"
+            f"add --weights {name_of(missing[0])}=FOLDER for each (the same folder, where the weights did not change)"
             + (f"; {', '.join(elsewhere)}" if elsewhere else "")
         )
 
@@ -120,4 +121,4 @@ def _resolved(weights: Weights) -> Weights:
 
 
 def _names(versions: Seq[int]) -> str:
-    return ", ".join(str(v) for v in versions)
+    return ", ".join(map(name_of, versions))

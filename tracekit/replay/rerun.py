@@ -16,6 +16,7 @@ from tracekit.diagnose.reran import ALONE, COMPOSED, F8, PREFILLED, UNCACHED, Re
 from tracekit.engines.env import EngineEnv, ensure, from_python
 from tracekit.engines.talk import Talk
 from tracekit.errors import ReplayRefused, UsageError
+from tracekit.replay.naming import of_engine, unnumbered
 from tracekit.replay.rerun_job import run_forced
 from tracekit.replay.rerun_passes import plan_passes
 from tracekit.replay.rerun_recorded import Recorded, cannot_force
@@ -51,8 +52,8 @@ def run_again(
         trace: that the rollouts were read from.
         rollouts: whose tokens are compared; all other requests are played, too, because they share steps and blocks.
         env: the environment to run in.
-        folders: of the weight versions that are known.
-        group: weight version to the oldest one with the same weights.
+        folders: of the weights that are known, by number.
+        group: their numbers to the oldest one with the same weights.
         show_progress: a line on stderr with the time that is left.
 
     Raises:
@@ -66,8 +67,9 @@ def run_again(
             raise ReplayRefused(f"engine {one.engine} cannot be re-run: {reason} cannot be forced")
     found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, UNCACHED, ALONE, PREFILLED)}
     for one in recorded:
-        own = [r for r in rollouts.rollouts if r.sequence.engine == one.engine]
-        told, by_way = _one(one, own, env, _of_steps(one, folders, group), group, show_progress)
+        own = [unnumbered(r) for r in rollouts.rollouts if r.sequence.engine == one.engine]
+        its_folders, its_group = of_engine(folders, group, one.engine)
+        told, by_way = _one(one, own, env, _of_steps(one, its_folders, its_group), its_group, show_progress)
         found.append(told)
         _join(rollouts.rollouts, one.engine, by_way, values)
     return Reran(found, {how: own for how, own in values.items() if np.isfinite(own).any()})

@@ -24,6 +24,8 @@ from tracekit.replay.facts import read_facts
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
+from tracekit.replay.naming import Folders, numbered
+from tracekit.replay.numbers import OWN, engine_of, version_of
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_further_units, plan_units
 from tracekit.replay.probes import probe_modules
@@ -65,7 +67,7 @@ def replay(
     *,
     expect: str = PROCESSED,
     only: int | None = None,
-    weights: Mapping[int, str | Path] | None = None,
+    weights: Folders | None = None,
     dtype: str = "bfloat16",
     device: str | None = None,
     max_batch_tokens: int | None = None,
@@ -86,8 +88,9 @@ def replay(
             is here.
         expect: what the trainer takes recorded logprobs for, "processed" or "raw".
         only: number of the engine whose rollouts are scored; without it those of all.
-        weights: folders of further weight versions; version 0 overrides `model`. A version that is left out is
-            taken from the checkpoint that a label in the trace names, where it is on this machine.
+        weights: folders of further weight versions, by version, or by engine and version where an engine's versions
+            are not those of the others; version 0 overrides `model`. A version that is left out is taken from the
+            checkpoint that a label in the trace names, where it is on this machine.
         dtype: the trainer's body precision (bfloat16, float16, float32); the head is always float32.
         device: a torch device; the default is CUDA where there is one, else the CPU.
         max_batch_tokens: tokens that go through the body together; the default depends on the device.
@@ -126,7 +129,8 @@ def replay(
     trace = trace if only is None else trace.only(only)
     rollouts = read_rollouts(trace)
     received = Model(dtype, rollouts.dtype or dtype)
-    taken = _weights_of(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
+    rollouts, given = numbered(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
+    taken = _weights_of(rollouts, given)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
     facts = read_facts(trace, folders[min(folders)])
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
@@ -171,6 +175,7 @@ def replay(
         run = rollouts.run(scores, noise_dtype, num_unknown(rollouts, _group(oldest)))
         run = replace(
             run,
+            weight_version=run.weight_version % OWN,
             settings=settings_of(rollouts.rollouts),
             profile=profile_of(rollouts.rollouts, found),
             strata=strata_of(trace, rollouts.rollouts),
@@ -255,5 +260,11 @@ def _scoring(
         num_positions=sum(unit.cost for unit in units),
         secs=secs,
         peak_bytes=peak_bytes(device),
-        weights=taken,
+        weights=[_labelled(weights) for weights in taken],
     )
+
+
+def _labelled(weights: Weights) -> Weights:
+    """With the engine and the version that its number stands for."""
+    same_as = None if weights.same_as is None else version_of(weights.same_as)
+    return replace(weights, version=version_of(weights.version), engine=engine_of(weights.version), same_as=same_as)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
+
+from tracekit.replay.numbers import engine_of
 
 
 def same_weights(rows: Iterable[Mapping[str, Any]], ran: Iterable[tuple[int, int]]) -> dict[int, int]:
@@ -38,14 +41,15 @@ def neighbours(oldest: Mapping[int, int], step: int) -> tuple[tuple[int, int], .
     """Return each of the weights with the other ones that came before (step -1) or after it (+1), where there are any.
 
     Args:
-        oldest: version to the oldest one with the same weights, of all versions whose weights are known.
+        oldest: number to the oldest one with the same weights, of all whose weights are known.
         step: -1 or +1.
     """
-    in_order = [oldest[version] for version in sorted(oldest)]
     found: dict[int, int] = {}
-    for at, own in enumerate(in_order):
-        rest = in_order[at + 1 :] if step > 0 else in_order[:at][::-1]
-        other = next((weights for weights in rest if weights != own), None)
-        if other is not None:
-            found.setdefault(own, other)
+    for _, of_engine in groupby(sorted(oldest), key=engine_of):
+        in_order = [oldest[version] for version in of_engine]
+        for at, own in enumerate(in_order):
+            rest = in_order[at + 1 :] if step > 0 else in_order[:at][::-1]
+            other = next((weights for weights in rest if weights != own), None)
+            if other is not None:
+                found.setdefault(own, other)
     return tuple(sorted(found.items()))

@@ -153,8 +153,8 @@ def cast(taken: Weights) -> str | None:
     if not taken.is_cast:
         return None
     return (
-        f"weight version {taken.version} is stored in {taken.stored}; what is scored is its cast to {taken.received}, "
-        "as the engine received it"
+        f"weight version {_version(taken)} is stored in {taken.stored}; what is scored is its cast to "
+        f"{taken.received}, as the engine received it"
     )
 
 
@@ -165,16 +165,20 @@ def weights(taken: Weights) -> str | None:
             return f"the weights are those in {taken.folder}, the model folder that the trace names"
         case "claim":
             return (
-                f"weight version {taken.version} is taken from {taken.folder}, as the label {taken.label!r} in the "
+                f"weight version {_version(taken)} is taken from {taken.folder}, as the label {taken.label!r} in the "
                 "trace says: its caller's claim, not compared with the engine's weights"
             )
         case "same":
             return (
-                f"weight version {taken.version} was scored with the weights of {taken.same_as}: no fingerprint of the "
-                "model's differs"
+                f"weight version {_version(taken)} was scored with the weights of {taken.same_as}: no fingerprint of "
+                "the model's differs"
             )
         case "given":
             return None
+
+
+def _version(taken: Weights) -> str:
+    return str(taken.version) if taken.engine is None else f"{taken.version} of engine {taken.engine}"
 
 
 def losses(data: Data) -> Iterator[str]:

@@ -30,8 +30,12 @@ def detect(evidence: Evidence) -> list[Explanation]:
     for code, (where, own) in fits.items():
         others = [gained.nats for other, (_, gained) in fits.items() if other != code]
         if own.nats >= MARGIN and own.share >= _LEAST_SHARE:
-            found.append(_explanation(evidence, code, where, own, own.nats - max(0.0, *others)))
-    return found
+            found.append(_explanation(evidence, code, where, own, own.nats - max([0.0, *others])))
+    # where fingerprints say it of the same rollouts, the numbers only agree
+    proved = {
+        i for explanation in evidence.found if explanation.margin != explanation.margin for i in explanation.rollouts
+    }
+    return [explanation for explanation in found if not proved.issuperset(explanation.rollouts)]
 
 
 def _fit(evidence: Evidence, name: str) -> tuple[Mask, Gain]:

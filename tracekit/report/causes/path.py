@@ -46,6 +46,13 @@ _CHANGES = {
 }
 
 
+def _numbers(found: Explanation, verdict: Verdict) -> str:
+    return (
+        f"Engine {found.numbers['engine']:.0f} missed an update, or began with other weights: by the fingerprints of "
+        f"its tensors its weight version {', its '.join(found.names)}."
+    )
+
+
 def _weights(which: str) -> Saying:
     def sentence(found: Explanation, verdict: Verdict) -> str:
         numbers = found.numbers
@@ -63,6 +70,14 @@ _SEND = (
     "wrong, give the right folder with --weights V=PATH"
 )
 PATH_WORDS: dict[Code, Saying] = {
+    "version numbers differ": Saying(
+        _numbers,
+        lambda found, verdict: (
+            f"give engine {found.numbers['engine']:.0f}'s own folders (--weights ENGINE:VERSION=PATH), and see why an "
+            "update did not reach it"
+        ),
+        "version numbers that differ",
+    ),
     "older weights": _weights("before"),
     "newer weights": _weights("after"),
     "stale prefix blocks": Saying(
