@@ -1,7 +1,9 @@
 """The screen and the JSON of a replay, rendered from seeded verdicts without opening anything."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from helpers.synthetic import Made, edit, make_run
 from tracekit.diagnose.causes import CAUSES
+from tracekit.diagnose.data import Layer
 from tracekit.diagnose.explanation import Code as CauseCode
 from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.facts import Facts, Noted
@@ -144,6 +147,7 @@ def not_finite(run):
     return edit(run, lambda values: np.where(np.arange(values.size) == 3, np.nan, values))
 
 
+WITHHELD = {"not judged", "not finite", "meaning not known"}
 ADAPTER = replace(DATA, skipped_requests=[Skipped("adapter", None, 8)])
 
 
@@ -254,3 +258,14 @@ def test_plain_knows_numpy_and_nesting():
         "c": [1, 2],
         "3": None,
     }
+
+
+def test_the_docs_have_a_line_for_every_cause_outcome_and_thing_withheld():
+    text = (Path(__file__).parents[2] / "docs" / "verdict.md").read_text(encoding="utf-8")
+    causes = text.partition("\n## Causes\n")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `([a-z ]+)` \| ([a-z ]+) \|", causes, re.MULTILINE))
+    assert told == {cause.code: cause.layer for cause in CAUSES}
+    unknown = text.partition("\n## What is withheld\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", unknown, re.MULTILINE)) == WITHHELD
+    layers = text.partition("\n## Layers\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", layers, re.MULTILINE)) == {*get_args(Layer)}
