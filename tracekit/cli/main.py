@@ -22,7 +22,10 @@ GROUPS = {
     "Look": {
         "info": "Say what a trace holds.",
         "cat": "Print rows of one table of a trace.",
-        "export": "Write the tables of a trace as Parquet.",
+        "export": "Write the tables of a trace as Parquet, or as JSON lines.",
+        "merge": "Make one trace of several.",
+        "filter": "Make a trace of a part of another.",
+        "recover": "Save what is good of a damaged trace.",
     },
     "Check": {
         "doctor": "Prove a trace against itself, and against what the client received.",

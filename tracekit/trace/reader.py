@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Trace:
         for told_aside in (loss for source in sources for loss in source.losses):
             self.extra.append(Loss.aside(told_aside, numbers[told_aside["engine_id"]]))
         self.damage = [damage for source in sources for damage in source.damage]
+        self._known: list[Loss] | None = None
         self.incidents = [text for source in sources for text in source.notes]
 
     def only(self, engine: int) -> Trace:
@@ -75,6 +76,12 @@ class Trace:
         trace.stored = [(stored, number) for stored, number in self.stored if number in (engine, UNKNOWN_ENGINE)]
         trace.extra = [loss for loss in self.extra if loss.engine in (engine, None)]
         return trace
+
+    def leave_out(self, number: int, rows: Mapping[str, int]) -> None:
+        """Take rows that are left out on purpose out of an engine's counters; what is lost is what was until now."""
+        if self._known is None:
+            self._known = self.all_losses()
+        self.tallies[number].leave_out(rows)
 
     def rows(self, name: str) -> int:
         """Return how many rows of a table the trace holds, without reading them."""
@@ -128,6 +135,8 @@ class Trace:
 
     def reported(self) -> list[Loss]:
         """Return what the recorders and the daemon said was lost, and is."""
+        if self._known is not None:
+            return self._known
         losses: list[tuple[Loss, Sequence[tuple[int, int]]]] = []
         for stored, number in self.stored:
             meta = stored.meta
@@ -139,6 +148,8 @@ class Trace:
 
     def found(self) -> list[Loss]:
         """Return what counters, numbers and damaged bytes prove to be lost and nobody reported."""
+        if self._known is not None:
+            return []
         reported = self.reported()
         found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
         if self.live:
@@ -171,8 +182,22 @@ def open_trace(path: str | os.PathLike[str], *, say: Callable[[str], None] = qui
         StoreError, CacheError, UsageError: the file behind a URL cannot be had; the URL is not one.
     """
     text = os.fspath(path)
+    return Trace(text, _sources(text, say))
+
+
+def open_traces(paths: Iterable[str | os.PathLike[str]], *, say: Callable[[str], None] = quiet) -> Trace:
+    """Open several as one; an engine that is in more than one of them is one engine.
+
+    Raises:
+        As `open_trace`; and a TraceError where two of them hold the same batches.
+    """
+    texts = [os.fspath(path) for path in paths]
+    return Trace(", ".join(texts), [source for text in texts for source in _sources(text, say)])
+
+
+def _sources(text: str, say: Callable[[str], None]) -> list[Source]:
     if is_url(text):
-        return Trace(text, [Source.sealed(local_file(text, say), text)])
+        return [Source.sealed(local_file(text, say), text)]
     paths = [Path(text)] if os.path.lexists(text) else [Path(match) for match in sorted(glob.glob(text))]
     if not paths:
         raise TraceError(f"there is no such trace: {text}")
@@ -193,7 +218,7 @@ def open_trace(path: str | os.PathLike[str], *, say: Callable[[str], None] = qui
             segments.append(item)
     if segments:
         sources.append(Source.segments(segments))
-    return Trace(text, sources)
+    return sources
 
 
 def load(stored: Stored, number: int, tables: Sequence[str] | None = None) -> pa.RecordBatch:

@@ -76,7 +76,24 @@ def seal(
         TraceError: `source` cannot be read.
     """
     check_output(out)
-    trace = open_trace(source)
+    return seal_trace(open_trace(source), out, extra_losses, idle, batch_rows=batch_rows, name=name)
+
+
+def seal_trace(
+    trace: Trace,
+    out: str | os.PathLike[str],
+    extra_losses: Iterable[Mapping[str, Any]] = (),
+    idle: Mapping[str, int] = MappingProxyType({}),
+    *,
+    batch_rows: int = BATCH_ROWS,
+    name: str = "",
+) -> SealReport:
+    """Do the same for a trace that is open; it is changed by it.
+
+    Raises:
+        OutputError: `out` exists, or cannot be written.
+        TraceCorruptError: a batch is not what was written.
+    """
     trace.live = False  # who seals it says that it is over
     for tally in trace.tallies.values():
         if tally.engine_id in idle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,6 +20,7 @@ class Tally:
         standing: up to where the engine is known to have got, stored or not.
         settled: its holes are told by losses that lie in the file, and cannot be found again.
         idle: it never said goodbye, but had told everything.
+        left_out: rows by table that are not wanted in this trace.
     """
 
     engine: int
@@ -28,6 +30,7 @@ class Tally:
     standing: Run | None = None
     settled: bool = False
     idle: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add_hot(self, meta: BatchMeta) -> None:
         """Add a batch of a segment; they may come in any order, but each number once."""
@@ -54,6 +57,12 @@ class Tally:
         self.pieces += runs
         self.know(Run(1, end, {}, meta.produced, meta.lost, meta.last) if end else None)
         return True
+
+    def leave_out(self, rows: Mapping[str, int]) -> None:
+        """Take rows that are left out on purpose out of what is stored, and out of the counters at the end."""
+        self.settled = True
+        self.stored.subtract(rows)
+        self.left_out.update(rows)
 
     def know(self, standing: Run | None) -> None:
         """Take up to where the engine is known to have got."""
@@ -84,7 +93,9 @@ class Tally:
     @property
     def produced(self) -> Counter[str]:
         """Rows by table since the engine began, dropped ones included."""
-        return self._counters(Counter[str](), *(run.produced for run in self._ends))
+        produced = self._counters(Counter[str](), *(run.produced for run in self._ends))
+        produced.subtract(self.left_out)
+        return +produced
 
     @property
     def lost(self) -> Counter[str]:
