@@ -1,4 +1,7 @@
-"""python -m corpus make|score|page|list [NAME...]: recordings, what replay says of them, and docs/accuracy.md."""
+"""python -m corpus all|make|score|page|list [NAME...]: recordings, what replay says of them, and docs/accuracy.md.
+
+`page` writes what was scored with this code before; names are patterns, all rows for reporting where there is none.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ def main(verb: str, *patterns: str) -> None:
         make(chosen)
     from corpus.judging import mark
     from corpus.page import write
-    from corpus.scoring import score, talk
+    from corpus.scoring import kept, score, talk
 
-    if verb in ("score", "all", "page"):
+    if verb in ("score", "all"):
         said = score(chosen, talk)
-        for case in chosen if verb == "score" else []:
+        for case in chosen:
             if case.name in said and (miss := mark(case, said[case.name]).miss):
-                print(case.name, "|", case.truth.layer, case.truth.causes, case.truth.first, "|", miss)
-        if verb != "score":
-            write(CASES, said)
+                print(case.name, case.truth.layer, *case.truth.causes, case.truth.first, miss, sep=" | ")
+    if verb in ("page", "all"):
+        write(CASES, kept(CASES))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ def mark(case: Case, said: Mapping[str, Any]) -> Mark:
     if "error" in said:
         right = truth.refused and not said["error"].startswith("crash")
         return Mark(right, None, None, None, None, "" if right else said["error"])
+    if truth.refused:
+        right = said["layer"] == NONE and bool(said["withheld"])
+        return Mark(right, None, None, None, None, "" if right else _said(said))
     layer = said["layer"] == truth.layer
     if truth.layer == NONE:
         passed = layer and said["exit_code"] == 0

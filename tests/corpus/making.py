@@ -55,11 +55,12 @@ def _environ(group: str) -> tuple[Path, dict[str, str]]:
         "PYTHONPATH": path,
         "TORCHDYNAMO_DISABLE": "1",
         "TRACEKIT_STRICT": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
+    if GROUPS[group].engine != "v0":  # which knows no such word
+        settled["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return env.python, {**os.environ, **env.environ, **settled}
 
 

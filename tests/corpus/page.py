@@ -38,8 +38,8 @@ def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page for the cases that have a verdict."""
     measured = [case for case in cases if case.name in said and case.use == REPORT]
     marks = {case.name: mark(case, said[case.name]) for case in measured}
-    faults = [case for case in measured if case.truth.layer != NONE]
-    clean = [case for case in measured if case.truth.layer == NONE]
+    faults = [case for case in measured if case.truth.layer != NONE or case.truth.refused]
+    clean = [case for case in measured if case not in faults]
     above, below = _by_size(faults, clean, said)
     alarms = sum(not marks[case.name].layer for case in clean)
     low, high = wilson(alarms, len(clean))
@@ -90,9 +90,13 @@ def _table(cases: Sequence[Case], marks: Mapping[str, Mark], said: Mapping[str, 
 
 
 def _row(
-    name: str, cases: Sequence[Case], marks: Mapping[str, Mark], said: Mapping[str, Mapping[str, Any]],
-    *, intervals: bool = False,
-) -> str:  # fmt: skip
+    name: str,
+    cases: Sequence[Case],
+    marks: Mapping[str, Mark],
+    said: Mapping[str, Mapping[str, Any]],
+    *,
+    intervals: bool = False,
+) -> str:
     cells = []
     for field in ("layer", "cause", "exact", "near", "module"):
         values = [value for case in cases if (value := getattr(marks[case.name], field)) is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ JUDGES = ("audit", "diagnose", "replay", "scoring", "trace")
 MAX_MODELS = 4  # kept loaded: most cases are scored with the same two
 
 
+@functools.cache
 def code_hash() -> str:
     """Changes with anything that a verdict is made by."""
     digest = hashlib.sha256()
@@ -51,26 +53,40 @@ class Loader:
         return self._kept[key]
 
 
+def kept(cases: Iterable[Case]) -> dict[str, dict[str, Any]]:
+    """Return what this code has said before, by name."""
+    found = {}
+    for case in cases:
+        path = _path(case)
+        said = json.loads(path.read_text()) if is_made(case) and path.exists() else None
+        if said is not None and said["key"] == _key(case):
+            found[case.name] = said
+    return found
+
+
 def score(cases: Iterable[Case], say: Any = None) -> dict[str, dict[str, Any]]:
     """Return what replay says of each case that is recorded, by name."""
-    code = code_hash()
     load, found = None, {}
     for case in cases:
         if not is_made(case):
             continue
-        kept = folder() / "scores" / code / f"{case.name}.json"
-        said = json.loads(kept.read_text()) if kept.exists() else None
-        if said is None or said["key"] != _key(case):
+        said = kept([case]).get(case.name)
+        if said is None:
             load = load or Loader()
             said = {"key": _key(case), **_replayed(case, load)}
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
+            path = _path(case)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(said))
-            os.replace(part, kept)
+            os.replace(part, path)
             if say:
                 say(f"{case.name}: {said.get('error') or said['layer']}, {said['secs']:.1f} s")
         found[case.name] = said
     return found
+
+
+def _path(case: Case) -> Path:
+    return folder() / "scores" / code_hash() / f"{case.name}.json"
 
 
 def _key(case: Case) -> str:
@@ -86,9 +102,14 @@ def _replayed(case: Case, load: Loader) -> dict[str, Any]:
     began, cpu = time.monotonic(), time.process_time()
     try:
         result = replay(
-            str(trace_of(case)), folders.pop(0), weights=folders, expect=case.expect, dtype=group.dtype, device="cpu",
+            str(trace_of(case)),
+            folders.pop(0),
+            weights=folders,
+            expect=case.expect,
+            dtype=group.dtype,
+            device="cpu",
             load=load,
-        ).result.to_dict()  # fmt: skip
+        ).result.to_dict()
     except TracekitError as error:
         said = {"error": str(error)}
     except Exception as error:

@@ -61,7 +61,7 @@ VARIANTS: dict[str, Callable[[Tensors], Tensors]] = {
     "step1-without-q-proj": noise(0.03, 11, but(lambda name: "q_proj" in name)),
     "layer-7": noise(0.05, 31, layers(7)),
     "gate-20": noise(0.05, 32, lambda name: "layers.20.mlp.gate_proj" in name),
-}  # fmt: skip
+}
 
 
 def ensure_variant(name: str, model: Path) -> Path:
@@ -101,8 +101,15 @@ def ensure_adapter(model: Path) -> Path:
                 tensors[f"{stem}.lora_A.weight"] = torch.randn(4, shape[1], generator=random) / shape[1] ** 0.5
                 tensors[f"{stem}.lora_B.weight"] = torch.randn(shape[0], 4, generator=random) * 0.02
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none",
-                  "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": str(model)}  # fmt: skip
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": 4,
+            "lora_alpha": 8,
+            "bias": "none",
+            "target_modules": ["q_proj", "v_proj"],
+            "base_model_name_or_path": str(model),
+        }
         (folder / "adapter_config.json").write_text(json.dumps(config))
         cache.write_marker(folder, {"adapter": 1})
     return folder

@@ -25,7 +25,7 @@ def case(name: str = "a", kind: str = "module", **truth: Any) -> Case:
 
 def test_there_are_as_many_rows_as_the_page_needs() -> None:
     report = [row for row in CASES if row.use == REPORT]
-    clean = [row for row in report if row.truth.layer == NONE]
+    clean = [row for row in report if row.truth.layer == NONE and not row.truth.refused]
     assert len(report) - len(clean) >= 80 and len(clean) >= 60
     assert sum(row.kind == "composite" for row in report) >= 6
     reports = {name for row in report for name in row.source.split(", ") if name and row.truth.layer != NONE}
@@ -57,6 +57,13 @@ def test_a_clean_recording_that_is_withheld_or_refused_is_not_right() -> None:
     assert mark(clean, said(NONE, since=None, exit_code=0)).layer
     assert not mark(clean, said(NONE, since=None, exit_code=1, withheld=[{}])).layer
     assert mark(clean, {"error": "no weights"}).miss == "no weights"
+
+
+def test_what_cannot_be_judged_has_to_be_withheld_or_refused() -> None:
+    part = case(layer=NONE, causes=(), first=None, refused=True)
+    assert mark(part, said(NONE, since=None, exit_code=1, withheld=[{}])).layer
+    assert not mark(part, said(NONE, since=None, exit_code=0)).layer
+    assert not mark(part, said(PATH, "module", withheld=[{}])).layer
 
 
 def test_a_crash_is_never_right() -> None:

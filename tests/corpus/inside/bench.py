@@ -94,7 +94,7 @@ class V0:
 
     @property
     def sampler(self):
-        return self.model.sampler
+        return self.worker.model_runner.sampler
 
     @property
     def logits_owner(self):

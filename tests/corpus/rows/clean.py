@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from corpus.case import Ask, Case, Do
+from corpus.case import Ask, Case, Do, Truth
 from corpus.rows.building import NUCLEUS, WARM, row, some, tune
 
 K = "clean"
@@ -28,9 +28,9 @@ def sampled(make: Any, group: str) -> list[Case]:
         make("n2", K, steps=(Ask(num=6, sampling={"n": 2}),), **more),
         make("stop", K, sampling={"temperature": 1.0, "stop": ["\n", " the"]}, **more),
         make("long", K, steps=(Ask(num=6, tokens=16, prompt="long:150"),), **more),
-        make("logit-bias", K, sampling={"temperature": 1.0, "logit_bias": {"284": 2.0, "339": -5.0}}, **more),
+        make("logit-bias", K, sampling={"temperature": 1.0, "logit_bias": {284: 2.0, 339: -5.0}}, **more),
         make("one", K, steps=(Ask(num=1, tokens=48),), **more),
-    ]  # fmt: skip
+    ]
 
 
 def raw(make: Any, group: str) -> list[Case]:
@@ -39,7 +39,7 @@ def raw(make: Any, group: str) -> list[Case]:
         make("raw-raw", K, sampling=WARM, mode="raw", expect="raw", **more),
         make("raw-nucleus-raw", K, sampling=NUCLEUS, mode="raw", expect="raw", **more),
         make("raw-t1", K, mode="raw", **more),
-    ]  # fmt: skip
+    ]
 
 
 def cached(make: Any, group: str) -> list[Case]:
@@ -51,11 +51,17 @@ def cached(make: Any, group: str) -> list[Case]:
         make("hits", K, steps=(warm, hit), source="vllm#5543", **more),
         make("update-reset", K, steps=(warm, Do("load", "step1"), Do("reset"), hit), weights=LOADED, **more),
         make("update-between", K, steps=(Ask(num=6), Do("load", "step1"), Ask(num=8)), weights=LOADED, **more),
-        make("update-kept", K, steps=(Ask(during=((9, Do("load", "step1")),)),), weights=LOADED,
-             source="PipelineRL's path", **more),
+        make(
+            "update-kept",
+            K,
+            steps=(Ask(during=((9, Do("load", "step1")),)),),
+            weights=LOADED,
+            source="PipelineRL's path",
+            **more,
+        ),
         make("update-same", K, steps=(Ask(during=((9, Do("claim")),)),), weights={0: "base", 1: "base"}, **more),
         make("two-engines", K, steps=(Ask(num=6), Do("reopen"), Ask(num=6)), **more),
-    ]  # fmt: skip
+    ]
 
 
 ROWS: list[Case] = [
@@ -78,6 +84,16 @@ ROWS: list[Case] = [
     row("preempted-nucleus", K, group="v1-tight", steps=(Ask(num=12, tokens=40, prompt="long:40", sampling=NUCLEUS),)),
     row("chunked", K, group="v1-tight", steps=(Ask(num=4, tokens=16, prompt="long:150"),)),
     row("chunked-t07", K, group="v1-tight", steps=(Ask(num=4, tokens=16, prompt="long:130", sampling=WARM),)),
+    row("t1", K, group="v1-lora"),
+    row(
+        "some-adapter",
+        "withheld",
+        group="v1-lora",
+        steps=(Ask(lora="half"),),
+        truth=Truth(refused=True),
+        source="miles PR#2075",
+    ),
+    row("all-adapter", "withheld", group="v1-lora", steps=(Ask(num=6, lora="all"),), truth=Truth(refused=True)),
     row("greedy", K, group="latest-spec", steps=(Ask(num=6, tokens=40, sampling={"temperature": 0.0}),)),
     row("t1", K, group="latest-spec", steps=(Ask(num=6, tokens=40),)),
 ]

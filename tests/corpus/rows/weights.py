@@ -7,7 +7,13 @@ from typing import Any
 from corpus.case import PATH, Ask, Case, Do, Fault, Truth
 from corpus.rows.building import row, some, tune
 
-OLD, TENSORS, OTHER, STALE = "stale weights", "kept tensors", "other weights", "stale prefix"
+OLD, NEW, TENSORS, OTHER, STALE = (
+    "older weights",
+    "newer weights",
+    "kept tensors",
+    "other weights",
+    "stale prefix blocks",
+)
 
 
 def truth(*causes: str, first: int | None = 0, module: str = "") -> Truth:
@@ -23,22 +29,57 @@ def from_start(make: Any, group: str) -> list[Case]:
         make("behind", k, truth=truth(OLD, OTHER), size="3 %", **more),
         make("behind-small", k, group=group, weights={0: "step1-small"}, truth=truth(OLD, OTHER), size="1 %"),
         make("behind-tiny", k, group=group, weights={0: "step1-tiny"}, truth=truth(OLD, OTHER), size="0.3 %"),
-        make("ahead", k, engine_weights="step2", truth=truth(OLD, OTHER), size="3 %", **more),
-        make("without-3-17", kept, engine_weights="step1-without-3-17", truth=truth(TENSORS), source="verl PR#7070",
-             **more),
+        make("ahead", k, engine_weights="step2", truth=truth(NEW, OTHER), size="3 %", **more),
+        make(
+            "without-3-17",
+            kept,
+            engine_weights="step1-without-3-17",
+            truth=truth(TENSORS),
+            source="verl PR#7070",
+            **more,
+        ),
         make("without-9", kept, engine_weights="step1-without-9", truth=truth(TENSORS, module="layers.9"), **more),
-        make("without-norms", kept, engine_weights="step1-without-norms", truth=truth(TENSORS),
-             source="prime-rl nixl-kl-investigation", **more),
-        make("without-embedding", kept, engine_weights="step1-without-embedding",
-             truth=truth(TENSORS, module="embed_tokens"), source="prime-rl nixl-kl-investigation", **more),
-        make("without-mlp-12", kept, engine_weights="step1-without-mlp-12",
-             truth=truth(TENSORS, module="layers.12.mlp"), **more),
+        make(
+            "without-norms",
+            kept,
+            engine_weights="step1-without-norms",
+            truth=truth(TENSORS),
+            source="prime-rl nixl-kl-investigation",
+            **more,
+        ),
+        make(
+            "without-embedding",
+            kept,
+            engine_weights="step1-without-embedding",
+            truth=truth(TENSORS, module="embed_tokens"),
+            source="prime-rl nixl-kl-investigation",
+            **more,
+        ),
+        make(
+            "without-mlp-12",
+            kept,
+            engine_weights="step1-without-mlp-12",
+            truth=truth(TENSORS, module="layers.12.mlp"),
+            **more,
+        ),
         make("without-q-proj", kept, engine_weights="step1-without-q-proj", truth=truth(TENSORS), **more),
-        make("layer-7", k, group=group, engine_weights="layer-7", truth=truth(OTHER, TENSORS, module="layers.7"),
-             size="5 % of a layer"),
-        make("gate-20", k, group=group, engine_weights="gate-20",
-             truth=truth(OTHER, TENSORS, module="layers.20.mlp"), size="5 % of a matrix"),
-    ]  # fmt: skip
+        make(
+            "layer-7",
+            k,
+            group=group,
+            engine_weights="layer-7",
+            truth=truth(OTHER, TENSORS, module="layers.7"),
+            size="5 % of a layer",
+        ),
+        make(
+            "gate-20",
+            k,
+            group=group,
+            engine_weights="gate-20",
+            truth=truth(OTHER, TENSORS, module="layers.20.mlp"),
+            size="5 % of a matrix",
+        ),
+    ]
 
 
 def in_flight(make: Any, group: str) -> list[Case]:
@@ -48,13 +89,35 @@ def in_flight(make: Any, group: str) -> list[Case]:
     claim = Ask(during=((at, Do("claim")),))
     k = "in-flight update"
     return [
-        make("claimed", k, group=group, steps=(claim,), weights={0: "base", 1: "step1"},
-             truth=truth(OLD, first=at), size="3 %"),
-        make("unknown-update", k, group=group, steps=(load,), weights={0: "base", 1: "base"},
-             truth=truth(OLD, OTHER, first=at), size="3 %"),
-        make("partial-update", k, group=group, steps=(Ask(during=((at, Do("load", "step1-without-3-17")),)),),
-             weights={0: "base", 1: "step1"}, truth=truth(TENSORS, OLD, first=at), size="3 %", source="verl PR#7070"),
-    ]  # fmt: skip
+        make(
+            "claimed",
+            k,
+            group=group,
+            steps=(claim,),
+            weights={0: "base", 1: "step1"},
+            truth=truth(OLD, first=at),
+            size="3 %",
+        ),
+        make(
+            "unknown-update",
+            k,
+            group=group,
+            steps=(load,),
+            weights={0: "base", 1: "base"},
+            truth=truth(OLD, OTHER, first=at),
+            size="3 %",
+        ),
+        make(
+            "partial-update",
+            k,
+            group=group,
+            steps=(Ask(during=((at, Do("load", "step1-without-3-17")),)),),
+            weights={0: "base", 1: "step1"},
+            truth=truth(TENSORS, OLD, first=at),
+            size="3 %",
+            source="verl PR#7070",
+        ),
+    ]
 
 
 def stale(make: Any, group: str) -> list[Case]:
@@ -68,11 +131,26 @@ def stale(make: Any, group: str) -> list[Case]:
 
     k = "stale prefix"
     return [
-        make("stale-3", k, group=group, steps=steps("step1"), weights={0: "base", 1: "step1"}, truth=truth(STALE),
-             size="3 %", source="miles#2783, NeMo-RL#4018"),
-        make("stale-1", k, group=group, steps=steps("step1-small"), weights={0: "base", 1: "step1-small"},
-             truth=truth(STALE), size="1 %"),
-    ]  # fmt: skip
+        make(
+            "stale-3",
+            k,
+            group=group,
+            steps=steps("step1"),
+            weights={0: "base", 1: "step1"},
+            truth=truth(STALE),
+            size="3 %",
+            source="miles#2783, NeMo-RL#4018",
+        ),
+        make(
+            "stale-1",
+            k,
+            group=group,
+            steps=steps("step1-small"),
+            weights={0: "base", 1: "step1-small"},
+            truth=truth(STALE),
+            size="1 %",
+        ),
+    ]
 
 
 def blocks(make: Any, group: str) -> list[Case]:
@@ -82,14 +160,32 @@ def blocks(make: Any, group: str) -> list[Case]:
     hit = Ask(num=10, prompt=f"shared:{length}")
     k = "foreign blocks"
     return [
-        make("foreign-blocks", k, group=group, steps=(first, Do("fault", "foreign_blocks"), hit),
-             faults=(Fault("foreign_blocks", {}, -1),), truth=truth("foreign blocks")),
-        make("noisy-blocks", k, group=group, steps=(first, Do("fault", "noisy_blocks"), hit),
-             faults=(Fault("noisy_blocks", {"by": 0.1 if make is tune else 0.12}, -1),),
-             truth=truth("foreign blocks"), size="10 %"),
-        make("hash-collision", k, group=group, steps=(Ask(num=2, tokens=2, prompt="long:80"), hit),
-             faults=(Fault("hash_collision"),), truth=truth("foreign blocks")),
-    ]  # fmt: skip
+        make(
+            "foreign-blocks",
+            k,
+            group=group,
+            steps=(first, Do("fault", "foreign_blocks"), hit),
+            faults=(Fault("foreign_blocks", {}, -1),),
+            truth=truth("foreign blocks"),
+        ),
+        make(
+            "noisy-blocks",
+            k,
+            group=group,
+            steps=(first, Do("fault", "noisy_blocks"), hit),
+            faults=(Fault("noisy_blocks", {"by": 0.1 if make is tune else 0.12}, -1),),
+            truth=truth("foreign blocks"),
+            size="10 %",
+        ),
+        make(
+            "hash-collision",
+            k,
+            group=group,
+            steps=(Ask(num=2, tokens=2, prompt="long:80"), hit),
+            faults=(Fault("hash_collision"),),
+            truth=truth("foreign blocks"),
+        ),
+    ]
 
 
 def replicas(make: Any, group: str) -> list[Case]:
@@ -97,10 +193,18 @@ def replicas(make: Any, group: str) -> list[Case]:
     one = Ask(num=8)
     k = "replica"
     return [
-        make("replica-missed", k, group=group, steps=(one, Do("reopen", "step1"), one),
-             engine_weights="base", weights={0: "step1"}, truth=truth("missed update", OLD),
-             source="TRL PR#5932", size="3 %"),
-    ]  # fmt: skip
+        make(
+            "replica-missed",
+            k,
+            group=group,
+            steps=(one, Do("reopen", "step1"), one),
+            engine_weights="base",
+            weights={0: "step1"},
+            truth=truth("one engine", OLD),
+            source="TRL PR#5932",
+            size="3 %",
+        ),
+    ]
 
 
 ROWS: list[Case] = [
