@@ -11,6 +11,7 @@ from functools import partial
 from tracekitd.arrow import to_record_batch
 from tracekitd.catalog import Engine
 from tracekitd.intake import Received
+from tracekitd.stats import Stats
 from tracekitd.writer import Writer
 
 COMMIT_SECS = 0.2
@@ -36,6 +37,7 @@ class Gatherer:
     Args:
         writer: takes record batches, and syncs them.
         pool: of one thread.
+        stats: where it counts commits.
         done: called on the event loop when batches of an engine are durable, with them and their bytes.
         failed: called on the event loop when they could not be made into a record batch: a fault of ours.
     """
@@ -44,11 +46,13 @@ class Gatherer:
         self,
         writer: Writer,
         pool: Executor,
+        stats: Stats,
         done: Callable[[Engine, list[Received], int], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._writer = writer
         self._pool = pool
+        self._stats = stats
         self._done = done
         self._failed = failed
         self._loop = asyncio.get_running_loop()
@@ -58,6 +62,8 @@ class Gatherer:
 
     def add(self, engine: Engine, received: Received, num_bytes: int) -> None:
         """Take one batch, the next of its engine."""
+        if not self._pending:
+            self._stats.begun()
         pending = self._pending.setdefault(engine.number, _Pending(engine))
         pending.received.append(received)
         pending.num_bytes += num_bytes
@@ -82,7 +88,7 @@ class Gatherer:
             self._failed(error)
 
     def _hand_over(self, pending: list[_Pending], then: Callable[[], None] | None) -> None:
-        told: list[Callable[[], None]] = []
+        told: list[Callable[[], None]] = [self._stats.durable] if pending else []
         for item in pending:
             for together in _together(item.received):
                 self._writer.append(*to_record_batch(together), lambda: None)

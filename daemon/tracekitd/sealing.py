@@ -18,7 +18,7 @@ from tracekitd.catalog import Catalog
 from tracekitd.log import say
 
 
-def take_notes(spool: SpoolWriter, folder: Path, catalog: Catalog) -> None:
+def take_notes(spool: SpoolWriter, socket: Path, catalog: Catalog) -> None:
     """Put into the spool what recorders could not deliver, and remove their notes of it.
 
     A recorder writes down what was not confirmed to it; what arrived after all is taken out by its own counters.
@@ -28,7 +28,7 @@ def take_notes(spool: SpoolWriter, folder: Path, catalog: Catalog) -> None:
     """
     losses: list[dict[str, Any]] = []
     taken: list[Path] = []
-    for path in note.find(folder):
+    for path in note.find(socket):
         try:
             left = note.read(path)
         except NoteError as error:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -21,7 +22,7 @@ from tracekit.rpc import idle
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
 from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
-from tracekitd import log
+from tracekitd import log, metrics
 from tracekitd.address import claim
 from tracekitd.catalog import Catalog
 from tracekitd.config import Config
@@ -30,6 +31,7 @@ from tracekitd.log import say
 from tracekitd.roller import Roller
 from tracekitd.sealing import finish, seal_spool, take_notes, tell
 from tracekitd.service import ControlService, RecorderService, handlers
+from tracekitd.stats import Stats
 from tracekitd.writer import Writer
 
 CANCEL_SECS = 1.0  # for calls that are still open when the grace is over
@@ -53,7 +55,9 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(spool, self._writer_failed)
         self._roller = Roller(spool, config)
-        self._recorder = RecorderService(self.catalog, self._writer, self._writer_failed)
+        self._stats = Stats()
+        self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed)
+        self._metrics: Any = None
         self._health = health.aio.HealthServicer()
         self._listeners = [Listener(address, config) for address in config.listen]
         control = ControlService(self.catalog, self._recorder, str(config.spool.absolute()))
@@ -72,6 +76,11 @@ class Daemon:
         for listener in self._listeners:
             await listener.start()
             self.addresses.append(listener.address)
+        if self.config.metrics is not None:
+            self._metrics = metrics.serve(
+                self.config.metrics, metrics.Collector(self._stats, self.catalog, self._writer)
+            )
+            say(f"metrics at http://{self.config.metrics.rpartition(':')[0]}:{self._metrics.server_port}/metrics")
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -117,6 +126,8 @@ class Daemon:
                 break
             await asyncio.sleep(POLL_SECS)
         await asyncio.gather(*(listener.server.stop(CANCEL_SECS) for listener in self._listeners))
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.shutdown)
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._roller.stop)
         await asyncio.to_thread(self._writer.stop, FLUSH_SECS)
@@ -150,6 +161,8 @@ def check(config: Config) -> None:
         TracekitError: it could not.
     """
     check_listen(config)
+    if config.metrics is not None:
+        metrics.check_metrics(config.metrics)
     if config.seal is not None:
         check_output(config.seal)
 
@@ -175,10 +188,12 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """
     log.as_json = config.log == "json"
     path = check_listen(config)
+    if config.metrics is not None:
+        metrics.check_metrics(config.metrics)
     if config.attached:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # also while it seals
-    notes = config.spool if path is None else path.parent  # who comes over TCP leaves none
+    notes = config.spool / "none" if path is None else path  # who comes over TCP leaves none
     with contextlib.nullcontext() if path is None else claim(path):
         if config.seal is not None and (code := _sealed_before(config.spool, config.seal)) is not None:
             return code

@@ -32,6 +32,7 @@ from tracekitd.intake import (
 from tracekitd.peers import cut_off_strangers
 from tracekitd.pieces import SECS as PIECES_SECS
 from tracekitd.pieces import Pieces
+from tracekitd.stats import Stats
 from tracekitd.writer import Writer
 
 T = TypeVar("T")
@@ -50,15 +51,17 @@ class RecorderService:
     Args:
         catalog: the engines.
         writer: takes what they send.
+        stats: where it counts.
         failed: called for an error that is ours.
     """
 
-    def __init__(self, catalog: Catalog, writer: Writer, failed: Callable[[BaseException], None]) -> None:
+    def __init__(self, catalog: Catalog, writer: Writer, stats: Stats, failed: Callable[[BaseException], None]) -> None:
         self._catalog = catalog
+        self._stats = stats
         self._loop = asyncio.get_running_loop()
         # one thread: what an engine sends stays in order, and the event loop is free meanwhile
         self._pool = ThreadPoolExecutor(1, "tracekitd-intake")
-        self._gatherer = Gatherer(writer, self._pool, self._durable, failed)
+        self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed)
         self._budget = Budget(MAX_QUEUED_BYTES)
         self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
         self._num_greeting = 0
@@ -69,6 +72,7 @@ class RecorderService:
         try:
             engine = await self._greet(requests)
         except Refused as refused:
+            self._stats.refused[refused.code.name] += 1
             await context.abort(refused.code, str(refused))
             return
         number = engine.connected()
@@ -92,6 +96,7 @@ class RecorderService:
             try:
                 await receiver
             except Refused as refused:
+                self._stats.refused[refused.code.name] += 1
                 await context.abort(refused.code, str(refused))
         finally:
             receiver.cancel()
@@ -134,6 +139,8 @@ class RecorderService:
     async def _receive(self, engine: Engine, requests: AsyncIterator[bytes]) -> None:
         async for data in requests:
             size = len(data)
+            self._stats.messages += 1
+            self._stats.bytes += size
             await self._budget.take(size)
             kept = False
             try:
@@ -141,6 +148,7 @@ class RecorderService:
                 batch, payload = framed.batch, framed.payload
                 check_number(batch, engine.engine_id)
                 if batch.seq <= engine.received_seq:
+                    self._stats.duplicates += 1
                     continue  # sent again after a reconnect
                 if batch.pieces > 1:
                     self._budget.give(size)
@@ -153,6 +161,8 @@ class RecorderService:
                 if gap := find_gap(received, engine.received_seq, engine.produced):
                     received = received.behind(gap)
                 engine.received(received.meta)
+                self._stats.received(received)
+                self._stats.queued_bytes += size
                 self._gatherer.add(engine, received, size)
                 kept = True
             finally:
@@ -184,6 +194,7 @@ class RecorderService:
             for result in one.results:
                 engine.answered(result)
         engine.durable(received[-1].meta.seq)
+        self._stats.queued_bytes -= size
         self._budget.give(size)
 
 

@@ -42,6 +42,7 @@ class Writer:
 
     Attributes:
         given_up: batches that a disk refused to the end; nobody was told that they are there.
+        num_syncs, sync_secs: how often it synced, and what that took.
     """
 
     def __init__(self, spool: SpoolWriter, failed: Callable[[BaseException], None]) -> None:
@@ -54,8 +55,14 @@ class Writer:
         self._refusing = False
         self._give_up_at: float | None = None
         self.given_up = 0
+        self.num_syncs, self.sync_secs = 0, 0.0
         self._thread = threading.Thread(target=self._run, name="tracekitd-writer")
         self._thread.start()
+
+    @property
+    def failed_syncs(self) -> int:
+        """How often the disk refused to sync."""
+        return self._spool.failed_syncs
 
     def append(self, batch: pa.RecordBatch, meta: BatchMeta, done: Callable[[], None]) -> None:
         """Write a batch after those before it; `done` is called from the writer's thread when it is durable."""
@@ -116,7 +123,9 @@ class Writer:
         return True
 
     def _commit(self) -> None:
+        begin = time.monotonic()
         self._insist(self._spool.sync)
+        self.num_syncs, self.sync_secs = self.num_syncs + 1, self.sync_secs + time.monotonic() - begin
         done, self._waiting, self._unsynced = self._waiting, [], 0
         for job in done:
             job.done()

@@ -61,7 +61,7 @@ def daemon_of(recorder_pid: int) -> int:
 def test_absent_daemon(absent: Any, reference: Any) -> None:
     home, done, (_, folder) = absent
     assert tokens_of(folder) == reference
-    (note,) = home.glob("undelivered-*.json")
+    (note,) = home.glob("*.undelivered-*.json")
     told = json.loads(note.read_text())
     assert told["rows"]["tokens"] == NUM_TOKENS and told["rows"]["requests"] == 16
     assert [line for line in done.stderr.splitlines() if line.startswith("tracekit:")]
@@ -113,7 +113,7 @@ def test_killed_for_good_the_loss_is_counted_to_the_row(
     _, told = process.communicate(timeout=600)
     assert process.returncode == EXIT_DATA_LOST, told[-3000:]
     assert tokens_of(folder) == reference
-    (note,) = home.glob("undelivered-*.json")
+    (note,) = home.glob("*.undelivered-*.json")
     stored = open_trace(spool).table("tokens").num_rows
     lost = json.loads(note.read_text())["rows"]["tokens"]
     assert stored > 0 and lost > 0 and stored + lost == NUM_TOKENS

@@ -112,7 +112,7 @@ def test_a_stopped_daemon_cannot_hold_the_engine_at_its_end(daemon):
         stream.put(numbered_tokens(start, ROWS))
     totals = stream.close(1.0)
     assert totals.undelivered == {"tokens": 19 * ROWS}
-    (note,) = daemon.socket.parent.glob("undelivered-*.json")
+    (note,) = daemon.socket.parent.glob("*.undelivered-*.json")
     daemon.signal(signal.SIGCONT)
     # what lay in the socket's buffer arrives after all, the rest is counted, and both together are everything
     assert daemon.stop() in (0, 3)

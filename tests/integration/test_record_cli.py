@@ -179,7 +179,7 @@ def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
     left = {"engine_id": "b" * 32, "from_seq": 1, "to_seq": 2, "rows": {"tokens": 5}, "produced": {"tokens": 5}}
     folder = short_path / "run"
     folder.mkdir(mode=0o700)
-    old, new = (folder / f"undelivered-{name * 32}.json" for name in "ab")
+    old, new = (folder / f"d.sock.undelivered-{name * 32}.json" for name in "ab")
     old.write_text('{"rows": {"tokens": 7}, "reason": "yesterday"}')
     process = DaemonProcess(short_path).start()
     try:

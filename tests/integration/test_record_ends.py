@@ -246,8 +246,12 @@ def test_what_an_earlier_recording_left_is_not_mixed_into_the_next(record):
 def test_a_failing_job_of_somebody_elses_daemon_keeps_its_status_and_its_losses_are_told(short_path: Path):
     with_note = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
     process = DaemonProcess(short_path).start()
-    note = short_path / "run" / f"undelivered-{'a' * 32}.json"
-    facts = '{"engine_id": "a", "from_seq": 1, "to_seq": 2, "rows": {"tokens": 5}, "produced": {}, "reason": "today"}'
+    note = short_path / "run" / f"d.sock.undelivered-{'a' * 32}.json"
+    facts = (
+        '{"engine_id": "'
+        + "a" * 32
+        + '", "from_seq": 1, "to_seq": 2, "rows": {"tokens": 5}, "produced": {}, "reason": "today"}'
+    )
     try:
         argv = [sys.executable, "-m", "tracekit", "record", "--daemon", process.address, "--", sys.executable, "-c"]
         for status, code in (("7", 7), ("0", EXIT_DATA_LOST)):

@@ -128,28 +128,29 @@ def test_an_engine_that_falls_idle_is_sent_for_at_once_and_marked(
     monkeypatch.setattr(module, "SEND_SECS", 1000)
     monkeypatch.setattr(module, "DRAIN_SECS", 1000)
     sink = Sink()
-    session = Session(Encoder(), sink, Marker(tmp_path, ENGINE))
+    session = Session(Encoder(), sink, Marker(tmp_path / "d.sock", ENGINE))
     session.append(("begin", 1))
     session.append(("e", 1))
     session.hurry()
     time.sleep(0.1)
-    assert not sink.batches and idle.read(tmp_path, ENGINE) is None
+    assert not sink.batches and idle.read(tmp_path / "d.sock", ENGINE) is None
     session.append(("end", 1))
     session.hurry()
-    until(lambda: idle.read(tmp_path, ENGINE) == 1)
+    until(lambda: idle.read(tmp_path / "d.sock", ENGINE) == 1)
     assert sink.batches == [3]
     session.append(("begin", 1))
-    assert idle.read(tmp_path, ENGINE) is None  # on the engine's thread, whatever the other one is doing
+    assert idle.read(tmp_path / "d.sock", ENGINE) is None  # on the engine's thread, whatever the other one is doing
     session.append(("end", 1))
     session.close()
-    assert sink.batches == [3, 2] and idle.read(tmp_path, ENGINE) == 2  # who is killed while it ends was idle
+    # who is killed while it ends was idle
+    assert sink.batches == [3, 2] and idle.read(tmp_path / "d.sock", ENGINE) == 2
 
 
 def test_what_is_lost_takes_the_mark_back_too(tmp_path: Any) -> None:
-    session = Session(Encoder(), Sink(), Marker(tmp_path, ENGINE))
-    until(lambda: idle.read(tmp_path, ENGINE) == 0)
+    session = Session(Encoder(), Sink(), Marker(tmp_path / "d.sock", ENGINE))
+    until(lambda: idle.read(tmp_path / "d.sock", ENGINE) == 0)
     session.lose(("e", 1), "not seen")
-    assert idle.read(tmp_path, ENGINE) is None
+    assert idle.read(tmp_path / "d.sock", ENGINE) is None
     session.close()
 
 
@@ -161,18 +162,18 @@ def test_an_event_while_the_mark_is_made_is_not_missed(tmp_path: Any) -> None:
             session.append(("begin", 1))
             return super().last_seq()
 
-    session = Session(Encoder(), Late(), Marker(tmp_path, ENGINE))
+    session = Session(Encoder(), Late(), Marker(tmp_path / "d.sock", ENGINE))
     until(lambda: list(tmp_path.iterdir()) or session._marker.num_busy)  # type: ignore[union-attr]
     for _ in range(20):
-        assert idle.read(tmp_path, ENGINE) is None
+        assert idle.read(tmp_path / "d.sock", ENGINE) is None
         time.sleep(0.01)
     session.close()
-    assert idle.read(tmp_path, ENGINE) is None
+    assert idle.read(tmp_path / "d.sock", ENGINE) is None
 
 
 def test_short_requests_one_after_another_are_no_storm_of_batches(tmp_path: Any) -> None:
     sink = Sink()
-    session = Session(Encoder(), sink, Marker(tmp_path, ENGINE))
+    session = Session(Encoder(), sink, Marker(tmp_path / "d.sock", ENGINE))
     begin, count = time.monotonic(), 0
     while time.monotonic() - begin < 0.5:
         session.append(("begin", 1))

@@ -30,10 +30,10 @@ def test_without_a_daemon_everything_is_undelivered_and_noted(tmp_path, capfd):
     stream.put(numbered_tokens(10, 5))
     totals = stream.close(30)
     assert totals.produced == totals.undelivered == {"tokens": 15} and totals.lost == {}
-    note = json.loads((tmp_path / f"undelivered-{ENGINE}.json").read_text())
+    note = json.loads((tmp_path / f"d.sock.undelivered-{ENGINE}.json").read_text())
     assert note["engine_id"] == ENGINE and note["rows"] == note["produced"] == {"tokens": 15}
     assert (note["from_seq"], note["to_seq"], note["reason"]) == (1, 3, "no daemon answered")
-    assert [path.name for path in tmp_path.iterdir()] == [f"undelivered-{ENGINE}.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"d.sock.undelivered-{ENGINE}.json"]
     assert capfd.readouterr().err.count("could not deliver 15 tokens") == 1
 
 
@@ -51,7 +51,7 @@ def test_a_full_window_drops_the_newest_and_counts_them(tmp_path):
     totals = stream.close(30)
     assert totals.produced == {"tokens": 100}
     assert totals.undelivered == {"tokens": 10} and totals.lost == {"tokens": 90}
-    note = json.loads((tmp_path / f"undelivered-{ENGINE}.json").read_text())
+    note = json.loads((tmp_path / f"d.sock.undelivered-{ENGINE}.json").read_text())
     assert note["rows"] == {"tokens": 100}
 
 

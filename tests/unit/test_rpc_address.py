@@ -7,7 +7,6 @@ import grpc
 import pytest
 
 from tracekit.errors import DaemonError, ProtocolMismatchError, UsageError
-from tracekit.rpc import note
 from tracekit.rpc.address import socket_of, target_of
 from tracekit.rpc.client import ControlClient
 from tracekitd.address import socket_path
@@ -25,7 +24,7 @@ def test_both_ends_mean_the_same_socket(name: str, short_path: Path) -> None:
     try:
         assert path.exists()
         for address in (f"unix:{path}", f"unix://{path}"):
-            assert note.folder_of(address) == path.parent
+            assert socket_of(address) == path
             with ControlClient(address) as client, pytest.raises(ProtocolMismatchError, match="tracekitd"):
                 client.describe()
     finally:

@@ -60,8 +60,8 @@ def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) ->
 
 def _notes(address: str) -> dict[Path, int]:
     """What recorders noted down for this daemon because nobody took it, and when; also of earlier jobs."""
-    folder = note.folder_of(address)
-    return {path: path.stat().st_mtime_ns for path in note.find(folder)} if folder else {}
+    socket = socket_of(address)
+    return {path: path.stat().st_mtime_ns for path in note.find(socket)} if socket else {}
 
 
 def _read(path: Path) -> Undelivered:

@@ -13,6 +13,7 @@ from tracekit.recorder.connection import Connection, Ending, Then, refusal
 from tracekit.recorder.guard import say, say_once
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
+from tracekit.rpc.address import socket_of
 from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
 from tracekit.rpc.credentials import Access
 from tracekit.rpc.identity import id_of
@@ -287,12 +288,12 @@ class Stream:
     def _leave_note(self, rows: dict[str, int], reason: str) -> None:
         counts = ", ".join(f"{count} {table}" for table, count in sorted(rows.items()))
         say(f"engine {self.engine_id} could not deliver {counts} ({reason}): {self.address}")
-        folder = note.folder_of(self.address)
-        if folder is None or not folder.is_dir():
+        socket = socket_of(self.address)
+        if socket is None or not socket.parent.is_dir():
             return
         window = self._window
         left = note.Note(self.engine_id, window.acked_seq + 1, window.seq, reason, rows, dict(window.produced))
         try:
-            note.write(folder, left)
+            note.write(socket, left)
         except OSError as error:
             say(f"the note about them cannot be written: {error}")

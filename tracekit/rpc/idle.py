@@ -27,15 +27,15 @@ class Marker:
     No file is there before the first claim; where none can be made or written, no claim is.
 
     Args:
-        folder: of the daemon's socket; None where there is none.
+        socket: the daemon's; None where there is none.
         engine_id: 32 hex digits.
 
     Attributes:
         num_busy: how often `busy` was called.
     """
 
-    def __init__(self, folder: Path | None, engine_id: str) -> None:
-        self._path = None if folder is None else folder / f"{PREFIX}{engine_id}"
+    def __init__(self, socket: Path | None, engine_id: str) -> None:
+        self._path = None if socket is None else _path(socket, engine_id)
         self._fd: int | None = None
         self.num_busy = 0
 
@@ -67,7 +67,7 @@ class Marker:
     def _open(self, num_busy: int) -> bool:
         if self._path is None or not self._path.parent.is_dir():
             return False
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.pwrite(fd, _FORM.pack(num_busy, _NO_CLAIM, 0, _boot_id()), 0)
         self._fd = fd
         return True
@@ -79,19 +79,23 @@ class Marker:
             path.unlink(missing_ok=True)
 
 
-def read(folder: Path, engine_id: str) -> int | None:
+def read(socket: Path, engine_id: str) -> int | None:
     """Return the number of the batch by which an engine had told everything; None where it had not, or may not have."""
     try:
-        data = (folder / f"{PREFIX}{engine_id}").read_bytes()
+        data = _path(socket, engine_id).read_bytes()
         num_busy, claimed, seq, boot_id = _FORM.unpack(data)
         return int(seq) if num_busy == claimed and boot_id == _boot_id() else None
     except (OSError, struct.error):
         return None
 
 
-def remove(folder: Path, engine_id: str) -> None:
+def remove(socket: Path, engine_id: str) -> None:
     """Remove what an engine left."""
-    (folder / f"{PREFIX}{engine_id}").unlink(missing_ok=True)
+    _path(socket, engine_id).unlink(missing_ok=True)
+
+
+def _path(socket: Path, engine_id: str) -> Path:
+    return socket.with_name(f"{socket.name}.{PREFIX}{engine_id}")
 
 
 def _boot_id() -> bytes:

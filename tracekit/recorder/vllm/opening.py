@@ -12,9 +12,9 @@ from tracekit.recorder.vllm.describe import Described, engine_row
 from tracekit.recorder.vllm.events import TableRow
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
+from tracekit.rpc.address import socket_of
 from tracekit.rpc.identity import new_token
 from tracekit.rpc.idle import Marker
-from tracekit.rpc.note import folder_of
 
 T = TypeVar("T", bound=Recording)
 
@@ -51,7 +51,7 @@ def open_recording(
     if complaint := logprobs_complaint():
         say_once(complaint)
     stream = Stream(address, new_token(), access=access())
-    session = Session(rows(), stream, Marker(folder_of(address), stream.engine_id))
+    session = Session(rows(), stream, Marker(socket_of(address), stream.engine_id))
     recording = make(session)
     Commands(stream, session, recording.label)
     for owner in owners:

@@ -1,0 +1,96 @@
+"""The daemon's numbers for Prometheus, over HTTP: looked up when somebody asks, so that they cost nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tracekit import __version__
+from tracekit.errors import UsageError
+from tracekitd.catalog import Catalog
+from tracekitd.stats import Stats
+from tracekitd.writer import Writer
+
+
+class Collector:
+    """What prometheus_client asks at each scrape."""
+
+    def __init__(self, stats: Stats, catalog: Catalog, writer: Writer) -> None:
+        self._stats, self._catalog, self._writer = stats, catalog, writer
+
+    def collect(self) -> Iterator[Any]:
+        """Yield every metric, see `prometheus_client.registry.Collector`."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+        stats, writer = self._stats, self._writer
+        yield InfoMetricFamily("tracekitd", "This daemon.", {"version": __version__})
+        for name, text, value in (
+            ("messages", "Messages of recorders.", stats.messages),
+            ("received_bytes", "Bytes of them.", stats.bytes),
+            ("batches", "Batches taken.", stats.batches),
+            ("duplicates", "Batches that were here already, sent again after a reconnect.", stats.duplicates),
+            ("commits", "Groups of batches that became durable together.", stats.commits),
+            ("commit_seconds", "From the first batch of each until it was durable.", stats.commit_secs),
+            ("syncs", "Times that the spool was synced.", writer.num_syncs),
+            ("sync_seconds", "What that took.", writer.sync_secs),
+            ("failed_syncs", "Times that the disk refused to sync; what was not synced was written anew.",
+             writer.failed_syncs),
+        ):  # fmt: skip
+            yield CounterMetricFamily(f"tracekitd_{name}", text, value=value)
+        rows = CounterMetricFamily("tracekitd_rows", "Rows received, by table.", labels=["table"])
+        for table, count in list(stats.rows.items()):
+            rows.add_metric([table], count)
+        lost = CounterMetricFamily("tracekitd_lost_rows", "Rows that will never come.", labels=["table", "reason"])
+        for (table, reason), count in list(stats.lost.items()):
+            lost.add_metric([table, reason], count)
+        refused = CounterMetricFamily("tracekitd_refused_streams", "Streams ended with an error.", labels=["status"])
+        for status, count in list(stats.refused.items()):
+            refused.add_metric([status], count)
+        yield from (rows, lost, refused)
+        yield GaugeMetricFamily("tracekitd_queued_bytes", "Received, not yet durable.", value=stats.queued_bytes)
+        lag = GaugeMetricFamily("tracekitd_lag_seconds", "Age of the oldest batch that is not durable.")
+        lag.add_metric([], stats.lag_secs())
+        behind = GaugeMetricFamily("tracekitd_lag_batches", "Batches received, not yet durable.")
+        engines = self._catalog.engines()
+        behind.add_metric([], sum(engine.received_seq - engine.durable_seq for engine in engines))
+        states = GaugeMetricFamily("tracekitd_engines", "Engines seen, by state.", labels=["state"])
+        found = Counter("ended" if e.ended else "connected" if e.open else "away" for e in engines)
+        for state in ("connected", "away", "ended"):
+            states.add_metric([state], found[state])
+        yield from (lag, behind, states)
+
+
+def check_metrics(address: str) -> tuple[str, int]:
+    """Return host and port of the HTTP server.
+
+    Raises:
+        UsageError: it is not an address, or prometheus_client is missing.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"metrics are served at HOST:PORT, not {address}")
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise UsageError("metrics need prometheus_client: pip install 'tracekit-rl[metrics]'") from None
+    return host.strip("[]"), int(port)
+
+
+def serve(address: str, collector: Collector) -> Any:
+    """Serve metrics from a thread; return the server, to be shut down, which knows its port.
+
+    Raises:
+        UsageError: as `check_metrics`, or the address cannot be had.
+    """
+    host, port = check_metrics(address)
+    from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    try:
+        server, _ = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise UsageError(f"cannot serve metrics at {address}: {error.strerror}") from None
+    return server
