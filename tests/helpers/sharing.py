@@ -7,7 +7,10 @@ from xdist.scheduler import LoadScopeScheduling
 from tracekit.engines.recipes import RECIPES
 
 # files whose tests share a recording
-TOGETHER: Mapping[str, str] = {"tests/engine/test_cache_v0.py": "tests/engine/test_record_v0.py"}
+TOGETHER: Mapping[str, str] = {
+    "tests/engine/test_cache_v0.py": "tests/engine/test_record_v0.py",
+    "tests/engine/test_rerun_v0.py": "tests/engine/test_record_v0.py",
+}
 
 
 def group_of(nodeid: str) -> str:

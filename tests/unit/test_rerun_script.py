@@ -153,8 +153,9 @@ def test_the_engine_is_made_as_the_recorded_one_was_and_must_come_out_so():
 def test_only_variables_that_decide_on_numbers_are_taken_over():
     config = {"environment": {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_PLUGINS": "evil"}}
     worker = {"torch": {"num_threads": 3}, "device": {"type": "cpu"}}
-    taken = environ_of(config, worker)
-    assert taken == {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "3", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    taken = environ_of("v0", config, worker)
+    assert taken == {"VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "3"}
+    assert environ_of("v1", config, worker) == {**taken, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def test_what_may_move_the_last_bits_is_told():

@@ -78,14 +78,22 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     def told(num_tokens: int) -> None:
         os.write(job["progress"], b"%d\n" % num_tokens)
 
-    from tracekit.jobs.forced_v1 import V1Forced
-
     try:
-        engine = V1Forced(job)
+        engine = _engine(job)
     except CannotForceError as reason:
         return {"refused": str(reason)}
     passes = {own["name"]: play(engine, own["events"], told) for own in job["passes"]}
     return {"facts": engine.facts(), "fingerprints": engine.fingerprints, "passes": passes}
+
+
+def _engine(job: dict[str, Any]) -> Engine:
+    if job["kind"] == "v0":
+        from tracekit.jobs.forced_v0 import V0Forced
+
+        return V0Forced(job)
+    from tracekit.jobs.forced_v1 import V1Forced
+
+    return V1Forced(job)
 
 
 def main() -> int:

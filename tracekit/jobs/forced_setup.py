@@ -1,4 +1,4 @@
-"""What a re-run's engine is told before it starts, and what it turns out to be."""
+"""What both generations share: what an engine is told before it starts, and how its steps are compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from tracekit.jobs.forced_engine import CannotForceError
 from tracekit.recorder.vllm.snapshot import jsonable, vllm_version
+
+Part = tuple[int, int]
 
 
 def know_model(path: str | None) -> None:
@@ -49,3 +51,44 @@ def check_settings(config: Any, expected: Mapping[str, Any]) -> None:
             differ.append(f"{name} is {value!r} here and was {recorded!r}")
     if differ:
         raise CannotForceError("the engine cannot be made the recorded one: " + "; ".join(differ))
+
+
+def compare_parts(engine_step: int, there: Mapping[int, Part], here: Mapping[int, Part]) -> None:
+    """Make sure that a step computes what it did.
+
+    Args:
+        engine_step: of the recording.
+        there: tokens of each request and the position of the first, as recorded.
+        here: the same, as scheduled.
+
+    Raises:
+        CannotForceError: it does not.
+    """
+    for request in sorted(here.keys() | there.keys()):
+        if here.get(request) != there.get(request):
+            told = f"{_part(there.get(request))} recorded, {_part(here.get(request))} here"
+            raise CannotForceError(f"engine step {engine_step} is composed otherwise: of request {request} {told}")
+
+
+def _part(row: Part | None) -> str:
+    return "no token" if row is None else f"{row[0]} tokens from position {row[1]} on"
+
+
+def sampling_params(recorded: Mapping[str, Any]) -> Any:
+    """The recorded parameters as vLLM's, what its front end resolved included; no seed: nothing is left to chance."""
+    from vllm import SamplingParams
+
+    given = {**recorded, "seed": None, "logprobs": 0, "output_kind": None, "skip_clone": False}
+    params = SamplingParams()
+    for name in type(params).__struct_fields__:
+        value = given.get(name.lstrip("_"))
+        if value is not None:
+            setattr(params, name, _typed(name, value))
+    return params
+
+
+def _typed(name: str, value: Any) -> Any:
+    """JSON has lists for sets, and texts for keys."""
+    if name == "_all_stop_token_ids":
+        return set(value)
+    return {int(token): bias for token, bias in value.items()} if name == "logit_bias" else value

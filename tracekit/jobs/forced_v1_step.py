@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tracekit.jobs.forced_engine import CannotForceError
+from tracekit.jobs.forced_setup import compare_parts
 
 
 def compare(
@@ -28,10 +29,7 @@ def compare(
     start |= {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
     here = {numbers[r]: (n, start[r]) for r, n in scheduled.num_scheduled_tokens.items()}
     there = {request: (n, computed) for request, n, computed, _ in rows}
-    for request in sorted(here.keys() | there.keys()):
-        if here.get(request) != there.get(request):
-            told = f"{_part(there.get(request))} recorded, {_part(here.get(request))} here"
-            raise CannotForceError(f"engine step {engine_step} is composed otherwise: of request {request} {told}")
+    compare_parts(engine_step, there, here)
     if not set(gone) <= {numbers[r] for r in scheduled.preempted_req_ids or ()}:
         raise CannotForceError(f"in engine step {engine_step} other requests are preempted than were recorded")
 
@@ -50,7 +48,3 @@ def found_blocks(scheduled: Any, block_size: int) -> Iterator[tuple[str, list[in
 def logprob_of(output: Any, name: str) -> float:
     """What is reported of a request's token, in nats."""
     return float(output.logprobs.logprobs[output.req_id_to_index[name], 0])
-
-
-def _part(row: tuple[int, int] | None) -> str:
-    return "no token" if row is None else f"{row[0]} tokens from position {row[1]} on"

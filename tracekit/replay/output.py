@@ -81,7 +81,7 @@ def token_table(run: Run, noise: TokenNoise, parts: Parts | None = None) -> pa.T
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     if parts is None or run.reran is None:
         return table
-    more = {"rerun_logprob": run.reran.values[COMPOSED]}
+    more = {"rerun_logprob": run.reran.values[COMPOSED]} if COMPOSED in run.reran.values else {}
     more |= {f"part_{name}": values for name, values in token_parts(run, parts.lens).items()}
     for name, values in more.items():
         table = table.append_column(pa.field(name, pa.float64(), nullable=False), pa.array(values))

@@ -57,16 +57,17 @@ def run_again(
         show_progress: a line on stderr with the time that is left.
 
     Raises:
-        ReplayRefused: an engine cannot be made the recorded one, or what it did cannot be forced; the text says what.
+        ReplayRefused: an engine cannot be made the recorded one, or steps of it are not known.
     """
     engines = sorted({rollout.sequence.engine for rollout in rollouts.rollouts})
     recorded = [Recorded(trace, engine) for engine in engines]
+    found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, UNCACHED, ALONE, PREFILLED)}
     for one in recorded:
         reason = cannot_force(one) or _not_of_kind(one, env)
         if reason:
-            raise ReplayRefused(f"engine {one.engine} cannot be re-run: {reason} cannot be forced")
-    found, values = [], {how: np.full(_num_tokens(rollouts), np.nan) for how in (COMPOSED, UNCACHED, ALONE, PREFILLED)}
-    for one in recorded:
+            stopped = {COMPOSED: f"{reason} cannot be forced"}
+            found.append(RerunOf(one.engine, env.vllm_version, 0, 0, 0, 0.0, 0, stopped))
+            continue
         own = [unnumbered(r) for r in rollouts.rollouts if r.sequence.engine == one.engine]
         its_folders, its_group = of_engine(folders, group, one.engine)
         told, by_way = _one(one, own, env, _of_steps(one, its_folders, its_group), its_group, show_progress)
@@ -94,7 +95,7 @@ def _one(
         "requests": recorded.requests(),
         "passes": [{"name": how, "events": events} for how, events in passes.events.items()],
     }
-    environ = {**os.environ, **env.environ, **environ_of(recorded.config, recorded.worker)}
+    environ = {**os.environ, **env.environ, **environ_of(recorded.row["kind"], recorded.config, recorded.worker)}
     made = run_forced(env.python, environ, job, passes.num_tokens, show_progress=show_progress)
     by_way: dict[str, Keys] = {
         how: {(request, at): value for request, at, value in own["tokens"]} for how, own in made["passes"].items()
@@ -120,10 +121,10 @@ def _one(
 
 
 def _not_of_kind(recorded: Recorded, env: EngineEnv) -> str | None:
-    kind = "v0" if env.vllm_version.startswith("0.8.") or env.name == "v0" else "v1"
-    if recorded.row["kind"] != kind:
-        return f"what the scheduler of generation {recorded.row['kind']} did, in one of {kind},"
-    return "what the V0 engine did" if kind == "v0" else None
+    kind = "v0" if env.vllm_version.startswith("0.8.") else "v1"
+    if recorded.row["kind"] == kind:
+        return None
+    return f"what the scheduler of generation {recorded.row['kind']} did, in vLLM {env.vllm_version},"
 
 
 def _of_steps(recorded: Recorded, folders: Mapping[int, Path], group: Group) -> dict[int, str]:

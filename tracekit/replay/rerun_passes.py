@@ -48,7 +48,7 @@ def plan_passes(recorded: Recorded, rollouts: Seq[Rollout], folders: Mapping[int
     first, loaded = (folders[steps[at]["weight_version"]] for at in (0, -1))
     composed = as_recorded(recorded, folders)
     events = {COMPOSED: composed}
-    if recorded.rows["cache"]:
+    if recorded.rows["cache"] and recorded.row["kind"] == "v1":  # V0 cannot be told to leave its cache alone
         events[UNCACHED] = [["begin"], ["load", first], *uncached(composed, recorded)]
     sample = _alone(rollouts, group)
     prompts = [rollout for rollout in sample if _as_prompt(recorded, rollout)]
@@ -71,8 +71,10 @@ def _alone(rollouts: Seq[Rollout], group: Group) -> list[Rollout]:
 
 
 def _as_prompt(recorded: Recorded, rollout: Rollout) -> bool:
-    """Whether V1's prompt logprobs, which are raw, are what the engine reports of sampled tokens."""
+    """Whether prompt logprobs, raw in V1 and without penalties in V0, are what the engine reports of sampled tokens."""
     params = rollout.sequence.params
+    if recorded.row["kind"] == "v0":
+        return not (params.penalizes or params.logit_bias)
     is_raw = params.temperature == 1 and not (params.truncates or params.penalizes or params.logit_bias)
     return is_raw or recorded.row["logprobs_mode"] == "raw_logprobs"
 

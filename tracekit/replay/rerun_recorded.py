@@ -95,7 +95,8 @@ def cannot_force(recorded: Recorded) -> str | None:
         "requests by priority": vllm.get("scheduler_config", {}).get("policy") == "priority",
         "several workers": any((parallel.get(kind) or 1) > 1 for kind in kinds),
         "KV from elsewhere": bool(vllm.get("kv_transfer_config")),
-        "logits processors of the job's own": bool(vllm.get("model_config", {}).get("logits_processors")),
+        "logits processors of the job's own": bool(vllm.get("model_config", {}).get("logits_processors"))
+        or any(own.get("logits_processors") for own in sampling),
         f"the sampling parameter {', '.join(sorted(objects))}": bool(objects),
     }
     return next((reason for reason, there in reasons.items() if there), None)

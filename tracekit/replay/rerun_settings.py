@@ -74,13 +74,15 @@ def expected_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return expected | {f"hf_config.{name}": of_model[name] for name in _OF_MODEL if name in of_model}
 
 
-def environ_of(config: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, str]:
-    """Return variables for the process of the re-run."""
+def environ_of(kind: str, config: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, str]:
+    """Return variables for the process of the re-run of an engine of this generation."""
     recorded = config.get("environment", {})
     taken = {name: str(recorded[name]) for name in _ENVIRON if name in recorded}
     threads = (worker.get("torch") or {}).get("num_threads")
     if threads and (worker.get("device") or {}).get("type") == "cpu":
-        taken |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        taken["OMP_NUM_THREADS"] = str(threads)
+        if kind != "v0":  # V1 would run on as many threads as there are cores
+            taken["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return taken
 
 

@@ -36,6 +36,9 @@ def parts_lines(parts: Parts | None) -> Iterator[str]:
 
 
 def _engine_lines(own: RerunOf) -> Iterator[str]:
+    if not own.num_steps and COMPOSED in own.stopped:
+        yield f"engine {own.engine} was not run again: {own.stopped[COMPOSED]}; the scorer's parts stand alone"
+        return
     yield (
         f"engine {own.engine} ran again in vLLM {own.version}: {plural(own.num_steps, 'step')} of "
         f"{plural(own.num_requests, 'request')} as recorded, {plural(own.num_tokens, 'token')} in all; {own.secs:.0f} s"
