@@ -253,9 +253,17 @@ def test_an_update_with_a_reset_is_no_risk_and_one_without_is(recorded: Any) -> 
 def test_replay_scores_over_the_kv_that_each_rollout_had_and_finds_nothing(
     recorded: Any, kind: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    _, _, trace, _ = recorded
+    engine, _, trace, _ = recorded
     folders = {version: scaled(tiny_model, tmp_path / str(version), scale) for version, scale in enumerate(SCALES)}
-    found = replay(trace, folders[0], only=KINDS[kind], weights=folders, expect="raw", dtype="float32").result
+    # in the engine itself, too, where it schedules a step before the last one has ended
+    again = engine if kind == "async" else None
+    how = {"expect": "raw", "dtype": "float32", "engine": again}
+    found = replay(trace, folders[0], only=KINDS[kind], weights=folders, **how).result
+    if again:
+        parts = found.verdict.parts
+        assert parts.engines[0].is_same and parts.engines[0].num_steps == len(of_engine(trace, "steps", KINDS[kind]))
+        assert (parts.parts[0].name, parts.parts[0].num_nonzero) == ("state", 0)
+        assert parts.parts[0].num_tokens == found.data.num_tokens
     # a rollout that went on from blocks in which two versions meet
     assert [(s.why, s.count) for s in found.data.skipped_requests] == [("mixed kv", 1)]
     names = {r["request"]: r["external_id"] for r in of_engine(trace, "requests", KINDS[kind])}

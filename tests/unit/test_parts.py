@@ -10,6 +10,7 @@ from tracekit.diagnose.data import KV_RECOMPUTED, TRAINER, Strata
 from tracekit.diagnose.parts import split, token_parts
 from tracekit.diagnose.reran import ALONE, COMPOSED, PREFILLED, UNCACHED, Reran, RerunOf
 from tracekit.diagnose.verdict import judge
+from tracekit.replay.output import token_table
 from tracekit.report.causes.table import proof, sentence
 from tracekit.report.parts import parts_lines
 
@@ -92,6 +93,19 @@ def test_another_engine_than_the_recorded_one_proves_nothing(run, other):
     off = run.rollout_logprob + 1e-3
     verdict = judge(again(run, replace(ENGINE, **other), **{COMPOSED: off}), expect="raw").verdict
     assert verdict.layer == "none" and verdict.parts.parts[0].num_nonzero == off.size
+
+
+def test_what_cannot_be_forced_is_said_and_the_scorers_parts_stand_alone(run):
+    refused = RerunOf(0, "0.18.1", 0, 0, 0, 0.0, 0, {COMPOSED: "speculative decoding cannot be forced"})
+    run = replace(again(run), reran=Reran([refused], {}))
+    judged = judge(run, expect="raw")
+    assert [part.name for part in judged.verdict.parts.parts] == ["kernels", "precision"]
+    lines = list(parts_lines(judged.verdict.parts))
+    assert lines[0] == (
+        "engine 0 was not run again: speculative decoding cannot be forced; the scorer's parts stand alone"
+    )
+    table = token_table(run, judged.tokens, judged.verdict.parts)
+    assert [name for name in table.column_names if "part_" in name] == ["part_kernels", "part_precision"]
 
 
 def test_a_clean_re_run_is_shown_and_names_nothing(run):

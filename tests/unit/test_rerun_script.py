@@ -1,11 +1,15 @@
 """What a re-run is told of a recorded engine, and what it refuses by name."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tracekit.engines.env import EngineEnv
 from tracekit.errors import ReplayRefused
+from tracekit.replay.rerun import run_again
 from tracekit.replay.rerun_recorded import Recorded, cannot_force
 from tracekit.replay.rerun_script import as_recorded, uncached
 from tracekit.replay.rerun_settings import engine_arguments, environ_of, expected_settings, other_weights, unlike
@@ -137,6 +141,26 @@ def test_so_is_an_engine_that_cannot_be(where, changes, reason):
     assert cannot_force(recorded) == reason
     recorded.config.clear()
     assert cannot_force(recorded) == "what the engine was set to is not in the trace"
+
+
+ENV = EngineEnv("v1", Path("/nowhere"), vllm_version="0.18.1")
+ROLLOUTS = SimpleNamespace(rollouts=[SimpleNamespace(sequence=SimpleNamespace(engine=0), num_tokens=2)])
+
+
+def run_told(rows, env=ENV):
+    return run_again(Told(**rows), ROLLOUTS, env, {0: Path("/a")}, lambda version: version, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "rows", "reason"),
+    [
+        ("0.8.5", ROWS, "what the scheduler of generation v1 did, in vLLM 0.8.5, cannot be forced"),
+        ("0.18.1", {**ROWS, "requests": [request(0, 10, lora="a")]}, "requests of an adapter cannot be forced"),
+    ],
+)
+def test_an_engine_that_cannot_be_forced_is_not_started(version, rows, reason):
+    reran = run_told(rows, replace(ENV, vllm_version=version))
+    assert reran.values == {} and [own.stopped for own in reran.engines] == [{"composed": reason}]
 
 
 def test_the_engine_is_made_as_the_recorded_one_was_and_must_come_out_so():
