@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
-from tracekit.diagnose.explain import identity, module, position, reading, stale, state, weights, where
+from tracekit.diagnose.explain import checkpoint, identity, module, position, reading, stale, state, weights, where
 from tracekit.diagnose.explanation import Code, Explanation
 
 
@@ -33,6 +33,7 @@ class Cause:
 CAUSES: tuple[Cause, ...] = (
     Cause(reading.CODE, SEMANTIC, reading.detect),
     Cause(identity.CODE, INFERENCE_PATH, identity.detect),
+    *(Cause(code, INFERENCE_PATH, checkpoint.detect) for code in checkpoint.CODES),
     Cause(state.CODE, INFERENCE_PATH, state.detect),
     *(Cause(code, INFERENCE_PATH, weights.detect) for code in weights.CODES),
     Cause(stale.CODE, INFERENCE_PATH, stale.detect),

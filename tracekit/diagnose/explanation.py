@@ -11,6 +11,9 @@ from tracekit.diagnose.onset import Onset
 Code = Literal[
     "other reading",
     "version numbers differ",
+    "other checkpoint",
+    "kept tensors",
+    "unknown weights",
     "state",
     "older weights",
     "newer weights",

@@ -68,6 +68,9 @@ class Facts:
         settings: by engine, what it was configured with, by the names of vLLM's engine arguments.
         changes: of the model's weights, in order of (engine, version).
         fingerprints: by engine and weight version, hash by "rank tensor"; None where the tensor cannot be read.
+        checkpoints: by what a verdict calls it, of every model folder that is known, hash by "rank tensor" as an engine
+            would have it; tensors whose layout is not known are left out.
+        scored: which of these each engine's version is scored with.
         skipped: requests that were left out of the replay.
     """
 
@@ -75,4 +78,6 @@ class Facts:
     settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     changes: Sequence[WeightChange] = ()
     fingerprints: Mapping[Version, Mapping[str, int | None]] = field(default_factory=dict)
+    checkpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    scored: Mapping[Version, str] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()

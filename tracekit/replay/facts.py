@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from tracekit.audit.lint.run import lint
 from tracekit.audit.lint.trainer import read_trainer
 from tracekit.audit.lint.types import Subject
 from tracekit.diagnose.facts import Facts, Noted, Version, WeightChange
+from tracekit.replay.fingerprints import Wanted, of_folder
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -75,4 +76,22 @@ def _fingerprints(trace: Trace) -> dict[Version, dict[str, int | None]]:
     found: dict[Version, dict[str, int | None]] = {}
     for row in trace.table("fingerprints").to_pylist():
         found.setdefault((row["engine"], row["weight_version"]), {})[f"{row['rank']} {row['tensor']}"] = row["hash"]
+    return found
+
+
+def of_checkpoints(trace: Trace, folders: Mapping[str, Path]) -> dict[str, dict[str, int]]:
+    """Return the fingerprints of model folders as an engine of the trace would have them.
+
+    Args:
+        trace: with the fingerprints of its engines, which say of what, and in which dtype.
+        folders: by name.
+    """
+    wanted: dict[str, Wanted] = {}
+    for row in trace.table("fingerprints").to_pylist():
+        if row["hash"] is not None:
+            wanted[f"{row['rank']} {row['tensor']}"] = Wanted(row["tensor"], row["dtype"], tuple(row["shape"]))
+    found = {}
+    for name, folder in folders.items():
+        own = of_folder(folder, set(wanted.values()))
+        found[name] = {key: own[one] for key, one in wanted.items() if one in own}
     return found

@@ -9,23 +9,24 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracekit import __version__
 from tracekit.diagnose.data import OTHER_PRECISION, Run
 from tracekit.diagnose.result import Result, Scoring, Weights
 from tracekit.diagnose.verdict import Judgement, judge
 from tracekit.errors import ModelError, UsageError
+from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.budget import within
 from tracekit.replay.checkpoints import stored_dtype
 from tracekit.replay.claims import find_claims
-from tracekit.replay.facts import read_facts
+from tracekit.replay.facts import of_checkpoints, read_facts
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
 from tracekit.replay.naming import Folders, numbered
-from tracekit.replay.numbers import OWN, engine_of, version_of
+from tracekit.replay.numbers import OWN, engine_of, name_of, version_of
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_further_units, plan_units
 from tracekit.replay.probes import probe_modules
@@ -132,7 +133,7 @@ def replay(
     rollouts, given = numbered(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
     taken = _weights_of(rollouts, given)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
-    facts = read_facts(trace, folders[min(folders)])
+    facts = replace(read_facts(trace, folders[min(folders)]), **_checkpoints(trace, rollouts, folders))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     rollouts = leave_out_unknown(rollouts, _group(oldest))
@@ -205,6 +206,18 @@ def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Wei
     oldest = same_weights(rollouts.weight_changes, rollouts.ran)
     claims = needed_claims(find_claims(rollouts.weight_changes, rollouts.ran), set(given) - {0}, oldest)
     return choose_weights(rollouts.versions, oldest, given, claims, rollouts.models)
+
+
+def _checkpoints(trace: Trace, rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[str, Any]:
+    """The fingerprints of all folders that are known, and which of them each engine's version is scored with."""
+    first: dict[Path, str] = {}
+    for number, folder in sorted(folders.items()):
+        first.setdefault(folder.resolve(), f"the folder for weight version {name_of(number)}")
+    scored = {(engine, version_of(number)): first[folders[number].resolve()] for engine, number in rollouts.ran}
+    for model in rollouts.models:
+        if not is_url(model) and Path(model).is_dir():
+            first.setdefault(Path(model).resolve(), "the model that the trace names")
+    return {"checkpoints": of_checkpoints(trace, {name: folder for folder, name in first.items()}), "scored": scored}
 
 
 def _group(oldest: Mapping[int, int]) -> Group:

@@ -6,6 +6,7 @@ import numpy as np
 
 from tracekit.diagnose.data import F8, I8, INFERENCE_PATH, WEIGHTS_AFTER, WEIGHTS_BEFORE, Mask, Run
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain import checkpoint, identity
 from tracekit.diagnose.explain.cited import cited
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.gains import Gain, gain
@@ -17,6 +18,7 @@ OLDER: Code = "older weights"
 NEWER: Code = "newer weights"
 CODES: tuple[Code, ...] = (OLDER, NEWER)
 _PASSES = {OLDER: WEIGHTS_BEFORE, NEWER: WEIGHTS_AFTER}
+_PROVED: tuple[Code, ...] = (identity.CODE, *checkpoint.CODES)
 _VERSION = 2**32 - 1
 _LEAST_SHARE = 0.5  # of what a perfect replay would gain in these rollouts
 
@@ -32,9 +34,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
         if own.nats >= MARGIN and own.share >= _LEAST_SHARE:
             found.append(_explanation(evidence, code, where, own, own.nats - max([0.0, *others])))
     # where fingerprints say it of the same rollouts, the numbers only agree
-    proved = {
-        i for explanation in evidence.found if explanation.margin != explanation.margin for i in explanation.rollouts
-    }
+    proved = {i for other in evidence.found if other.code in _PROVED for i in other.rollouts}
     return [explanation for explanation in found if not proved.issuperset(explanation.rollouts)]
 
 

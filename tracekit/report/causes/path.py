@@ -36,6 +36,7 @@ def _where(what: str) -> Saying:
     return Saying(sentence, always(_CHANGES[what]), what.format(name="alone"))
 
 
+_FEW = 4
 _ENGINE, _VERSION = "of engine {name}", "under weight version {name}"
 _CACHED, _PREEMPTED = "with a prefix-cache hit", "that were preempted"
 _CHANGES = {
@@ -51,6 +52,19 @@ def _numbers(found: Explanation, verdict: Verdict) -> str:
         f"Engine {found.numbers['engine']:.0f} missed an update, or began with other weights: by the fingerprints of "
         f"its tensors its weight version {', its '.join(found.names)}."
     )
+
+
+def _checkpoint(found: Explanation, verdict: Verdict) -> str:
+    numbers, (believed, *others) = found.numbers, found.names[: 1 if found.code == "unknown weights" else 2]
+    whose = f"engine {numbers['engine']:.0f} under weight version {numbers['version']:.0f}"
+    count = f"{numbers['tensors']:.0f} of {plural(int(numbers['of']), 'tensor')}"
+    if found.code == "other checkpoint":
+        return f"By their fingerprints the weights of {whose} are those of {others[0]}, not those of {believed}."
+    tensors = found.names[len(others) + 1 :]
+    listed = ", ".join(tensors[:_FEW]) + (f" and {len(tensors) - _FEW} more" if len(tensors) > _FEW else "")
+    if found.code == "kept tensors":
+        return f"In {whose} {count} that an update changes have the values of {others[0]}, not of {believed}: {listed}."
+    return f"In {whose} {count} are neither those of {believed} nor of any folder that is known: {listed}."
 
 
 def _weights(which: str) -> Saying:
@@ -77,6 +91,17 @@ PATH_WORDS: dict[Code, Saying] = {
             "update did not reach it"
         ),
         "version numbers that differ",
+    ),
+    "other checkpoint": Saying(_checkpoint, always(_SEND), "weights of another checkpoint"),
+    "kept tensors": Saying(
+        _checkpoint,
+        always(
+            "send these tensors with each update: compare the names that the trainer sends with those that vLLM loads"
+        ),
+        "tensors that kept their values",
+    ),
+    "unknown weights": Saying(
+        _checkpoint, always("give the folder that the engine loaded (--model, --weights)"), "weights that are not known"
     ),
     "older weights": _weights("before"),
     "newer weights": _weights("after"),
