@@ -87,6 +87,8 @@ class Case:
     weights: Mapping[int, str] = field(default_factory=lambda: {0: "base"})
     """The trainer's folders by weight version, as variants."""
     mode: str = "processed"
+    probe: bool = False
+    """Whether states at module boundaries are kept of the first requests, in which a module can be found."""
     expect: str = "processed"
     size: str = ""
     source: str = ""
@@ -106,6 +108,8 @@ class Case:
         row = dataclasses.asdict(self)
         for later in ("truth", "kind", "expect", "size", "source", "weights", "why"):
             del row[later]
+        if not self.probe:
+            del row["probe"]
         return cache.short_hash(RECIPE, json.dumps(row, sort_keys=True))
 
 
@@ -116,6 +120,10 @@ def folder() -> Path:
 
 def trace_of(case: Case) -> Path:
     return folder() / case.name / "trace.arrow"
+
+
+def probes_of(case: Case) -> Path | None:
+    return folder() / case.name / "probes" if case.probe else None
 
 
 def is_made(case: Case) -> bool:

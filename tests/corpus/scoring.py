@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from corpus.case import Case, folder, is_made, trace_of
+from corpus.case import Case, folder, is_made, probes_of, trace_of
 from corpus.groups import GROUPS
 from corpus.models import model_of
 from corpus.variants import ensure_variant
@@ -104,6 +104,7 @@ def _replayed(case: Case, load: Loader) -> dict[str, Any]:
         result = replay(
             str(trace_of(case)),
             folders.pop(0),
+            probes=probes_of(case),
             weights=folders,
             expect=case.expect,
             dtype=group.dtype,

@@ -45,6 +45,18 @@ class V1:
         delattr(self.scheduler, PLACE)
         del os.environ["TRACEKIT_DAEMON"]
 
+    def probe(self, folder):
+        """Keep states of the first requests there; None: keep no more."""
+        from pathlib import Path
+
+        from tracekit.recorder.vllm.v1 import probe
+
+        if folder is not None:
+            probe.attach(folder)
+            self.runner._tracekit_probing = probe.Probing(self.runner, Path(folder))
+        elif (last := getattr(self.runner, "_tracekit_probing", None)) is not None:
+            last._left, last._next, last._open = 0, {}, False
+
     def set_mode(self, mode):
         """Let its sampler return what an engine of this logprobs_mode returns, and its configuration say so."""
         name = f"{mode}_logprobs"

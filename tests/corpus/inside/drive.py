@@ -36,6 +36,9 @@ class Run:
         torch.manual_seed(case.seed)
         random.seed(case.seed)
         with self.undo:
+            if case.probe:
+                engine.probe(f"{self.order['folder']}/probes")
+                self.undo.callback(engine.probe, None)
             engine.open(self.order["daemon"])
             try:
                 for fault in case.faults:

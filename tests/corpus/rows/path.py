@@ -21,7 +21,8 @@ def truth(module: str, *causes: str, first: int = 0) -> Truth:
 def modules(make: Any, group: str) -> list[Case]:
     t = make is tune
     a, b, c = (4, 11, 19) if t else (6, 14, 23)
-    more: dict[str, Any] = {"group": group}
+    # where a module is to be named, its states are needed
+    more: dict[str, Any] = {"group": group, "probe": make is row and group == "v1-fp32"}
     at = 10 if t else 12
     k = "module"
     return [
@@ -158,6 +159,7 @@ def head(make: Any, group: str) -> list[Case]:
             "narrow-head",
             k,
             group=group,
+            probe=make is row,
             faults=one("narrow_head"),
             truth=truth("lm_head", "bfloat16 head"),
             source="the article's fourth fix",
@@ -166,6 +168,7 @@ def head(make: Any, group: str) -> list[Case]:
             "stale-head",
             k,
             group=group,
+            probe=make is row,
             faults=one("stale_head", by=0.05 if make is tune else 0.04),
             truth=truth("lm_head", MODULE, "other weights", "kept tensors"),
             size="4 %",
