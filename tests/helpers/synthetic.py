@@ -19,7 +19,11 @@ EPS = 0.04  # logit noise of each side
 
 @dataclass(frozen=True)
 class Made:
-    """How a run is made; ``shift`` changes the engine's logits from what the trainer's weights give."""
+    """How a run is made.
+
+    `shift` changes the engine's logits from what the trainer's weights give; `certain` is the share of tokens without
+    a choice.
+    """
 
     num_rollouts: int = 16
     length: int = 48
@@ -33,6 +37,7 @@ class Made:
     shift: float = 0.0
     shift_from: int = 0
     shift_rollouts: int | None = None
+    certain: float | None = None
     seed: int = 0
     declared: str = "processed_logprobs"
 
@@ -41,6 +46,9 @@ def make_run(made: Made) -> Run:
     rng = np.random.default_rng(made.seed)
     n = made.num_rollouts * made.length
     logits = _language_like_logits(rng, n)
+    if made.certain is not None:
+        sure = np.flatnonzero(rng.random(n) < made.certain)
+        logits[sure, logits[sure].argmax(axis=1)] += 14.0
     # noise whose size varies from context to context has the heavy tails that real scorers show
     spread = np.exp(0.35 * rng.standard_normal((n, 1)))
 
@@ -57,8 +65,9 @@ def make_run(made: Made) -> Run:
     token = np.array([rng.choice(VOCAB, p=p / p.sum()) for p in probs])
     rows = np.arange(n)
     log_q = processed(engine, sampled_at, made.top_p) if made.recorded == "processed" else log_softmax(engine)
-    names = (TRAINER, OTHER_SHAPE, OTHER_PRECISION)
-    scores = {name: score(noisy(made.eps), token, made.temperature, made.top_p) for name in names}
+    trainer = score(noisy(made.eps), token, made.temperature, made.top_p)
+    exact = score(logits, token, made.temperature, made.top_p)
+    scores = {TRAINER: trainer, OTHER_SHAPE: trainer, OTHER_PRECISION: exact}
     return Run(
         rollouts=[RolloutInfo(0, i, f"request-{i}", made.num_prompt) for i in range(made.num_rollouts)],
         rollout=rollout,
@@ -72,6 +81,7 @@ def make_run(made: Made) -> Run:
         rank=1 + (engine > engine[rows, token][:, None]).sum(axis=1),
         scores={**scores, **_alternatives(noisy(made.eps), token, made)},
         logprobs_modes=(made.declared,),
+        head_dtype="float32",
     )
 
 

@@ -94,8 +94,8 @@ def metrics(verdict: dict[str, Any], which: str) -> dict[str, float]:
     return {name: value for name, value in verdict[which].items() if name not in NOISE_ONLY}
 
 
-def sturdy(onset: dict[str, Any] | None) -> bool:
-    return onset is None or abs(onset["d"]) >= STURDY
+def sturdy(onset: dict[str, Any]) -> bool:
+    return abs(onset["d"]) >= STURDY
 
 
 CASES = [  # what was scored, and what the trainer expects
@@ -130,11 +130,11 @@ def test_replay_finds_what_it_found(
     assert now["num_with_onset"] == then["num_with_onset"]
     for mine, rollout in zip(now["rollouts"], then["rollouts"], strict=True):
         assert (mine["request"], mine["num_tokens"]) == (rollout["request"], rollout["num_tokens"])
-        if sturdy(rollout["first_beyond_noise"]):
-            assert token(mine["first_beyond_noise"]) == token(rollout["first_beyond_noise"]), rollout["request"]
-            starts = [each["shift_start"] for each in (mine, rollout)]
-            # where a shift starts hangs on the noise measured beside it, by a token or two
-            if all(starts):
-                assert abs(starts[0]["position"] - starts[1]["position"]) <= 2, rollout["request"]
-            else:
-                assert starts[0] == starts[1], rollout["request"]
+        first, start = rollout["first_beyond_noise"], rollout["shift_start"]
+        if first is None:
+            assert mine["first_beyond_noise"] is None and mine["shift_start"] is None, rollout["request"]
+        elif sturdy(first):
+            # noise was then taken from another precision and from what is judged: an earlier token may stand out now
+            assert mine["first_beyond_noise"]["position"] <= first["position"], rollout["request"]
+            if start:
+                assert mine["shift_start"]["position"] <= start["position"] + 2, rollout["request"]

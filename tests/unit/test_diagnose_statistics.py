@@ -47,24 +47,22 @@ def test_an_edge_flip_is_seen_as_a_jump_not_as_noise():
     scores = run.trainer
     # forced tokens have no smooth response at all: their logprob moves only when one more token is kept
     jump = scores.edge_logprobs[:, 1]
-    unit = scores.processed_noise_gain
     flips = np.flatnonzero((scores.kept_count == 1) & (np.abs(jump - scores.forced_logprob) > 0.002))
     assert flips.size
     other = scores.forced_logprob.copy()
     other[flips] = jump[flips]
-    plain = residuals(run, scores, "processed", other, logit_noise=0.05)
-    settled = plain.settle(0.05)
-    assert np.all(plain.smooth[flips] > 100 * 0.05)
-    assert np.all(settled.smooth[flips] <= JUMP_BEYOND * 0.05 * (1 + 1e-9))
-    same = np.setdiff1d(np.arange(unit.size), flips)
-    assert np.array_equal(settled.value[same], plain.value[same])
+    found = residuals(run, scores, "processed", other, 0.05)
+    assert np.all(np.abs(found.smooth[flips]) > 100)
+    assert np.all(np.abs(found.z[flips]) <= JUMP_BEYOND)
+    same = np.setdiff1d(np.arange(other.size), flips)
+    assert np.array_equal(found.z[same], found.smooth[same])
 
 
 def test_raw_has_no_edge():
     run = make_run(Made(num_rollouts=2))
-    found = residuals(run, run.trainer, "raw", run.trainer.raw_logprob + 1.0, logit_noise=0.05)
-    assert np.all(np.isnan(found.edge_value))
-    assert np.array_equal(found.settle(0.01).value, found.value)
+    found = residuals(run, run.trainer, "raw", run.trainer.raw_logprob - 1.0, 0.05)
+    assert np.all(np.isnan(found.edge))
+    assert np.array_equal(found.z, found.smooth)
 
 
 def shifts_of(z, num_rollouts):

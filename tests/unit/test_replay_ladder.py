@@ -46,7 +46,17 @@ def test_every_run_has_the_trainers_pass_first_a_profile_and_two_that_measure_no
     # the weights are what they were before: another precision of the body is no other cast of what is stored
     assert (precision.name, precision.model) == (OTHER_PRECISION, Model("float32", "bfloat16"))
     assert precision.max_batch_tokens == 512
-    assert plan_passes("float32", [Params()])[-1].model.dtype == "bfloat16"
+
+
+def test_noise_is_measured_on_the_side_that_computes_more_coarsely():
+    def control(trainer, engine):
+        plan = plan_of(Model(trainer, engine), 512, Scene(set()))
+        return next(how.model for how in plan if how.name == OTHER_PRECISION)
+
+    assert control("bfloat16", "float32") == Model("float32", "float32")
+    assert control("float32", "bfloat16") == Model("bfloat16", "bfloat16")
+    assert control("float16", "bfloat16") == Model("bfloat16", "bfloat16")
+    assert control("float32", "float32") == Model("float32", "float32", in_halves=True)
 
 
 def test_other_histories_of_the_kv_and_the_masters_are_scored_where_a_run_has_them():

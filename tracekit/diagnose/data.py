@@ -87,6 +87,7 @@ class Run:
     strata: Strata | None = None  # None where the trace has no steps
     dtype: str = ""  # of the body in the trainer's pass
     engine_dtype: str | None = None  # of the weights as the engine received them, where the trace tells
+    head_dtype: str | None = None  # that the engine computes logits in, where the trace tells
     reran: Reran | None = None  # what the engine said when the tokens were forced through it again
     modules: Modules | None = None  # each module against its recorded input, where the engine was probed
 

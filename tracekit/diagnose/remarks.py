@@ -93,6 +93,6 @@ def limits(run: Run, noise: NoiseFloor, semantic: Semantic) -> list[Remark]:
         said.append(Remark("not told apart", {"nats": semantic.margin}))
     if run.num_kv_unknown:
         said.append(Remark("kv recomputed", {"count": run.num_kv_unknown}))
-    if noise.capped:
+    if noise.excess > 1:
         said.append(Remark("noisier than allowed", {}))
     return said

@@ -61,7 +61,7 @@ class Scoring:
     Attributes:
         model: name of the model's folder.
         dtype: of the body; the head is float32.
-        noise_dtype: of the body in the pass that measures what precision does.
+        noise_dtype: of the body in the pass that measures what precision does, and the order of its sums.
         device: torch's name.
         packing: how sequences went through the body together: packed into one row, or by length.
         arithmetic: what the body's products were computed in.

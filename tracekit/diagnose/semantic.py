@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, Mask, Run
-from tracekit.diagnose.noise import ENGINE_ALLOWANCE, TokenNoise, robust_deviation
+from tracekit.diagnose.noise import TokenNoise, robust_deviation
 from tracekit.diagnose.readings import READINGS, Reading
 from tracekit.diagnose.student import fit_student
 from tracekit.scores import PROCESSED, RAW
@@ -84,7 +84,7 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
         use &= np.isfinite(run.scores[reading.scores].logprob(reading.lens))
     declared = sorted(run.logprobs_modes)
     if not differ(run, RAW, PROCESSED, noise):
-        excess = excess_of(noise[RAW])
+        excess = noise[RAW].floor.excess
         kind = SAME if excess <= 1 else NEITHER
         return Semantic(kind, PROCESSED, float("nan"), "", excess, int(use.sum()), [], declared, False)
     ranked = [_weigh(reading, run, use) for reading in readings]
@@ -119,13 +119,6 @@ def advantage(semantic: Semantic, expect: str) -> float:
     return by_name[semantic.closest] - by_name[expect]
 
 
-def excess_of(noise: TokenNoise) -> float:
-    """The engine's bulk deviation over the most that counts as noise, [0, inf); above 1 is too much."""
-    floor = noise.floor
-    most = ENGINE_ALLOWANCE * np.sqrt(2) * max(floor.shape_noise, floor.precision_noise)
-    return float(floor.engine_noise / most) if most > 0 else float(floor.engine_noise > 0)
-
-
 def _weigh(reading: Reading, run: Run, use: Mask) -> Hypothesis:
     scores = run.scores[reading.scores]
     gain = scores.gain(reading.lens)[use]
@@ -138,7 +131,6 @@ def _weigh(reading: Reading, run: Run, use: Mask) -> Hypothesis:
 
 def _excess(best: Hypothesis, noise: dict[str, TokenNoise]) -> float:
     if best.name in noise:
-        return excess_of(noise[best.name])
+        return noise[best.name].floor.excess
     floor = noise[PROCESSED].floor
-    most = ENGINE_ALLOWANCE * np.sqrt(2) * max(floor.shape_noise, floor.precision_noise)
-    return best.deviation / most if most > 0 else float(best.deviation > 0)
+    return best.deviation / (floor.scale * floor.allowed)

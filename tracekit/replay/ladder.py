@@ -25,6 +25,7 @@ from tracekit.diagnose.data import (
     WEIGHTS_AFTER,
     WEIGHTS_BEFORE,
 )
+from tracekit.diagnose.noise import SPACING
 from tracekit.diagnose.verdict import Verdict
 from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
@@ -149,8 +150,12 @@ def _kv(trainer: Pass, how: KvHow) -> Pass:
     return replace(trainer, kv=how, num_tokens=NOISE_TOKENS, cost=KV_SHARE, at_least=KV_ROLLOUTS)
 
 
-def _other_dtype(dtype: str) -> str:
-    return "bfloat16" if dtype == "float32" else "float32"
+def _other_precision(model: Model) -> Model:
+    """The control of the side that computes more coarsely: that precision against a finer one, or float32 in halves."""
+    coarser = max(model.dtype, model.weights or model.dtype, key=lambda dtype: SPACING[dtype])
+    if coarser == "float32":
+        return replace(model, in_halves=True)
+    return replace(model, dtype="float32" if model.dtype == coarser else coarser)
 
 
 _NO_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": ()}
@@ -193,7 +198,7 @@ LADDER = (
     # last, because another precision is another model to load
     Rung(
         OTHER_PRECISION,
-        lambda trainer: _noise(trainer, model=replace(trainer.model, dtype=_other_dtype(trainer.model.dtype))),
+        lambda trainer: _noise(trainer, model=_other_precision(trainer.model)),
     ),
     Rung(
         MASTERS,

@@ -72,6 +72,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
         vocab_size=_vocab_size(engines),
         dtype=_dtype(engines),
         weight_changes=trace.table("weights").to_pylist(),
+        head_dtype=_head_dtype(trace.table("workers").to_pylist()),
     )
 
 
@@ -140,6 +141,12 @@ def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any], history: tupl
 def _dtype(engines: Seq[Row]) -> str | None:
     """The dtype that the engines received the weights in, where all that tell it agree."""
     found = {dtype for engine in engines if (dtype := model_dtype(engine))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _head_dtype(workers: Seq[Row]) -> str | None:
+    heads = [json.loads(worker["config"] or "{}").get("head") or {} for worker in workers]
+    found = {head.get("computed_in") or head.get("dtype") for head in heads} - {None}
     return found.pop() if len(found) == 1 else None
 
 

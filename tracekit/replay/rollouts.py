@@ -62,6 +62,7 @@ class Rollouts:
     vocab_size: int | None  # of the model that the engine ran, where the trace tells
     dtype: str | None  # of the weights as the engines received them, where the trace tells
     weight_changes: list[dict[str, Any]]  # rows of the table `weights`
+    head_dtype: str | None = None  # that the engines compute logits in, where all that tell it agree
     sample: Sample | None = None  # what these were chosen from, where time was bounded
 
     @property

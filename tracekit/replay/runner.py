@@ -182,6 +182,7 @@ def replay(
             strata=strata_of(trace, rollouts.rollouts),
             dtype=dtype,
             engine_dtype=rollouts.dtype,
+            head_dtype=rollouts.head_dtype,
             reran=reran,
             modules=modules,
         )
@@ -265,7 +266,7 @@ def _scoring(
     return Scoring(
         model=name,
         dtype=plan[0].model.dtype,
-        noise_dtype=next(how.model.dtype for how in plan if how.name == OTHER_PRECISION),
+        noise_dtype=next(how.model.arithmetic for how in plan if how.name == OTHER_PRECISION),
         device=device,
         packing=packing,
         arithmetic=arithmetic,

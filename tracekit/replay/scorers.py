@@ -28,10 +28,17 @@ class Model:
     Attributes:
         dtype: that the body computes in.
         weights: dtype that the stored weights are cast to first, as an engine received them; None: left as stored.
+        in_halves: whether each sum of a float32 body's products is taken in two halves.
     """
 
     dtype: str
     weights: str | None = None
+    in_halves: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """Its dtype, and the order of its sums where that is another one."""
+        return f"{self.dtype}, sums in halves" if self.in_halves else self.dtype
 
 
 class ScorerLike(Protocol):
@@ -109,12 +116,12 @@ def torch_loader(device: str | None) -> Load:
         from tracekit.scoring.scorer import Scorer
     except ImportError as error:
         raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
-    from tracekit.scoring.arithmetic import bfloat16_arithmetic
+    from tracekit.scoring.arithmetic import IN_HALVES, bfloat16_arithmetic
 
     settled: list[str | None] = []  # by the first load; it goes with this loader to workers, who then do alike
 
     def load(folder: Path, model: Model) -> ScorerLike:
-        arithmetic = settled[0] if settled else None
+        arithmetic = IN_HALVES if model.in_halves else settled[0] if settled else None
         scorer = Scorer.load(folder, dtype=model.dtype, weights=model.weights, device=device, arithmetic=arithmetic)
         if not settled:
             settled.append(bfloat16_arithmetic(scorer.model.body))

@@ -123,7 +123,8 @@ def _noise(verdict: Verdict) -> Iterator[str]:
     noise = verdict.noise
     yield (
         f"noise floor ({noise.semantic}, logit noise): batch shape {noise.shape_noise:.2g}, precision "
-        f"{noise.precision_noise:.2g}, recorded {noise.engine_noise:.2g}"
+        f"{noise.precision_noise:.2g}, the engine's head {noise.head_noise:.2g}; a clean engine's {noise.scale:.2g}, "
+        f"recorded {noise.engine_noise:.2g}"
     )
     yield (
         f"a token is beyond noise above {noise.threshold:.1f} sigma (a tail of {noise.degrees:g} degrees of freedom, "

@@ -1,7 +1,10 @@
-"""Bfloat16 linears on a CPU: torch's own, or float32 products of the same numbers, whichever this machine does faster.
+"""How a body's linears are computed where there is a choice.
 
-A product of two bfloat16 numbers is exact in float32, so the two differ by no more than the order of their sums, which
-is gone in nearly all results once they are rounded to bfloat16. A CPU without bfloat16 units emulates them slowly.
+Bfloat16 ones on a CPU: torch's own, or float32 products of the same numbers, whichever this machine does faster. A
+product of two bfloat16 numbers is exact in float32, so the two differ by no more than the order of their sums, which is
+gone in nearly all results once they are rounded to bfloat16. A CPU without bfloat16 units emulates them slowly.
+
+Float32 ones: as ever, or each sum in two halves, which shows what the order of float32 sums does to the results.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 NATIVE = "bfloat16"
 THROUGH_FLOAT32 = "bfloat16 products through float32"
+IN_HALVES = "float32, sums in halves"
 
 _PROBE_ROWS = 256
 _PROBE_ROUNDS = 5
@@ -28,8 +32,8 @@ def settle_arithmetic(body: nn.Module, arithmetic: str | None = None) -> str:
 
     Args:
         body: changed in place where float32 is chosen.
-        arithmetic: `NATIVE` or `THROUGH_FLOAT32`; the default is what a probe of this machine found to be faster. A
-            body that has no bfloat16 linears on a CPU has nothing to choose.
+        arithmetic: `IN_HALVES`, or `NATIVE` or `THROUGH_FLOAT32`, of which the default is what a probe of this machine
+            found to be faster. A body that has no bfloat16 linears on a CPU has nothing to choose between these.
 
     Returns:
         What the body computes in: the choice, or its dtype where there was none.
@@ -37,8 +41,13 @@ def settle_arithmetic(body: nn.Module, arithmetic: str | None = None) -> str:
     Raises:
         ValueError: the arithmetic is unknown.
     """
-    if arithmetic not in (None, NATIVE, THROUGH_FLOAT32):
-        raise ValueError(f"unknown arithmetic {arithmetic!r}: use {NATIVE!r} or {THROUGH_FLOAT32!r}")
+    if arithmetic not in (None, NATIVE, THROUGH_FLOAT32, IN_HALVES):
+        raise ValueError(f"unknown arithmetic {arithmetic!r}: use {NATIVE!r}, {THROUGH_FLOAT32!r} or {IN_HALVES!r}")
+    if arithmetic == IN_HALVES:
+        for name, module in [*body.named_modules()]:
+            if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+                body.set_submodule(name, _InHalves(module))
+        return IN_HALVES
     linears = {name: module for name, module in body.named_modules() if _is_slow(module)}
     if not linears:
         return str(next(body.parameters()).dtype).removeprefix("torch.")
@@ -56,7 +65,7 @@ def bfloat16_arithmetic(body: nn.Module) -> str | None:
 
     None where it has no linears on a CPU, so that there is nothing to agree on.
     """
-    ours = (module for module in body.modules() if type(module) in (nn.Linear, _ThroughFloat32))
+    ours = (module for module in body.modules() if type(module) in (nn.Linear, _ThroughFloat32, _InHalves))
     shapes = [module.weight.shape for module in ours if module.weight.device.type == "cpu"]
     if not shapes:
         return None
@@ -82,6 +91,20 @@ class _ThroughFloat32(nn.Module):
         weight = self.weight.float() if self._kept is None else self._kept
         bias = None if self.bias is None else self.bias.float()
         return nn.functional.linear(hidden.float(), weight, bias).to(hidden.dtype)
+
+
+class _InHalves(nn.Module):
+    """A linear that adds up the first half of its inputs, the second half, and then the two."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        half = self.in_features // 2
+        first = nn.functional.linear(hidden[..., :half], self.weight[:, :half])
+        return first + nn.functional.linear(hidden[..., half:], self.weight[:, half:], self.bias)
 
 
 @functools.cache

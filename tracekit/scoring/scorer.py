@@ -38,7 +38,7 @@ class Scorer:
         model: body and head.
         body: how sequences go through the former.
         chunk_rows: tokens whose logits exist at a time.
-        arithmetic: what the body computes in: its dtype, or "bfloat16 products through float32".
+        arithmetic: what the body computes in: its dtype, or as `settle_arithmetic` names it.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Scorer:
             weights: dtype that the stored weights are cast to first, as an engine that runs in it received them; the
                 default leaves them as they are.
             device: a torch device; the default is CUDA where torch finds it, else the CPU.
-            arithmetic: of a bfloat16 body's linears on a CPU; the default is what is faster here. Loads that are to
-                agree to the bit, on machines of one type too, pass on what the first of them says.
+            arithmetic: of the body's linears, see `settle_arithmetic`; the default is what is faster here. Loads that
+                are to agree to the bit, on machines of one type too, pass on what the first of them says.
 
         Raises:
             ModelError: the folder holds no loadable model, or one that cannot be scored in two halves.
