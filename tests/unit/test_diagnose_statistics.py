@@ -9,6 +9,7 @@ import pytest
 from helpers.synthetic import Made, make_run
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.noise import measure_noise
+from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.residual import JUMP_BEYOND, residuals
 from tracekit.diagnose.shift import Shifts, find_shifts, log_e_of_run
 from tracekit.diagnose.student import fit_student, two_sided_quantile, two_sided_tail
@@ -74,7 +75,7 @@ def test_a_clean_rollout_seldom_reaches_the_alarm():
     rng = np.random.default_rng(7)
     found = shifts_of(rng.standard_t(6.0, 2000 * 48), 2000)
     assert found.sure.mean() <= 0.01
-    assert np.exp(found.log_e).mean() <= 1.3  # an e-value has mean 1 under the null
+    assert np.exp(found.at_end).mean() <= 1.3  # an e-value has mean 1 under the null
 
 
 def test_a_wider_scale_from_one_token_on_is_found_and_dated():
@@ -83,32 +84,42 @@ def test_a_wider_scale_from_one_token_on_is_found_and_dated():
     z[:, 16:] *= 4.0
     found = shifts_of(z.ravel(), 200)
     assert found.sure.mean() > 0.95
-    start = found.start - np.arange(200) * 48
+    start, first, last = (found_at - np.arange(200) * 48 for found_at in (found.start, found.first, found.last))
     assert np.median(np.abs(start - 16)) <= 1
+    assert np.mean((first <= 16) & (last >= 16)) >= 0.9 and np.median(last - first) < 10
+
+
+def test_a_shift_that_ends_again_is_found_at_its_height():
+    z = np.random.default_rng(8).standard_t(6.0, (200, 96))
+    z[:, 16:32] *= 4.0
+    found = shifts_of(z.ravel(), 200)
+    assert found.sure.mean() > np.mean(found.at_end > np.log(100)) + 0.2
 
 
 def test_evidence_is_averaged_over_the_run():
     found = shifts_of(np.r_[np.zeros(48), np.full(48, 6.0)], 2)
     assert found.log_e[1] > found.log_e[0] + 10
-    assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.log_e).mean())))
+    assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.at_end).mean())))
 
 
-def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_three():
+def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_four():
     run = make_run(Made())
     none = np.zeros(run.token_id.size, dtype=bool)
-    quiet = Shifts(np.zeros(16), np.full(16, -1))
+    quiet = Shifts(np.zeros(16), np.zeros(16), *[np.full(16, -1)] * 3)
     clean = replace(measure_noise(run, "raw"), beyond=none, shifts=quiet)
-    assert chance_of(run, clean) == 1.0
+    assert chance_of(run, clean, []) == 1.0
     two = none.copy()
     two[[3, 48 + 3]] = True  # in two of 16 rollouts
     few = 1 - 0.99**16 - 16 * 0.01 * 0.99**15
-    assert chance_of(run, replace(clean, beyond=two)) == pytest.approx(3 * few)
+    assert chance_of(run, replace(clean, beyond=two), []) == pytest.approx(4 * few)
     many = none.copy()
     many[:3] = True  # in one rollout
     tail = 1 - math.exp(-0.16) * (1 + 0.16 + 0.16**2 / 2)
-    assert chance_of(run, replace(clean, beyond=many)) == pytest.approx(3 * tail)
-    one = Shifts(np.r_[np.log(16_000.0), np.full(15, -50.0)], np.zeros(16, dtype=np.int64))
-    assert chance_of(run, replace(clean, shifts=one)) == pytest.approx(3 / 1000)
+    assert chance_of(run, replace(clean, beyond=many), []) == pytest.approx(4 * tail)
+    one = replace(quiet, at_end=np.r_[np.log(16_000.0), np.full(15, -50.0)])
+    assert chance_of(run, replace(clean, shifts=one), []) == pytest.approx(4 / 1000)
+    change = Change("output_index", None, 9, 8, 10, True, 0.0005, 16, 0.6, 1.2)
+    assert chance_of(run, clean, [change]) == pytest.approx(0.002)
 
 
 def test_rollouts_without_a_usable_token_say_nothing():

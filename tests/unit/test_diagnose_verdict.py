@@ -172,7 +172,7 @@ def test_the_noise_floor_is_that_of_the_run():
 
 def test_the_engine_is_allowed_no_noise_beyond_its_share():
     verdict = judge(make_run(Made(engine_eps=0.4)))
-    assert verdict.noise.excess > 1 and "noisier than allowed" in codes(verdict.limits)
+    assert verdict.noise.excess > 1 and "whole run" in codes(verdict.findings)
     assert verdict.layer == "inference path"
 
 

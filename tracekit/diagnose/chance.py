@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb, exp, lgamma, log
 
 import numpy as np
 
 from tracekit.diagnose.data import Run
 from tracekit.diagnose.noise import FALSE_ROLLOUTS, TokenNoise
+from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.shift import log_e_of_run
 
 
-def chance_of(run: Run, judged: TokenNoise) -> float:
-    """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
+def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
+    """Return how likely a clean run would look at least this bad: the smallest of four, times four for the choice.
 
     That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
-    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), and 1/e of the run's sustained shifts.
+    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), 1/e of the run's sustained shifts, and
+    that all rollouts together change as clearly along an axis.
     """
     rollouts = len(run.rollouts)
     hit = len(np.unique(run.rollout[judged.beyond]))
     single = binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
     tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
     sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
-    return min(3 * min(single, tokens, sustained), 1.0)
+    pooled = min((change.chance for change in changes), default=1.0)
+    return min(4 * min(single, tokens, sustained, pooled), 1.0)
 
 
 def binomial_tail(at_least: int, n: int, p: float) -> float:

@@ -1,4 +1,4 @@
-"""Where a rollout leaves its replay: first token not bit-equal, beyond noise, of a sustained shift."""
+"""Where a rollout leaves its replay: first token not bit-equal, beyond noise, that changes a decision, of a shift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, Mask, Run
-from tracekit.diagnose.metrics import bit_equal
+from tracekit.diagnose.metrics import EPSILON, bit_equal
 from tracekit.diagnose.noise import TokenNoise
 
 
@@ -52,8 +52,10 @@ class RolloutOnsets:
         first_not_bit_equal: first token whose replayed value differs as float32.
         first_other_choice: first token that is the most likely one on one side only: the engine ranked it first and it
             is not the scorer's argmax, or the other way round. Noise does that, too, where two tokens are as likely.
+        first_clipped: first token whose ratio e^d is outside PPO's clip range, be that noise or not.
         first_beyond_noise: first token that is beyond noise by itself.
         shift_start: where a sustained shift most likely starts, given where its evidence is 100 to 1.
+        shift_range: output indices between which it starts with 90 % confidence, both included; empty without a shift.
         log_e: evidence for a sustained shift, log e-value in nats.
     """
 
@@ -64,8 +66,10 @@ class RolloutOnsets:
     num_beyond_noise: int
     first_not_bit_equal: Onset | None
     first_other_choice: Onset | None
+    first_clipped: Onset | None
     first_beyond_noise: Onset | None
     shift_start: Onset | None
+    shift_range: list[int]
     log_e: float
 
     @property
@@ -89,10 +93,13 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
     sigma, beyond = noise.sigma, noise.beyond
     different = run.valid & ~bit_equal(run.rollout_logprob, replay)
     other_choice = (run.rank > 0) & ((run.rank == 1) != (run.trainer.argmax_token_id == run.token_id))
+    with np.errstate(over="ignore", invalid="ignore"):
+        clipped = run.valid & (np.abs(np.expm1(replay - run.rollout_logprob)) > EPSILON)
     bounds = np.searchsorted(run.rollout, np.arange(len(run.rollouts) + 1))
     found = []
     for i, (info, start, end) in enumerate(zip(run.rollouts, bounds[:-1], bounds[1:], strict=True)):
         span = slice(int(start), int(end))
+        shift_range = int(noise.shifts.first[i]), int(noise.shifts.last[i])
         found.append(
             RolloutOnsets(
                 engine=info.engine,
@@ -102,8 +109,10 @@ def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
                 num_beyond_noise=int(np.count_nonzero(beyond[span])),
                 first_not_bit_equal=_first(run, replay, sigma, different, span),
                 first_other_choice=_first(run, replay, sigma, other_choice, span),
+                first_clipped=_first(run, replay, sigma, clipped, span),
                 first_beyond_noise=_first(run, replay, sigma, beyond, span),
                 shift_start=onset_at(run, replay, sigma, int(noise.shifts.start[i])) if noise.shifts.sure[i] else None,
+                shift_range=[int(run.output_index[j]) for j in shift_range] if noise.shifts.sure[i] else [],
                 log_e=float(noise.shifts.log_e[i]),
             )
         )

@@ -11,7 +11,7 @@ import numpy as np
 from tracekit.diagnose.data import Run
 from tracekit.diagnose.kv import KvHypothesis
 from tracekit.diagnose.metrics import Metrics
-from tracekit.diagnose.noise import NoiseFloor
+from tracekit.diagnose.noise import NoiseFloor, TokenNoise, robust_deviation
 from tracekit.diagnose.semantic import MARGIN, SAME, UNDECIDED, Semantic
 
 Code = Literal[
@@ -20,6 +20,7 @@ Code = Literal[
     "modes differ",
     "above zero",
     "outside the kept set",
+    "whole run",
     "values say kv recomputed",
     "values say kv kept",
     # limits
@@ -28,7 +29,6 @@ Code = Literal[
     "same numbers",
     "not told apart",
     "kv recomputed",
-    "noisier than allowed",
     # what is withheld
     "not judged",
     "not finite",
@@ -51,7 +51,7 @@ class Remark:
     names: list[str] = field(default_factory=list)
 
 
-def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesis]) -> list[Remark]:
+def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesis], noise: TokenNoise) -> list[Remark]:
     """Say what else the numbers show.
 
     Args:
@@ -59,6 +59,7 @@ def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesi
         semantic: what the recorded values are.
         metrics: as the trainer sees them.
         kv: other histories of the KV than the trace tells.
+        noise: that onsets are judged with.
     """
     found = []
     if semantic.contradicts_declared:
@@ -70,6 +71,9 @@ def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesi
         found.append(Remark("above zero", {"count": positive}))
     if metrics.num_outside:
         found.append(Remark("outside the kept set", {"count": metrics.num_outside}))
+    if noise.floor.excess > 1 and _off_from_the_start(run, noise):
+        floor = noise.floor
+        found.append(Remark("whole run", {"times": floor.engine_noise / floor.scale, "allowed": floor.allowed}))
     for other in kv:
         if other.total_nats < -MARGIN:
             code: Code = "values say kv recomputed" if other.name == "recomputed" else "values say kv kept"
@@ -86,13 +90,18 @@ def limits(run: Run, noise: NoiseFloor, semantic: Semantic) -> list[Remark]:
         noise: the floor that onsets were judged with.
         semantic: what the recorded values are.
     """
-    said = [Remark("detectable", {"nats": noise.detectable}), Remark("float32 head", {})]
+    said = [Remark("detectable", {"nats": noise.detectable, "bulk": noise.detectable_bulk}), Remark("float32 head", {})]
     if semantic.kind == SAME:
         said.append(Remark("same numbers", {}))
     if semantic.kind == UNDECIDED:
         said.append(Remark("not told apart", {"nats": semantic.margin}))
     if run.num_kv_unknown:
         said.append(Remark("kv recomputed", {"count": run.num_kv_unknown}))
-    if noise.excess > 1:
-        said.append(Remark("noisier than allowed", {}))
     return said
+
+
+def _off_from_the_start(run: Run, noise: TokenNoise) -> bool:
+    """Whether the first quarter of the output tokens is as far off in its bulk as is no longer noise."""
+    length = np.bincount(run.rollout, minlength=len(run.rollouts))[run.rollout]
+    early = noise.telling & (run.output_index < np.maximum(length / 4, 1))
+    return robust_deviation(np.abs(noise.z[early])) > noise.floor.allowed

@@ -10,6 +10,7 @@ import numpy as np
 from tracekit.diagnose.causes import explain
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
+from tracekit.diagnose.events import CLEAR, Coincidence, coincide, events_of
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.facts import GRAVE, Facts, Noted
@@ -20,6 +21,7 @@ from tracekit.diagnose.modules import Modules
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
 from tracekit.diagnose.parts import Parts, split
+from tracekit.diagnose.pooled import Change, find_changes
 from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
 from tracekit.diagnose.withheld import withheld
@@ -51,7 +53,9 @@ class Verdict:
         noise: this run's noise floor, for the semantic that onsets are judged with.
         rollouts: the onsets of every rollout, under the right semantic.
         num_with_onset: rollouts with a token beyond noise, or with a sustained shift.
-        chance: probability that a clean run would show that many.
+        chance: probability that a clean run would look as bad.
+        changes: the likeliest change of all rollouts together along each axis, however clear.
+        coincidences: kinds of recorded events that onsets fall on more often than chance has it.
         kv: other histories of the KV against the recorded one, where weights changed within a rollout.
         masters: what casting the stored weights to the engine's dtype does, null where it does nothing.
         parts: what makes recorded and replayed values differ, where the engine ran again, else null.
@@ -76,6 +80,8 @@ class Verdict:
     rollouts: list[RolloutOnsets]
     num_with_onset: int
     chance: float
+    changes: list[Change]
+    coincidences: list[Coincidence]
     kv: list[KvHypothesis]
     masters: Masters | None
     parts: Parts | None
@@ -109,7 +115,8 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
     judged = noise[lens]
     before, after = (_metrics(run, name) for name in (expect, lens))
     rollouts = find_onsets(run, run.trainer.logprob(lens), judged)
-    chance = chance_of(run, judged)
+    changes = find_changes(run, judged.z, judged.telling)
+    chance = chance_of(run, judged, changes)
     on_path = _on_path(semantic, chance)
     causes = explain(Evidence(run, noise, semantic, expect, lens, rollouts, on_path != "none", facts))
     layer: Layer = NONE if on_path == "none" else INFERENCE_PATH
@@ -135,16 +142,31 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         rollouts=rollouts,
         num_with_onset=sum(r.onset is not None for r in rollouts),
         chance=chance,
+        changes=changes,
+        coincidences=_coincidences(run, rollouts, facts),
         kv=kv,
         masters=masters_factor(run, lens),
         parts=split(run, lens),
         modules=run.modules,
         left=on_path if layer == SEMANTIC else None,
-        findings=findings(run, semantic, before, kv),
+        findings=findings(run, semantic, before, kv, judged),
         noted=[noted for noted in facts.noted if noted.severity in GRAVE],
         limits=limits(run, judged.floor, semantic),
     )
     return Judgement(verdict, judged)
+
+
+def _coincidences(run: Run, rollouts: list[RolloutOnsets], facts: Facts) -> list[Coincidence]:
+    first = np.searchsorted(run.rollout, np.arange(len(rollouts)))
+    onsets = [
+        int(start + np.searchsorted(run.position[run.rollout == i], rollout.onset.position))
+        for i, (start, rollout) in enumerate(zip(first, rollouts, strict=True))
+        if rollout.onset
+    ]
+    sizes = {settings.get("block_size") for settings in facts.settings.values()}
+    block_size = sizes.pop() if len(sizes) == 1 else None
+    found = coincide(run, onsets, events_of(run, block_size if isinstance(block_size, int) else None))
+    return [each for each in found if each.chance < CLEAR]
 
 
 def _metrics(run: Run, lens: str) -> Metrics:

@@ -142,13 +142,15 @@ def _first_tokens(verdict: Verdict) -> Iterator[str]:
     hit = [r for r in verdict.rollouts if r.onset]
     equal = sum(r.first_not_bit_equal is None for r in verdict.rollouts)
     yield (f"{words.with_onset(verdict)} their replay beyond noise; {equal} are bit-equal throughout")
+    yield from words.changes(verdict)
+    yield from words.coincidences(verdict)
     if not hit:
         return
     yield (
-        "first output token not bit-equal (bits), most likely on one side only (choice), beyond noise, of a sustained "
-        "shift; values at the earlier of the last two:"
+        "first output token not bit-equal (bits), most likely on one side only (choice), outside the clip range, "
+        "beyond noise, of a sustained shift; values at the earlier of the last two:"
     )
-    yield f"{'engine':>6}{'request':>8}{'bits':>6}{'choice':>8}{'noise':>6}{'shift':>6}{'token':>8}" + (
+    yield f"{'engine':>6}{'request':>8}{'bits':>6}{'choice':>8}{'clip':>6}{'noise':>6}{'shift':>6}{'token':>8}" + (
         f"{'recorded':>10}{'replayed':>10}{'d':>10}{'sigma':>9}"
     )
     hit.sort(key=_strength, reverse=True)
@@ -161,8 +163,10 @@ def _first_tokens(verdict: Verdict) -> Iterator[str]:
 def _row(rollout: RolloutOnsets) -> str:
     onset = rollout.onset
     assert onset is not None
-    found = (rollout.first_not_bit_equal, rollout.first_other_choice, rollout.first_beyond_noise, rollout.shift_start)
-    where = "".join(f"{'–' if o is None else o.output_index:>{w}}" for o, w in zip(found, (6, 8, 6, 6), strict=True))
+    decisions = rollout.first_other_choice, rollout.first_clipped
+    found = (rollout.first_not_bit_equal, *decisions, rollout.first_beyond_noise, rollout.shift_start)
+    widths = (6, 8, 6, 6, 6)
+    where = "".join(f"{'–' if o is None else o.output_index:>{w}}" for o, w in zip(found, widths, strict=True))
     return (
         f"{rollout.engine:>6}{rollout.request:>8}{where}{onset.token_id:>8}{onset.recorded:>10.4f}"
         f"{onset.replayed:>10.4f}{onset.d:>+10.4f}{onset.sigma:>9.4f}"

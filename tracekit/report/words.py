@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.result import Data, Weights
 from tracekit.diagnose.semantic import SAME, UNDECIDED
-from tracekit.diagnose.verdict import Verdict
+from tracekit.diagnose.verdict import CHANCE, Verdict
 from tracekit.plural import plural
 from tracekit.report.causes.table import change, sentence
 
@@ -102,8 +102,8 @@ def remark(verdict: Verdict, said: Remark) -> str:
             )
         case "detectable":
             return (
-                f"A token of median response must be off by {numbers['nats']:.3f} nats to be beyond noise; smaller "
-                "faults are hidden from one token at a time."
+                f"A token of median response must be off by {numbers['nats']:.2g} nats to be beyond noise by itself; a "
+                f"fault in half of all tokens or more is seen from {numbers['bulk']:.2g} nats on."
             )
         case "float32 head":
             return "Head and log-softmax are float32 here; an engine whose head is not adds that to its noise."
@@ -119,11 +119,33 @@ def remark(verdict: Verdict, said: Remark) -> str:
                 f"In {plural(count, 'rollout')} weights changed, and what became of the KV the trace does not tell, or "
                 "this model cannot be scored over it: it was recomputed under the weights of each token."
             )
-        case "noisier than allowed":
+        case "whole run":
             return (
-                "The recorded values are noisier than an engine about as exact as the scorer would make them; "
-                "sigma does not follow them."
+                f"The whole run is off, from its first tokens on: its bulk is {numbers['times']:.1f} times what clean "
+                f"noise makes it (up to {numbers['allowed']:.1f} is chance), so no token is where it begins."
             )
+
+
+def changes(verdict: Verdict) -> Iterator[str]:
+    """Say where all rollouts together change, where that is beyond chance."""
+    for found in verdict.changes:
+        if 4 * found.chance < CHANCE:
+            where = "output token" if found.engine is None else f"engine {found.engine}'s step"
+            more = "further off" if found.rises else "nearer"
+            yield (
+                f"over {plural(found.num_rollouts, 'rollout')} tokens are {more} from {where} {found.at} on (between "
+                f"{found.first} and {found.last}): median {found.median_before:.2g} before, "
+                f"{found.median_after:.2g} from there, in clean deviations; by chance {found.chance:.2g}"
+            )
+
+
+def coincidences(verdict: Verdict) -> Iterator[str]:
+    """Say which recorded events onsets fall on."""
+    for found in verdict.coincidences:
+        yield (
+            f"{found.num_coincide} of {plural(found.num_onsets, 'onset')} fall on a {found.kind}, where chance has "
+            f"{found.expected:.1f} (probability {found.chance:.2g})"
+        )
 
 
 def kv(verdict: Verdict) -> Iterator[str]:
