@@ -176,6 +176,20 @@ def test_the_engine_is_allowed_no_noise_beyond_its_share():
     assert verdict.layer == "inference path"
 
 
+def test_a_token_beyond_noise_says_better_where_a_shift_starts_than_the_shift_does():
+    alone = judge(make_run(Made(shift=0.6, shift_from=16))).rollouts[1].onset
+    assert alone is not None
+    early = replace(alone, position=alone.position - 2, output_index=alone.output_index - 2)
+    rollout = replace(
+        judge(make_run(Made(num_rollouts=4))).rollouts[0],
+        first_beyond_noise=alone,
+        shift_start=early,
+        shift_range=[early.output_index - 1, alone.output_index],
+    )
+    assert rollout.onset == alone
+    assert replace(rollout, shift_range=[early.output_index - 1, early.output_index + 1]).onset == early
+
+
 def test_indistinguishable_readings_are_said_not_guessed():
     run = make_run(Made())
     twin = replace(run, scores={**run.scores, "sampling.no_truncation": run.trainer})

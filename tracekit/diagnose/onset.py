@@ -74,9 +74,12 @@ class RolloutOnsets:
 
     @property
     def onset(self) -> Onset | None:
-        """The earlier of the token beyond noise and the start of the shift."""
-        found = [o for o in (self.first_beyond_noise, self.shift_start) if o]
-        return min(found, key=lambda o: o.position) if found else None
+        """The earlier of the token beyond noise and the start of the shift; the former where both may be the same."""
+        alone, shift = self.first_beyond_noise, self.shift_start
+        if alone is None or shift is None:
+            return alone or shift
+        first, last = self.shift_range
+        return alone if first <= alone.output_index <= last or alone.position < shift.position else shift
 
 
 def find_onsets(run: Run, replay: F8, noise: TokenNoise) -> list[RolloutOnsets]:
