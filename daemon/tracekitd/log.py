@@ -7,12 +7,14 @@ import json
 import sys
 import time
 
+from tracekit.plain import plain
+
 as_json = False
 
 
 def say(text: str) -> None:
     """Say one line; where the log cannot be written, on a full disk say, nothing else must fail for it."""
-    line = f"tracekitd: {text}"
+    line = plain(f"tracekitd: {text}")
     if as_json:
         line = json.dumps({"time": round(time.time(), 3), "program": "tracekitd", "message": text})
     with contextlib.suppress(OSError, ValueError):

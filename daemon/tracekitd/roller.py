@@ -21,6 +21,7 @@ from tracekitd.log import say
 LOOK_SECS = 1.0
 PART_BYTES = 128 << 20  # of segments that are sealed at once
 MAX_PAUSE_SECS = 300.0
+WAIT_SECS = 30.0
 NICE = 10
 
 
@@ -36,7 +37,7 @@ class Roller:
         self._spool, self._config = spool, config
         self._ended = threading.Event()
         self._archive = None if config.archive is None else Address.of(config.archive)
-        self._pause, self._next_try = 0.0, 0.0
+        self._pause, self._next_try, self._next_part = 0.0, 0.0, 0.0
         self._refused = ""
         self._thread = threading.Thread(target=self._run, name="tracekitd-roller", daemon=True)
         self._thread.start()
@@ -73,8 +74,11 @@ class Roller:
                 break
             names.append(name)
             size += length
-        if names:
-            self._spool.make_part(names)
+        if not names or time.monotonic() < self._next_part:
+            return
+        self._next_part = time.monotonic() + WAIT_SECS  # for segments that must wait, or cannot be read
+        if self._spool.make_part(names) is not None:
+            self._next_part = 0.0
 
     def _store(self) -> None:
         if self._archive is None or time.monotonic() < self._next_try:

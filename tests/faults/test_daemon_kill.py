@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from helpers.wire import all_tables, assert_conserved, engine_id, numbered_tokens, rows_of_trace
+from helpers.wire import DaemonProcess, all_tables, assert_conserved, engine_id, numbered_tokens, rows_of_trace
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 from tracekit.rpc.columns import count_rows
@@ -260,3 +260,16 @@ stream.put(numbered_tokens(0, {ROWS}))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert daemon.stop() == 0
     assert token_ids(daemon.out) == list(range(ROWS))
+
+
+def test_a_note_counts_where_nothing_is_sealed_too(short_path):
+    daemon = DaemonProcess(short_path, seal=False)
+    daemon.socket.parent.mkdir(mode=0o700)
+    stream = Stream(daemon.address, engine_id())
+    stream.put(numbered_tokens(0, ROWS))
+    assert stream.close(CLOSE_SECS).undelivered == {"tokens": ROWS}
+    daemon.start()
+    assert daemon.stop() == 0
+    assert not list(daemon.socket.parent.glob("*undelivered*"))
+    (loss,) = open_trace(daemon.spool).losses()
+    assert loss["rows"] == {"tokens": ROWS} and loss["reason"] == "no daemon answered"

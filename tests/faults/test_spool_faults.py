@@ -8,7 +8,8 @@ import zlib
 
 import pytest
 
-from helpers.factories import ENGINE_ID, count_rows, make_tables, write_spool, write_trace
+from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
+from tracekit.audit.doctor.examine import examine
 from tracekit.errors import OutputError, TraceCorruptError
 from tracekit.trace import durable as durable_module
 from tracekit.trace import hot as hot_module
@@ -382,7 +383,7 @@ def test_a_loss_that_nobody_can_have_costs_its_batch(tmp_path, text):
 def test_a_prompt_that_spells_a_batch_is_not_one(tmp_path, monkeypatch):
     """What a client knows of the format, put into prompt ids of a batch that is damaged around them."""
     monkeypatch.setattr(hot_module, "SMALL_BYTES", 1 << 20)
-    fake = write_spool(tmp_path / "fake", [make_tables(seed=9)])
+    fake = write_spool(tmp_path / "fake", [make_tables(seed=9)], engine=1, engine_id=OTHER)
     (found,) = [item for item in salvage(segment_paths(fake)[0]) if not isinstance(item, Damage)]
     message = found.message()
     ids = memoryview(message + bytes(-len(message) % 4)).cast("I")
@@ -395,7 +396,7 @@ def test_a_prompt_that_spells_a_batch_is_not_one(tmp_path, monkeypatch):
     for index in (True, False):
         if not index:
             (folder / INDEX_NAME).unlink()
-        assert seqs(folder) == [1, 3]
+        assert seqs(folder) == [1, 3] and list(open_trace(folder).tallies) == [0]
 
 
 @pytest.mark.parametrize("form", ["spool", "sealed"])
@@ -420,3 +421,26 @@ def test_a_link_as_lock_touches_nothing_behind_it(tmp_path):
     with pytest.raises(OutputError):
         SpoolWriter(folder)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("change", [{"to_seq": 2**70}, {"reason": "\ud800"}, {"rows": {"tokens": -1}}, {"rows": []}])
+def test_a_note_of_what_nobody_can_have_lost_is_left_out_and_said(tmp_path, change):
+    loss = {"engine_id": OTHER, "from_seq": 1, "to_seq": 2, "reason": "no daemon", "rows": {"tokens": 4}}
+    lines = []
+    with SpoolWriter(tmp_path / "spool", say=lines.append) as writer:
+        writer.add_losses([loss | change, loss])
+    assert len(lines) == 1 and "left out" in lines[0]
+    (told,) = open_trace(tmp_path / "spool").all_losses()
+    assert (told.from_seq, told.to_seq, told.rows) == (1, 2, {"tokens": 4})
+
+
+def test_settings_that_are_not_json_are_a_sentence(tmp_path):
+    for text in ("", "[]", "{", "[" * 100_000):
+        tables = make_tables(engine=make_engine(config=text), sampling_params=None)
+        write_trace(tmp_path / f"{len(text)}.arrow", [tables])
+        trace = open_trace(tmp_path / f"{len(text)}.arrow")
+        if not text:
+            assert examine(trace).exit_code == 0
+            continue
+        with pytest.raises(TraceCorruptError, match="are not a JSON object"):
+            examine(trace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from tracekit.audit.findings import Array, Columns, select
 from tracekit.tables import ACCEPTED, NEW, PREEMPTED, TABLES
 from tracekit.trace.join import lookup, pair_key, pick
 from tracekit.trace.reader import Trace
+from tracekit.trace.values import json_object
 
 Made = TypeVar("Made")
 
@@ -47,8 +47,7 @@ class EngineRows:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The recorded configuration; empty where there is none."""
-        found: Any = json.loads(self.about.get("config") or "{}")
-        return found if isinstance(found, dict) else {}
+        return json_object(self.about.get("config"), f"the settings of engine {self.engine}")
 
     def setting(self, *path: str) -> Any:
         """Return `config["vllm"][path[0]]...`, None where it was not recorded."""
@@ -116,7 +115,7 @@ class EngineRows:
     def sampling(self) -> list[dict[str, Any]]:
         """Sampling parameters of each row of `requests`."""
         texts = self.requests.column("sampling_params").to_pylist()
-        parsed = {text: json.loads(text) or {} for text in set(texts)}
+        parsed = {text: json_object(text, "sampling parameters") for text in set(texts)}
         return [parsed[text] for text in texts]
 
     @cached_property

@@ -11,6 +11,7 @@ import click
 
 from tracekit import __version__
 from tracekit.errors import EXIT_FAILED, TracekitError
+from tracekit.plain import PlainStream, plain
 
 # what people do -> name -> one line for the list; the module is tracekit.cli.<name>
 GROUPS = {
@@ -81,11 +82,12 @@ def main(argv: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # not where `nohup` ignores it
             signal.signal(number, _end)
+    sys.stdout = PlainStream(sys.stdout)
     try:
         code = cli.main(args=argv, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TracekitError as error:
-        click.echo(f"tracekit: error: {error}", err=True)
+        click.echo(plain(f"tracekit: error: {error}"), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

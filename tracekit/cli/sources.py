@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracekit.errors import DaemonError, TracekitError, UsageError
+from tracekit.plain import plain
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -25,7 +26,7 @@ def opened(trace: str) -> Trace:
 
 def say(line: str) -> None:
     """Tell the user, aside from the results."""
-    click.echo(line, err=True)
+    click.echo(plain(line), err=True)
 
 
 def completions(path: Path) -> list[dict[str, Any]]:

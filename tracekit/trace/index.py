@@ -158,12 +158,24 @@ def _checked(facts: Mapping[str, Any]) -> Index:
         raise ValueError
     if not all(isinstance(text, str) for text in (index.nonce, *index.incidents)):
         raise ValueError
-    for loss in index.losses:
-        numbers = (loss["from_seq"], loss["to_seq"])
-        texts = (loss["engine_id"], loss["reason"])
-        if not (all(map(is_count, numbers)) and is_counts(loss["rows"]) and all(isinstance(t, str) for t in texts)):
-            raise ValueError
+    if not all(map(is_told, index.losses)):
+        raise ValueError
     return index
+
+
+def is_told(loss: Mapping[str, Any]) -> bool:
+    """Say whether something is what a recorder can tell aside: engine_id, from_seq, to_seq, reason, rows."""
+    texts = (loss["engine_id"], loss["reason"])
+    if not (is_count(loss["from_seq"]) and is_count(loss["to_seq"]) and is_counts(loss["rows"])):
+        return False
+    return all((isinstance(text, str) and text.isascii()) or _encodes(text) for text in texts)
+
+
+def _encodes(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _crc(facts: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ there alone. So nothing that the index does not call whole is trusted: the write
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tracekit.errors import TraceCorruptError
@@ -61,7 +61,14 @@ def look(folder: Path) -> Found:
         found.index.engines = _from_parts(folder)
     nonce = "" if lost or index is None else index.nonce
     listed = {**found.index.whole, **found.index.growing}
-    found.doubted = any(_size(folder / name) < size for name, size in listed.items())
+    gone = set(found.index.superseded)
+    found.doubted = any(_size(folder / name) < size for name, size in listed.items() if name not in gone)
+    if found.doubted:
+        parts = _from_parts(folder)
+        found.index.engines = {
+            name: replace(parts.get(name, Standing(0)), engine=standing.engine)
+            for name, standing in found.index.engines.items()
+        }
     for path in paths:
         size = _size(path)
         if path.name in found.index.superseded:
@@ -122,9 +129,7 @@ def _next(paths: Iterable[Path], index: Index | None) -> int:
 
 def standings(spool: Found) -> dict[str, Standing]:
     """Return how far each engine has got without a gap; a gap that the batch behind it reports as lost is none."""
-    found = {
-        name: Standing(standing.engine) if spool.doubted else standing for name, standing in spool.index.engines.items()
-    }
+    found = dict(spool.index.engines)
     by_engine: dict[str, list[HotBatch]] = {}
     for batch in newest([*spool.others, *spool.tail]):
         by_engine.setdefault(batch.meta.engine_id, []).append(batch)

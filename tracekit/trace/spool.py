@@ -18,7 +18,7 @@ from tracekit.trace.batch import BatchMeta
 from tracekit.trace.durable import cut, sync_folder
 from tracekit.trace.hold import Hold
 from tracekit.trace.hot import HotSegment
-from tracekit.trace.index import INDEX_NAME, Part, Seals, Standing
+from tracekit.trace.index import INDEX_NAME, Part, Seals, Standing, is_told
 from tracekit.trace.parts import make_part
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.recovery import look, standings
@@ -143,11 +143,19 @@ class SpoolWriter:
     def add_losses(self, losses: Iterable[Mapping[str, Any]]) -> None:
         """Keep what recorders know they could not deliver: engine_id, from_seq, to_seq, reason, rows.
 
+        What nobody can have lost is said, and left out.
+
         Raises:
             OutputError: the disk refused.
         """
+        good: list[dict[str, Any]] = []
+        for loss in losses:
+            if is_told(loss):
+                good.append(dict(loss))
+            else:
+                self._say(f"a recorder's note is left out, it says what nobody can have lost: {loss!a:.200}")
         with self._lock:
-            self._index.losses += [dict(loss) for loss in losses]
+            self._index.losses += good
             self._index_is_old = True
         self.sync()
 
@@ -238,6 +246,7 @@ class SpoolWriter:
             self._adopt_parts()
             for name in made.segments:
                 self._index.whole.pop(name, None)
+                self._index.growing.pop(name, None)
                 self._index.superseded.append(name)
             self._rewrite()
         return made.path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from tracekit.audit.lint.resets import emptied
 from tracekit.audit.lint.types import Subject
 from tracekit.audit.rows import EngineRows
+from tracekit.trace.values import json_object
 
 PATH_IN_KEY_SINCE = (0, 32)  # 0.18.1 hashes the name, 0.32.0 name and path; nobody looked at those between
 
@@ -65,7 +65,7 @@ def _meet(before: list[_Use], after: list[_Use], resets: Any) -> bool:
 def _loads(subject: Subject, rows: EngineRows) -> Iterator[_Use]:
     for row in rows.control:
         if row["name"] == "add_lora":
-            arguments = json.loads(row["arguments"])
+            arguments = json_object(row["arguments"], "the arguments of a call")
             for given in [*(arguments.get("args") or []), *(arguments.get("kwargs") or {}).values()]:
                 if isinstance(given, dict) and given.get("lora_name"):
                     told = (given["lora_name"], given.get("lora_int_id"), given.get("lora_path"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -11,6 +10,7 @@ from tracekit.audit.lint.trainer import Trainer
 from tracekit.audit.lint.types import Sampling, Subject
 from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.trace.reader import Trace
+from tracekit.trace.values import json_object
 
 # engine argument -> where the recorded configuration has it
 _PLACES = {
@@ -51,7 +51,10 @@ def subjects_of(trace: Trace, trainer: Trainer | None = None) -> list[Subject]:
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
-    heads = {row["engine"]: json.loads(row["config"]).get("head") for row in trace.table("workers").to_pylist()}
+    heads = {
+        row["engine"]: json_object(row["config"], "the settings of a worker").get("head")
+        for row in trace.table("workers").to_pylist()
+    }
     return [_subject(rows, heads.get(rows.engine), trainer) for rows in read_engines(trace)]
 
 
@@ -76,6 +79,9 @@ def _subject(rows: EngineRows, head: dict[str, Any] | None, trainer: Trainer | N
         model = settings["hf_config_path"] or rows.about.get("model")
         file = read_generation_config(model, settings["generation_config"])
     defaults = defaults_of(settings, version, file)
-    sampling = [Sampling(json.loads(text) or {}, tuple(requests), defaults) for text, requests in groups.items()]
+    sampling = [
+        Sampling(json_object(text, "sampling parameters"), tuple(requests), defaults)
+        for text, requests in groups.items()
+    ]
     name = f"engine {rows.engine}"
     return Subject(name, version, settings, sampling, rows=rows, defaults=defaults, trainer=trainer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from tracekit.audit.findings import Array
 from tracekit.audit.rows import EngineRows
+from tracekit.trace.values import json_object
 
 PAUSES = ("pause_scheduler", "pause_generation")
 
@@ -32,7 +32,7 @@ def clears(row: dict[str, Any]) -> bool:
 
 def argument(row: dict[str, Any], place: int, name: str, default: Any) -> Any:
     """Return one argument of a call in the control table, given by place or by name."""
-    arguments = json.loads(row["arguments"])
+    arguments = json_object(row["arguments"], "the arguments of a call")
     args, kwargs = arguments.get("args") or [], arguments.get("kwargs") or {}
     return kwargs.get(name, args[place] if len(args) > place else default)
 

@@ -1,0 +1,30 @@
+"""Text of strangers on its way to a terminal: what would steer it is shown and not obeyed."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+# C0 but for line ends and tabs, DEL, C1, what turns the direction of writing around, and halves of characters;
+# as JSON writes them, which is what most of our output is
+_STEERING = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SHOWN: dict[int, Any] = {code: f"\\u{code:04x}" for code in _STEERING if chr(code) not in "\n\r\t"}
+_SHOWN |= {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)}
+
+
+def plain(text: str) -> str:
+    """Return a text without anything that steers a terminal."""
+    return text.translate(_SHOWN)
+
+
+class PlainStream:
+    """A text stream that writes plain text; in all else it is the stream behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, plain."""
+        return self._stream.write(plain(text))
