@@ -93,6 +93,7 @@ def test_another_engine_than_the_recorded_one_proves_nothing(run, other):
     off = run.rollout_logprob + 1e-3
     verdict = judge(again(run, replace(ENGINE, **other), **{COMPOSED: off}), expect="raw").verdict
     assert verdict.layer == "none" and verdict.parts.parts[0].num_nonzero == off.size
+    assert any(line.startswith("recorded − re-run: that, or state") for line in parts_lines(verdict.parts))
 
 
 def test_what_cannot_be_forced_is_said_and_the_scorers_parts_stand_alone(run):

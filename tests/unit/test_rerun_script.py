@@ -184,8 +184,10 @@ def test_only_variables_that_decide_on_numbers_are_taken_over():
 
 def test_what_may_move_the_last_bits_is_told():
     there = {"torch": {"version": "2.10.0", "num_threads": 1}, "sampler": "a.Sampler"}
-    here = {"torch": {"version": "2.10.0", "num_threads": 2}, "sampler": "a.Sampler"}
-    assert unlike(there, there, ("0.18.1", "0.18.1")) == []
+    here = {"torch": {"version": "2.10.0", "num_threads": 2, "new": 1}, "sampler": "a.Sampler"}
+    told_more = {**there, "torch": {**there["torch"], "new": 1}}
+    assert unlike(there, told_more, ("0.18.1", "0.18.1")) == []
+    assert unlike(there, {"sampler": "b.Sampler"}, ("1", "1")) == ["sampler: a.Sampler recorded, b.Sampler here"]
     assert unlike(there, here, ("0.18.1", "0.32.0")) == [
         "vLLM 0.18.1 recorded, 0.32.0 here",
         "torch: num_threads 1 recorded, 2 here",

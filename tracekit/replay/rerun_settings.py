@@ -96,8 +96,8 @@ def unlike(there: Mapping[str, Any], here: Mapping[str, Any], versions: tuple[st
     """
     found = [] if versions[0] == versions[1] else [f"vLLM {versions[0]} recorded, {versions[1]} here"]
     for name in _OF_WORKER:
-        if name in there and name in here and there[name] != here[name]:
-            found.append(f"{name}: {_brief(there[name], here[name])}")
+        if name in there and name in here and (told := _difference(there[name], here[name])):
+            found.append(f"{name}: {told}")
     return found
 
 
@@ -122,10 +122,13 @@ def other_weights(there: Iterable[Mapping[str, Any]], here: Mapping[str, Any], f
     ]
 
 
-def _brief(there: Any, here: Any) -> str:
+def _difference(there: Any, here: Any) -> str:
+    """Say how a fact differs; what only one of two versions of vLLM tells does not count."""
     if isinstance(there, dict) and isinstance(here, dict):
-        names = [name for name in there if there[name] != here.get(name)]
-        return ", ".join(f"{name} {there[name]} recorded, {here.get(name)} here" for name in names)
+        names = [name for name in there if name in here and there[name] != here[name]]
+        return ", ".join(f"{name} {there[name]} recorded, {here[name]} here" for name in names)
+    if there == here:
+        return ""
     return f"{there} recorded, {here} here"
 
 

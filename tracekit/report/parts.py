@@ -28,6 +28,8 @@ def parts_lines(parts: Parts | None) -> Iterator[str]:
     yield f"{'part (nats)':<40}{'tokens':>8}{'not 0':>8}{'mean':>12}{'mean |.|':>12}{'largest':>12}"
     for part in parts.parts:
         label = _WORDS[part.name].format(dtype=parts.scorer_dtype)
+        if part.name == STATE and not all(own.is_same for own in parts.engines):
+            label = "recorded − re-run: that, or state"
         yield (
             f"{label:<40}{part.num_tokens:>8}{part.num_nonzero:>8}{part.mean:>+12.3g}{part.mean_abs:>12.3g}"
             f"{part.max_abs:>12.3g}"
