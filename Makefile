@@ -55,8 +55,9 @@ proto: $(VENV)/.installed  ## Regenerate the wire messages from proto/.
 assets:  ## Fetch what the page of a replay carries from the npm registry (uPlot, MIT).
 	cd tracekit/report/page/assets && npm pack uplot@1.6.32 --silent && tar xzf uplot-1.6.32.tgz --strip-components 2 package/dist/uPlot.iife.min.js package/dist/uPlot.min.css && rm uplot-1.6.32.tgz
 
-bench: $(VENV)/.installed  ## Print the benchmark ratios (recorder, trace, scorer).
+bench: $(VENV)/.installed  ## Print the benchmark ratios (recorder, trace, daemon, scorer).
 	$(BIN)/python bench/trace.py
+	$(BIN)/python bench/ingest.py
 	$(BIN)/python bench/scorer.py
 	$(BIN)/python bench/recorder.py
 
