@@ -263,7 +263,7 @@ def test_plain_knows_numpy_and_nesting():
 def test_the_docs_have_a_line_for_every_cause_outcome_and_thing_withheld():
     text = (Path(__file__).parents[2] / "docs" / "verdict.md").read_text(encoding="utf-8")
     causes = text.partition("\n## Causes\n")[2].partition("\n## ")[0]
-    told = dict(re.findall(r"^\| `([a-z ]+)` \| ([a-z ]+) \|", causes, re.MULTILINE))
+    told = dict(re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", causes, re.MULTILINE))
     assert told == {cause.code: cause.layer for cause in CAUSES}
     unknown = text.partition("\n## What is withheld\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `([a-z ]+)` \|", unknown, re.MULTILINE)) == WITHHELD

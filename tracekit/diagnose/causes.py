@@ -10,7 +10,25 @@ from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
-from tracekit.diagnose.explain import checkpoint, identity, module, position, reading, stale, state, weights, where
+from tracekit.diagnose.explain import (
+    calibration,
+    checkpoint,
+    first,
+    fitted,
+    head,
+    hidden,
+    identity,
+    module,
+    position,
+    reading,
+    sentinels,
+    stale,
+    state,
+    transformed,
+    values,
+    weights,
+    where,
+)
 from tracekit.diagnose.explanation import Code, Explanation
 
 
@@ -31,7 +49,14 @@ class Cause:
 
 # lowest layer first: a detector sees what those before it found
 CAUSES: tuple[Cause, ...] = (
+    *(Cause(code, SEMANTIC, values.detect) for code in transformed.CODES),
+    Cause(first.CODE, SEMANTIC, values.detect),
+    Cause(hidden.CODE, SEMANTIC, values.detect),
+    *(Cause(code, SEMANTIC, values.detect) for code in fitted.CODES.values()),
+    Cause(sentinels.CODE, SEMANTIC, sentinels.detect),
     Cause(reading.CODE, SEMANTIC, reading.detect),
+    Cause(calibration.CODE, SEMANTIC, calibration.detect),
+    Cause(head.CODE, INFERENCE_PATH, head.detect),
     Cause(identity.CODE, INFERENCE_PATH, identity.detect),
     *(Cause(code, INFERENCE_PATH, checkpoint.detect) for code in checkpoint.CODES),
     Cause(state.CODE, INFERENCE_PATH, state.detect),

@@ -9,7 +9,23 @@ from tracekit.diagnose.data import Layer
 from tracekit.diagnose.onset import Onset
 
 Code = Literal[
+    "shifted by one",
+    "values of another row",
+    "another unit",
+    "constant offset",
+    "most likely token's value",
+    "hidden mask",
+    "other temperature",
+    "other top_p",
+    "other top_k",
+    "other min_p",
+    "other repetition_penalty",
+    "other frequency_penalty",
+    "other presence_penalty",
+    "sentinel values",
     "other reading",
+    "drawn otherwise",
+    "bfloat16 head",
     "version numbers differ",
     "other checkpoint",
     "kept tensors",

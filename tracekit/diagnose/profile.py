@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.diagnose.settings import F8, PENALTIES, Mask, Settings
+from tracekit.diagnose.settings import F8, NEUTRAL, PENALTIES, Mask, Settings
 from tracekit.diagnose.tail import Tail
 
 I8 = np.typing.NDArray[np.int64]
@@ -37,10 +37,30 @@ class Predicted:
     logprob: F8  # of the recorded token, put into the kept set where it is not in it, nats
     inside: Mask  # whether it is in the kept set
     gain: F8  # first-order response of the logprob to noise of deviation 1 on every logit
+    first: F8  # logprob of the most likely token, nats
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a sampler would have drawn in place of the profiled tokens, [n] each; NaN where the profile cannot tell."""
+
     entropy: F8  # of the kept distribution, nats; NaN also where top-p's edge lies beyond the K
     variance: F8  # of the logprob of a token drawn from it, nats²; NaN as the entropy
-    first: F8  # logprob of its most likely token, nats
-    kept: F8  # log of the share of the mass that truncation leaves
+    before: F8  # probability of all that is likelier than the recorded token
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The kept distribution: [n, K], and [n]."""
+
+    gaps: F8  # [n, K] (logit − best) / temperature
+    p: F8  # [n, K] probabilities, 0 where truncated
+    stays: Mask  # [n, K]
+    own_gap: F8
+    log_mass: F8  # of the kept weights, the best's being 1
+    rest: tuple[F8, F8, F8]  # weight of all other tokens, mean and mean square of their gaps
+    whole: Mask  # nothing is truncated
+    known: Mask
 
 
 def predict(profile: Profile, settings: Settings, *, low_head: bool = False, barred: I8 | None = None) -> Predicted:
@@ -52,49 +72,56 @@ def predict(profile: Profile, settings: Settings, *, low_head: bool = False, bar
         low_head: round the raw logits to bfloat16 first, as a head in that precision does.
         barred: token ids that a mask bars.
     """
-    logits, own, ids_out = profile.logits, profile.own, np.zeros(profile.ids.shape, bool)
+    kept = _distribution(profile, settings, low_head, barred)
+    last = np.where(kept.stays, kept.gaps, np.inf).min(axis=1)
+    inside = kept.whole | (kept.own_gap >= last)
+    log_forced = np.where(inside, kept.log_mass, np.logaddexp(kept.log_mass, kept.own_gap))
+    own = np.exp(kept.own_gap - log_forced)
+    nan = np.where(kept.known, 0.0, np.nan)
+    squares = np.einsum("nk,nk->n", kept.p, kept.p)
+    return Predicted(
+        logprob=kept.own_gap - log_forced + nan,
+        inside=inside,
+        gain=np.sqrt((1 - own) ** 2 + np.maximum(squares - own**2, 0.0)) / settings.temperature + nan,
+        first=nan - kept.log_mass,
+    )
+
+
+def spread(profile: Profile, settings: Settings) -> Spread:
+    """Describe the distribution that `predict` takes the recorded token's logprob from."""
+    kept = _distribution(profile, settings, False, None)
+    rest, rest_mean, rest_square = kept.rest
+    p_rest = np.where(kept.whole, rest * np.exp(-kept.log_mass), 0.0)
+    finite = np.where(kept.stays, kept.gaps, 0.0)
+    mean = (kept.p * finite).sum(axis=1) + p_rest * rest_mean
+    square = (kept.p * finite**2).sum(axis=1) + p_rest * rest_square
+    likelier = np.where(kept.gaps > kept.own_gap[:, None] + 1e-12, kept.p, 0.0).sum(axis=1)
+    listed = np.where(kept.known & (kept.whole | (rest == 0) | ~kept.stays[:, -1]), 0.0, np.nan)
+    return Spread(kept.log_mass - mean + listed, np.maximum(square - mean**2, 0.0) + listed, likelier + listed)
+
+
+def _distribution(profile: Profile, settings: Settings, low_head: bool, barred: I8 | None) -> _Kept:
+    logits, own = profile.logits, profile.own
     if low_head:
         logits, own = to_bfloat16(logits), to_bfloat16(own)
-    if any(
-        (getattr(settings, name) != neutral).any() for name, neutral in zip(PENALTIES, (1.0, 0.0, 0.0), strict=True)
-    ):
+    penalizes = any((getattr(settings, name) != NEUTRAL[name]).any() for name in PENALTIES)
+    if penalizes:
         logits = _penalized(logits, profile.seen, settings)
         own = _penalized(own[:, None], profile.own_seen[:, None], settings)[:, 0]
     if barred is not None:
-        ids_out = np.isin(profile.ids, barred)
-    logits = np.where(ids_out, -np.inf, logits)
-    order = np.argsort(-logits, axis=1, kind="stable")
-    logits = np.take_along_axis(logits, order, axis=1)
-    beta = 1 / settings.temperature
-    best = logits[:, 0]
+        logits = np.where(np.isin(profile.ids, barred), -np.inf, logits)
+    if penalizes or barred is not None:
+        logits = -np.sort(-logits, axis=1)
+    beta, best = 1 / settings.temperature, logits[:, 0]
     gaps = (logits - best[:, None]) * beta[:, None]
     weights = np.exp(gaps)
-    rest, rest_mean, rest_square = profile.tail.at(beta, profile.logits[:, 0] - best)
-    total = weights.sum(axis=1) + rest
-    stays, whole, known = _kept(gaps, weights, rest, total, settings)
-    weights = weights * stays
-    log_kept = np.log(np.where(whole, total, _mass(weights, stays, rest, total, settings)))
-    own_gap = (own - best) * beta
-    last = np.where(stays, gaps, np.inf).min(axis=1)
-    inside = whole | (own_gap >= last)
-    log_forced = np.where(inside, log_kept, np.logaddexp(log_kept, own_gap))
-    p = weights * np.exp(-log_kept)[:, None]
-    p_rest = np.where(whole, rest * np.exp(-log_kept), 0.0)
-    finite = np.where(stays, gaps, 0.0)
-    mean = (p * finite).sum(axis=1) + p_rest * rest_mean
-    square = (p * finite**2).sum(axis=1) + p_rest * rest_square
-    own_p = np.exp(own_gap - log_forced)
-    nan = np.where(known, 0.0, np.nan)
-    listed = np.where(whole | (rest == 0) | ~stays[:, -1], nan, np.nan)
-    return Predicted(
-        logprob=own_gap - log_forced + nan,
-        inside=inside,
-        gain=np.sqrt((1 - own_p) ** 2 + np.maximum((p**2).sum(axis=1) - own_p**2, 0.0)) * beta + nan,
-        entropy=log_kept - mean + listed,
-        variance=np.maximum(square - mean**2, 0.0) + listed,
-        first=nan - log_kept,
-        kept=log_kept - np.log(total) + nan,
-    )
+    rest = profile.tail.at(beta, profile.logits[:, 0] - best)
+    total = weights.sum(axis=1) + rest[0]
+    stays, whole, known = _kept(gaps, weights, rest[0], total, settings)
+    weights *= stays
+    log_mass = np.log(np.where(whole, total, _mass(weights, stays, rest[0], total, settings)))
+    p = weights * np.exp(-log_mass)[:, None]
+    return _Kept(gaps, p, stays, (own - best) * beta, log_mass, rest, whole, known)
 
 
 def _kept(gaps: F8, weights: F8, rest: F8, total: F8, settings: Settings) -> tuple[Mask, Mask, Mask]:

@@ -12,6 +12,7 @@ from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
 from tracekit.diagnose.events import CLEAR, Coincidence, coincide, events_of
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain import reading
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.facts import GRAVE, Facts, Noted
 from tracekit.diagnose.kv import KvHypothesis, test_kv
@@ -28,6 +29,7 @@ from tracekit.diagnose.withheld import withheld
 from tracekit.scores import PROCESSED, RAW
 
 CHANCE = 0.01  # share of clean runs that may be called divergent
+EXPLAINED = 0.9  # of what a perfect replay would gain: what is left is noise
 
 OnPath = Literal["none", "unexplained", "leaves replay"]
 """Nothing; values in bulk further off than noise under every reading; rollouts that leave their replay from some token
@@ -148,7 +150,7 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         masters=masters_factor(run, lens),
         parts=split(run, lens),
         modules=run.modules,
-        left=on_path if layer == SEMANTIC else None,
+        left=_left(causes, on_path) if layer == SEMANTIC else None,
         findings=findings(run, semantic, before, kv, judged),
         noted=[noted for noted in facts.noted if noted.severity in GRAVE],
         limits=limits(run, judged.floor, semantic),
@@ -167,6 +169,14 @@ def _coincidences(run: Run, rollouts: list[RolloutOnsets], facts: Facts) -> list
     block_size = sizes.pop() if len(sizes) == 1 else None
     found = coincide(run, onsets, events_of(run, block_size if isinstance(block_size, int) else None))
     return [each for each in found if each.chance < CLEAR]
+
+
+def _left(causes: list[Explanation], on_path: OnPath) -> OnPath | None:
+    """What remains once the semantic is put right; None where the values were judged as they were, not put right."""
+    fitted = [cause for cause in causes if cause.layer == SEMANTIC and cause.code != reading.CODE]
+    if not fitted or on_path == "none":
+        return on_path
+    return "none" if sum(cause.share for cause in fitted) >= EXPLAINED else None
 
 
 def _metrics(run: Run, lens: str) -> Metrics:

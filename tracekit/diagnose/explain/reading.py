@@ -13,11 +13,14 @@ from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.semantic import MARGIN, advantage, differ
 
 CODE: Code = "other reading"
+ENOUGH = 0.5  # of a perfect replay
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Name the reading that fits best where it is not the expected one and gives other numbers."""
     run, semantic, expect = evidence.run, evidence.semantic, evidence.expect
+    if sum(e.share for e in evidence.found if e.share == e.share) >= ENOUGH:
+        return []  # values that are something else altogether are always closer to one reading than to another
     ahead = advantage(semantic, expect)
     if ahead < MARGIN or not (semantic.lens == expect or differ(run, semantic.lens, expect, dict(evidence.noise))):
         return []

@@ -24,6 +24,14 @@ def _position(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _low_head(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"The engine's head works in bfloat16: with rounded logits mean |d| is {numbers['d_abs_after']:.2g} in place "
+        f"of {numbers['d_abs_before']:.2g} nats."
+    )
+
+
 def _where(what: str) -> Saying:
     def sentence(found: Explanation, verdict: Verdict) -> str:
         numbers = found.numbers
@@ -105,6 +113,11 @@ PATH_WORDS: dict[Code, Saying] = {
     ),
     "older weights": _weights("before"),
     "newer weights": _weights("after"),
+    "bfloat16 head": Saying(
+        _low_head,
+        always("run the engine's head in float32 (hf_overrides head_dtype, or the framework's own switch)"),
+        "a bfloat16 head",
+    ),
     "stale prefix blocks": Saying(
         _stale,
         always(

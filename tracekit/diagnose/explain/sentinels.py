@@ -1,0 +1,45 @@
+"""Values that are no logprobs: what a framework or an engine writes where it has none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracekit.diagnose.data import SEMANTIC
+from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.place import place_of
+from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.semantic import NEITHER
+from tracekit.diagnose.sentinels import IMPOSSIBLE, sentinels
+
+CODE: Code = "sentinel values"
+ENOUGH = 0.5  # of a perfect replay
+
+
+def detect(evidence: Evidence) -> list[Explanation]:
+    """Count and name them: impossible values, zeros of tokens that were not certain, values that come back."""
+    run, which = evidence.run, sentinels(evidence.run)
+    if sum(e.share for e in evidence.found if e.share == e.share) >= ENOUGH:
+        which &= run.rollout_logprob <= IMPOSSIBLE  # a shifted zero is the value of a token that was certain
+    # and to an engine with other weights other tokens are certain: a zero counts among values that agree
+    others = np.bincount(run.rollout, weights=evidence.judged.beyond & ~which, minlength=len(run.rollouts))
+    which &= (run.rollout_logprob != 0.0) | ((others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER))
+    tokens = np.flatnonzero(which)
+    if not tokens.size:
+        return []
+    values, counts = np.unique(run.rollout_logprob[tokens], return_counts=True)
+    first = int(tokens[0])
+    return [
+        Explanation(
+            CODE,
+            SEMANTIC,
+            margin=float("nan"),
+            share=float("nan"),
+            **place_of(evidence, tokens),
+            numbers={
+                "count": float(tokens.size),
+                "position": float(run.position[first]),
+                "request": float(run.rollouts[int(run.rollout[first])].request),
+            },
+            names=[f"{value:g}" for value in values[np.argsort(-counts, kind="stable")]],
+        )
+    ]

@@ -1,0 +1,35 @@
+"""Recorded values that are no logprobs: what a framework or an engine writes where it has none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracekit.diagnose.data import F8, Mask, Run
+from tracekit.scores import PROCESSED, RAW
+
+IMPOSSIBLE = -500.0  # nats: no sampler draws a token of this logprob
+REPEATED = 3  # the same round number that often, far off each time, is no coincidence
+_FAR = 0.5  # nats
+
+
+def sentinels(run: Run) -> Mask:
+    """[N] impossible values, zeros of tokens that were not certain, and round numbers that come back far off."""
+    recorded = run.rollout_logprob
+    far = np.isfinite(recorded)
+    for lens in (RAW, PROCESSED):  # neither may come near, nor with a token more or less in the kept set
+        far &= np.abs(run.trainer.logprob(lens) - recorded) > _FAR
+    with np.errstate(invalid="ignore"):
+        far &= ~np.any(np.abs(run.trainer.edge_logprobs - recorded[:, None]) <= _FAR, axis=1)
+    _, inverse, counts = np.unique(recorded, return_inverse=True, return_counts=True)
+    always = np.bincount(inverse, weights=~far) == 0
+    found: Mask = (run.valid & (recorded <= IMPOSSIBLE)) | (far & (recorded == 0.0))
+    found |= far & (always & (counts >= REPEATED))[inverse] & _is_round(recorded)
+    return found
+
+
+def _is_round(values: F8) -> Mask:
+    """Whether a person would have written them: a measured value is no multiple of a hundredth."""
+    hundredths = values * 100
+    with np.errstate(invalid="ignore"):
+        mask: Mask = np.abs(hundredths - np.round(hundredths)) < 1e-6 * np.maximum(np.abs(hundredths), 1)
+    return mask
