@@ -12,7 +12,7 @@ from tracekit.diagnose.residual import residuals
 from tracekit.diagnose.verdict import judge
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.03, 1.0), (0.01, 1.0), (0.03, 0.9)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.03, 1.0), (0.01, 1.0), (0.03, 0.9), (0.01, 0.9)])
 def test_a_clean_run_at_a_temperature_at_which_nearly_all_tokens_are_certain_is_clean(temperature, top_p):
     run = make_run(Made(temperature=temperature, top_p=top_p))
     verdict = judge(run).verdict

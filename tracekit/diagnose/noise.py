@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, OTHER_PRECISION, OTHER_SHAPE, Mask, Run
-from tracekit.diagnose.residual import RESOLUTION, SUM, free_tokens, residuals
+from tracekit.diagnose.residual import MEDIAN, RESOLUTION, SUM, free_tokens, residuals, response
 from tracekit.diagnose.shift import Shifts, find_shifts
 from tracekit.diagnose.student import two_sided_quantile
-from tracekit.scores import RAW
+from tracekit.scores import PROCESSED, RAW
 
 FALSE_ROLLOUTS = 0.01  # share of clean rollouts that may show a token beyond noise
 ALLOWANCE = 1.2
@@ -40,7 +40,6 @@ SPACING = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of 
 _BODY = 0.35  # eps over the spacing of the logits, where no token tells: of SmolLM2 and Gemma 3 in bfloat16
 _ASSUMED = 10  # tokens that this assumption counts for
 _LOGITS = 24.0  # size of the largest logits where no profile tells
-_MAD = 0.6745  # median of |x| for a standard normal
 _SPREAD = 3.0  # of a bulk over the root of its tokens: 1.2 is the deviation of a median of |x| over it, 2.5 of them
 
 
@@ -120,13 +119,16 @@ def measure_noise(run: Run, semantic: str) -> TokenNoise:
     controls = _controls(run)
     scores, scale = run.trainer, controls.scale
     d = scores.logprob(semantic) - run.rollout_logprob
-    z = residuals(run, scores, semantic, run.rollout_logprob, scale).z
-    z = np.where(run.valid, z, np.nan)
+    found = residuals(run, scores, semantic, run.rollout_logprob, scale)
+    z = np.where(run.valid, found.z, np.nan)
     sigma = _sigma(run, semantic, d, z, scale)
-    telling = _telling(run, semantic) & np.isfinite(z)
+    # where noise is as wide as the kept set, its edge decides, and tokens are no longer alike in their units
+    cut = (run.kept_mass < 1) | (scores.kept_count < scores.kept_count.max(initial=0))
+    blurred = (semantic == PROCESSED) & cut & (np.nan_to_num(response(scores, semantic)) * scale > 1)
+    telling = _telling(run, semantic) & np.isfinite(z) & ~blurred
     length = run.token_id.size / max(len(run.rollouts), 1)
     # sigma is a robust deviation, the one in which a t of scale 1 measures more than 1
-    robust_of_t = two_sided_quantile(0.5, DEGREES) / _MAD
+    robust_of_t = two_sided_quantile(0.5, DEGREES) / MEDIAN
     threshold = two_sided_quantile(FALSE_ROLLOUTS / max(length, 1.0), DEGREES) / robust_of_t
     with np.errstate(invalid="ignore"):
         beyond = np.abs(z) > threshold
@@ -211,7 +213,7 @@ def _sigma(run: Run, semantic: str, d: F8, z: F8, scale: float) -> F8:
 def robust_deviation(sizes: F8) -> float:
     """Return the median-based standard deviation of |residual|, NaN left out; 0 where there is none."""
     values = _finite(sizes)
-    return float(np.median(values)) / _MAD if values.size else 0.0
+    return float(np.median(values)) / MEDIAN if values.size else 0.0
 
 
 def _finite(values: F8) -> F8:

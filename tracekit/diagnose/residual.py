@@ -24,6 +24,7 @@ SUM = 2.0**-18  # nats that a logprob may be off by whatever the logits
 # A jump is only looked for where smooth noise would have to be this many of its deviations: looking everywhere would
 # let the nearest of three values pass for the right one and make the noise look smaller than it is.
 JUMP_BEYOND = 3.0
+MEDIAN = 0.6745  # of |x| for a standard normal
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Residuals:
 
     @property
     def z(self) -> F8:
-        """[N] the smaller one where a jump explains a token much better, but never below `JUMP_BEYOND`."""
+        """[N] the smaller one where a jump explains a token much better, but no less than an ordinary token shows."""
         size = np.abs(self.smooth)
         with np.errstate(invalid="ignore"):
             jumps = (size > JUMP_BEYOND) & (self.edge < size)
-        settled: F8 = np.where(jumps, np.copysign(np.maximum(self.edge, JUMP_BEYOND), self.smooth), self.smooth)
+        settled: F8 = np.where(jumps, np.copysign(np.maximum(self.edge, MEDIAN), self.smooth), self.smooth)
         return settled
 
 
