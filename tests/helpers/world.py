@@ -141,6 +141,7 @@ def run_of(world: World, played: Played, recorded: np.ndarray, params: Params, *
         .reshape(world.num_rollouts, world.length, -1)
     )
     by_key = {(0, i): {PROFILE: replace(scores[TRAINER], profile=rows)} for i, rows in enumerate(profiles)}
+    dtype = "float32" if eps < 1e-3 else "bfloat16"
     return Run(
         rollouts=[RolloutInfo(0, i, f"r{i}", len(PROMPT)) for i in range(world.num_rollouts)],
         rollout=np.repeat(np.arange(world.num_rollouts), world.length),
@@ -156,6 +157,9 @@ def run_of(world: World, played: Played, recorded: np.ndarray, params: Params, *
         logprobs_modes=("processed_logprobs",),
         settings=settings_of(rollouts),
         profile=profile_of(rollouts, [by_key]),
+        dtype=dtype,
+        engine_dtype=dtype,
+        head_dtype="float32",  # as the trace has it, whatever the engine does
     )
 
 

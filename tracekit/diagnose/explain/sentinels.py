@@ -23,6 +23,8 @@ def detect(evidence: Evidence) -> list[Explanation]:
     # and to an engine with other weights other tokens are certain: a zero counts among values that agree
     others = np.bincount(run.rollout, weights=evidence.judged.beyond & ~which, minlength=len(run.rollouts))
     which &= (run.rollout_logprob != 0.0) | ((others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER))
+    # where noise is wider than the kept set, it makes a token the only one that is kept
+    which &= (run.rollout_logprob != 0.0) | evidence.judged.telling
     tokens = np.flatnonzero(which)
     if not tokens.size:
         return []
