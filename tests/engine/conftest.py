@@ -1,12 +1,14 @@
 """Real engines for the tests: built once into the cache folder; a missing engine is a failure, not a skip."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.engine import plain, record, then
+from helpers.engine import job, plain, record, then
 from tracekit.demo.models import ensure_model
 from tracekit.engines.env import EngineEnv, ensure
 from tracekit.trace.reader import Trace
@@ -48,6 +50,16 @@ def v0_recorded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     command += then("client_view_v0.py", tiny_model, folder / "view.json")
     command += then("kv_blocks_v0.py", tiny_model, folder / "truth.json")
     return folder, record("v0", folder / "trace.arrow", command)
+
+
+@pytest.fixture(scope="session", params=["v1", "latest"])
+def client_recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The trace of a job full of awkward requests, in float32, and what its clients received."""
+    folder = tmp_path_factory.mktemp(request.param)
+    trace, view = folder / "trace.arrow", folder / "view.json"
+    return record(request.param, trace, job("client_view.py", tiny_model, view, "float32")), json.loads(
+        view.read_text()
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

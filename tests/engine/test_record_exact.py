@@ -1,25 +1,19 @@
 """The trace holds exactly what the client of that run received: every token id and every float32 logprob."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.engine import job, record
 from helpers.traced import assert_alternatives, completions
 from tracekit.tables import NEW, PARTIAL
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module", params=["v1", "latest"])
-def recorded(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp(request.param)
-    trace, view = folder / "trace.arrow", folder / "view.json"
-    return record(request.param, trace, job("client_view.py", tiny_model, view, "float32")), json.loads(
-        view.read_text()
-    )
+@pytest.fixture
+def recorded(client_recorded: Any) -> Any:
+    return client_recorded
 
 
 def test_every_token_and_logprob_is_what_the_client_received(recorded: Any) -> None:

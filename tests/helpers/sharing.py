@@ -10,6 +10,7 @@ from tracekit.engines.recipes import RECIPES
 TOGETHER: Mapping[str, str] = {
     "tests/engine/test_cache_v0.py": "tests/engine/test_record_v0.py",
     "tests/engine/test_rerun_v0.py": "tests/engine/test_record_v0.py",
+    "tests/engine/test_trainer_dump.py": "tests/engine/test_record_exact.py",
 }
 
 

@@ -147,7 +147,7 @@ def not_finite(run):
     return edit(run, lambda values: np.where(np.arange(values.size) == 3, np.nan, values))
 
 
-WITHHELD = {"not judged", "not finite", "meaning not known"}
+WITHHELD = {"not judged", "not finite", "meaning not known", "not joined", "not compared"}
 ADAPTER = replace(DATA, skipped_requests=[Skipped("adapter", None, 8)])
 
 

@@ -162,6 +162,16 @@ def test_a_folder_of_two_formats_or_of_none_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "none") == "no file below this folder is a trainer's dump that is known here: PATH"
 
 
+def test_slimes_train_and_rollout_data_of_a_sequence_are_one(tmp_path: Path) -> None:
+    slime(tmp_path, [*SEQUENCES, SEQUENCES[0]])
+    (tmp_path / "train_3_0.pt").rename(tmp_path / "all")
+    alone = read_dump(tmp_path / "rollout_3.pt").samples
+    both = read_dump(tmp_path).samples
+    assert len(alone) == len(both) == len(SEQUENCES) + 1
+    assert all(np.isfinite(s.old_logprob[s.num_prompt :]).all() and np.nanmax(s.version) == 0 for s in both)
+    assert not any(np.isfinite(s.old_logprob).any() for s in alone)
+
+
 def test_what_else_lies_in_a_folder_is_named(tmp_path: Path) -> None:
     slime(tmp_path, SEQUENCES)
     (tmp_path / "notes.txt").write_text("hello")

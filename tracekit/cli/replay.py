@@ -29,6 +29,12 @@ import click
 @click.option("--python", type=click.Path(), help="The same in your own environment.")
 @click.option("--probes", type=click.Path(), metavar="DIR",
               help="Replay each module on the states that `record --probe DIR` kept.")  # fmt: skip
+@click.option("--trainer", type=click.Path(), metavar="DUMP",
+              help="What the trainer used: its framework's dump, a file or a folder. See docs/trainer.md.")  # fmt: skip
+@click.option("--trainer-map", multiple=True, metavar="NAME=THEIRS", help="What a dump of no known format calls it.")
+@click.option("--trainer-config", type=click.Path(), metavar="DIR",
+              help="The trainer's model folder, compared with what the engine ran.")  # fmt: skip
+@click.option("--clip", metavar="EPS|LOW,HIGH", help="The objective's clip range, as in 0.2 or 0.2,0.28.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
     trace: str,
@@ -45,6 +51,10 @@ def command(
     engine: str | None,
     python: str | None,
     probes: str | None,
+    trainer: str | None,
+    trainer_map: tuple[str, ...],
+    trainer_config: str | None,
+    clip: str | None,
     as_json: bool,
 ) -> int:
     """Score TRACE with the trainer's weights and say which layer disagrees, since which token.
@@ -81,11 +91,36 @@ def command(
         python=python,
         probes=probes,
         show_progress=True,
+        trainer=trainer,
+        trainer_map=_parse_names(trainer_map),
+        trainer_config=trainer_config,
+        clip=_parse_clip(clip),
     )
     if output:
         write_replay(found, output)
     click.echo(to_json(found.result) if as_json else to_text(found.result))
     return found.result.exit_code
+
+
+def _parse_names(values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    if wrong := next((value for value, pair in zip(values, pairs, strict=True) if not (pair[0] and pair[2])), None):
+        raise click.BadParameter(
+            f"expected NAME=THEIRS, as in old_logprob=logps, got {wrong}", param_hint="--trainer-map"
+        )
+    return {name: theirs for name, _, theirs in pairs}
+
+
+def _parse_clip(value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = (float(part) for part in (value.split(",") if "," in value else (value, value)))
+    except ValueError:
+        low = high = -1.0
+    if not (0 < low <= 1 and high > 0):
+        raise click.BadParameter(f"expected EPS or LOW,HIGH, as in 0.2 or 0.2,0.28, got {value}", param_hint="--clip")
+    return low, high
 
 
 def _parse_weights(values: tuple[str, ...]) -> dict[int | tuple[int, int], str]:

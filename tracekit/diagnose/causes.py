@@ -24,6 +24,10 @@ from tracekit.diagnose.explain import (
     sentinels,
     stale,
     state,
+    trainer_config,
+    trainer_held,
+    trainer_ids,
+    trainer_values,
     transformed,
     values,
     weights,
@@ -56,6 +60,10 @@ CAUSES: tuple[Cause, ...] = (
     Cause(sentinels.CODE, SEMANTIC, sentinels.detect),
     Cause(reading.CODE, SEMANTIC, reading.detect),
     Cause(calibration.CODE, SEMANTIC, calibration.detect),
+    *(Cause(code, SEMANTIC, trainer_ids.detect) for code in trainer_ids.CODES),
+    *(Cause(code, SEMANTIC, trainer_held.detect) for code in trainer_held.CODES),
+    Cause("trainer tokenizer differs", SEMANTIC, trainer_config.detect),
+    *(Cause(code, SEMANTIC, trainer_values.detect) for code in trainer_values.CODES),
     Cause(head.CODE, INFERENCE_PATH, head.detect),
     Cause(identity.CODE, INFERENCE_PATH, identity.detect),
     *(Cause(code, INFERENCE_PATH, checkpoint.detect) for code in checkpoint.CODES),
@@ -65,6 +73,8 @@ CAUSES: tuple[Cause, ...] = (
     Cause(position.CODE, INFERENCE_PATH, position.detect),
     *(Cause(code, INFERENCE_PATH, where.detect) for code in where.CODES),
     Cause(module.CODE, INFERENCE_PATH, module.detect),
+    *(Cause(code, INFERENCE_PATH, trainer_values.detect) for code in trainer_values.CODES_ON_PATH),
+    Cause("trainer config differs", INFERENCE_PATH, trainer_config.detect),
 )
 
 

@@ -15,6 +15,7 @@ from tracekit.diagnose.modules import Modules
 from tracekit.diagnose.profile import Profile
 from tracekit.diagnose.reran import Reran
 from tracekit.diagnose.settings import Settings
+from tracekit.diagnose.view import TrainerView
 from tracekit.scores import Scores, Values
 
 F8 = npt.NDArray[np.float64]
@@ -90,6 +91,7 @@ class Run:
     head_dtype: str | None = None  # that the engine computes logits in, where the trace tells
     reran: Reran | None = None  # what the engine said when the tokens were forced through it again
     modules: Modules | None = None  # each module against its recorded input, where the engine was probed
+    view: TrainerView | None = None  # what the trainer used for them, where its dump was given
 
     @property
     def trainer(self) -> Scores[Values]:

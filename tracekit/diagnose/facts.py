@@ -72,6 +72,7 @@ class Facts:
             would have it; tensors whose layout is not known are left out.
         scored: which of these each engine's version is scored with.
         skipped: requests that were left out of the replay.
+        trainer_config: whether lint compared with a folder that was named as the trainer's.
     """
 
     noted: Sequence[Noted] = ()
@@ -81,3 +82,4 @@ class Facts:
     checkpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scored: Mapping[Version, str] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
+    trainer_config: bool = False

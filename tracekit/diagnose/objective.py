@@ -60,7 +60,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Lag:
-    """Weight version that the update starts from, minus the one that sampled the token."""
+    """Weight version that the update starts from, minus the one that sampled the token.
+
+    Attributes:
+        smallest: of all tokens that are trained on.
+        mean: over them.
+        largest: of them.
+    """
 
     smallest: float
     mean: float
@@ -72,7 +78,8 @@ class Objective:
     """What the objective sees.
 
     Attributes:
-        clip: low and high part of the clip range around 1.
+        clip_low: low part of the clip range: ratios below 1 − clip_low are clipped.
+        clip_high: its high part.
         clip_source: where the clip range was taken from.
         has_current: whether the dump has the updated policy; without it the policy's share is that of no step.
         entropy: mean entropy of the trainer's distribution, nats; the scorer's raw one where the dump has none.
@@ -83,7 +90,8 @@ class Objective:
         below_is_clean: whether nothing below the objective is wrong; else nothing is to be blamed on it.
     """
 
-    clip: tuple[float, float]
+    clip_low: float
+    clip_high: float
     clip_source: str
     has_current: bool
     entropy: float

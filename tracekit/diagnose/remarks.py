@@ -33,6 +33,8 @@ Code = Literal[
     "not judged",
     "not finite",
     "meaning not known",
+    "not joined",
+    "not compared",
 ]
 
 

@@ -22,6 +22,7 @@ from tracekit.diagnose.modules import Modules
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
 from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
 from tracekit.diagnose.parts import Parts, split
+from tracekit.diagnose.party import Party, not_judged, three_parties
 from tracekit.diagnose.pooled import Change, find_changes
 from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
@@ -66,6 +67,7 @@ class Verdict:
         findings: other things the numbers say.
         noted: the gravest of what doctor and lint find in the same trace.
         limits: what was not tested, and what size of fault the noise hides.
+        party: what the trainer's dump says, null without one.
     """
 
     layer: Layer
@@ -92,6 +94,7 @@ class Verdict:
     findings: list[Remark]
     noted: list[Noted]
     limits: list[Remark]
+    party: Party | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,16 @@ class Judgement:
     tokens: TokenNoise
 
 
-def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> Judgement:
+def judge(
+    run: Run, *, expect: str = PROCESSED, facts: Facts | None = None, clip: tuple[float, float] | None = None
+) -> Judgement:
     """Judge a scored run, bottom-up: the inference path is only blamed for what the semantic leaves.
 
     Args:
         run: recorded tokens and their scores.
         expect: "processed" or "raw", what the trainer takes the recorded values for.
         facts: what the trace says beside its tokens.
+        clip: low and high part of the objective's clip range around 1, where it is known.
     """
     facts = facts or Facts()
     noise = {name: measure_noise(run, name) for name in (RAW, PROCESSED)}
@@ -129,11 +135,12 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         if causes[0].since or layer != INFERENCE_PATH:
             since, since_rollout = causes[0].since, causes[0].since_rollout
     kv = test_kv(run, judged, lens)
+    party = three_parties(run, expect, causes, engine_is_off=on_path != "none", clip=clip)
     verdict = Verdict(
         layer=layer,
         cause=causes[0].code if causes else on_path,
         causes=causes,
-        withheld=withheld(run, semantic, noise, facts),
+        withheld=[*withheld(run, semantic, noise, facts), *not_judged(party)],
         since=since,
         since_rollout=since_rollout,
         semantic=semantic,
@@ -154,6 +161,7 @@ def judge(run: Run, *, expect: str = PROCESSED, facts: Facts | None = None) -> J
         findings=findings(run, semantic, before, kv, judged),
         noted=[noted for noted in facts.noted if noted.severity in GRAVE],
         limits=limits(run, judged.floor, semantic),
+        party=party,
     )
     return Judgement(verdict, judged)
 

@@ -20,23 +20,28 @@ if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
 
 
-def read_facts(trace: Trace, model: Path | None = None) -> Facts:
+def read_facts(trace: Trace, model: Path | None = None, trainer_config: str | Path | None = None) -> Facts:
     """Return the facts of a trace; which requests a replay leaves out is for it to add.
 
     Args:
         trace: with its tables.
-        model: folder of the trainer's model.
+        model: folder of the weights that are scored.
+        trainer_config: the trainer's model folder, to be compared with what the engine ran; in
+            place of `model`.
 
     Raises:
         TraceCorruptError: a batch is not what was written.
+        UsageError: that folder is none.
     """
-    trainer = read_trainer(model) if model and (model / CONFIG).is_file() else None
-    subjects = subjects_of(trace, trainer)
+    given = None if trainer_config is None else read_trainer(Path(trainer_config))
+    scored = read_trainer(model) if model and (model / CONFIG).is_file() else None
+    subjects = subjects_of(trace, given or scored)
     return Facts(
         noted=(*_doctor(trace), *_lint(subjects)),
         settings={subject.rows.engine: dict(subject.settings) for subject in subjects if subject.rows is not None},
         changes=_changes(trace),
         fingerprints=_fingerprints(trace),
+        trainer_config=given is not None,
     )
 
 

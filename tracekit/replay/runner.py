@@ -25,6 +25,7 @@ from tracekit.replay.facts import of_checkpoints, read_facts
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
+from tracekit.replay.leaks import leak_scores
 from tracekit.replay.naming import Folders, numbered
 from tracekit.replay.numbers import OWN, engine_of, name_of, version_of
 from tracekit.replay.output import Replay, token_table
@@ -48,11 +49,13 @@ from tracekit.replay.scorers import (
 )
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.strata import strata_of
+from tracekit.replay.third import add_trainer
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import neighbours, same_weights
 from tracekit.replay.workers import check_workers, on_ray, threads_each
 from tracekit.scores import PROCESSED, RAW
 from tracekit.trace.reader import open_trace
+from tracekit.trainer.load import read_dump
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -79,6 +82,10 @@ def replay(
     python: str | os.PathLike[str] | None = None,
     probes: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
+    trainer: str | Path | None = None,
+    trainer_map: Mapping[str, str] | None = None,
+    trainer_config: str | Path | None = None,
+    clip: tuple[float, float] | None = None,
     load: Load | None = None,
 ) -> Replay:
     """Score a trace with the trainer's weights and say where it diverges.
@@ -102,6 +109,10 @@ def replay(
         python: the same, in the environment of this interpreter.
         probes: folder of states that `record --probe` kept: each module is replayed on them.
         show_progress: a line on stderr with the time that is left.
+        trainer: the trainer's dump, a file or a folder: its ids and values are the third party.
+        trainer_map: tracekit's names to the dump's, for a dump of no known format; see `tracekit.trainer.load`.
+        trainer_config: the trainer's model folder, compared with what the engine ran.
+        clip: low and high part of the objective's clip range around 1, (0.2, 0.28) for 0.8 to 1.28.
         load: makes a scorer from a folder and what its weights are loaded as; the default does with transformers.
 
     Returns:
@@ -114,6 +125,7 @@ def replay(
         ModelError: a folder cannot be loaded or has another vocabulary.
         TraceError: the trace cannot be read.
         WorkersError: workers cannot be had, or one unit ended each that scored it.
+        TrainerDumpError: the trainer's dump cannot be read, or is of no known format.
         StoreError, CacheError: what lies behind a URL cannot be had.
 
     Example:
@@ -126,6 +138,7 @@ def replay(
         raise UsageError(f"expect must be raw or processed, not {expect}")
     if workers is not None:
         check_workers(str(workers))
+    dump = None if trainer is None else read_dump(trainer, trainer_map)
     trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
     trace = trace if only is None else trace.only(only)
     rollouts = read_rollouts(trace)
@@ -133,7 +146,7 @@ def replay(
     rollouts, given = numbered(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
     taken = _weights_of(rollouts, given)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
-    facts = replace(read_facts(trace, folders[min(folders)]), **_checkpoints(trace, rollouts, folders))
+    facts = replace(read_facts(trace, folders[min(folders)], trainer_config), **_checkpoints(trace, rollouts, folders))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     rollouts = leave_out_unknown(rollouts, _group(oldest))
@@ -171,6 +184,9 @@ def replay(
         mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
 
+    leaking = partial(leak_scores, load=scorers, folders=folders, group=_group(oldest), model=received,
+                      max_batch_tokens=shape)  # fmt: skip
+
     def look(found: Seq[UnitScores]) -> tuple[Run, Judgement]:
         scores = join(rollouts.rollouts, found)
         run = rollouts.run(scores, noise_dtype, num_unknown(rollouts, _group(oldest)))
@@ -186,7 +202,9 @@ def replay(
             reran=reran,
             modules=modules,
         )
-        return run, judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped))
+        if dump is not None:
+            run = add_trainer(run, rollouts, dump, trace, folders[rollouts.versions[0]], expect, leaking)
+        return run, judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped), clip=clip)
 
     noise_dtype = next(how.model.dtype for how in plan if how.name == OTHER_PRECISION)
     found = _score(units, mapper, kept, show_progress)

@@ -10,7 +10,7 @@ from tracekit.diagnose.onset import RolloutOnsets
 from tracekit.diagnose.result import Result
 from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
-from tracekit.report import words
+from tracekit.report import party, words
 from tracekit.report.causes.table import SAYINGS, change, proof, sentence
 from tracekit.report.modules import module_lines
 from tracekit.report.parts import parts_lines
@@ -44,6 +44,7 @@ def sections(result: Result) -> list[Iterator[str]]:
     return [
         headline(verdict),
         _what(result),
+        party.to_lines(verdict.party) if verdict.party else iter(()),
         _metrics(verdict),
         _noise(verdict),
         parts_lines(verdict.parts),

@@ -87,6 +87,13 @@ def remark(verdict: Verdict, said: Remark) -> str:
                 f"It is not known what the recorded values mean, because {one} and {other} fit them equally well "
                 f"({numbers['nats']:.1f} nats) and are not the same numbers here."
             )
+        case "not joined":
+            return (
+                f"{plural(count, 'sequence')} of the trainer's dump fit several requests of the same ids, and nothing "
+                "tells which, so they are not judged."
+            )
+        case "not compared":
+            return "The trainer's dump has no old_logprob, so the trainer's own values are not judged."
         case "above zero":
             return f"{plural(count, 'recorded value is', 'recorded values are')} above 0, which no log-probability is."
         case "outside the kept set":

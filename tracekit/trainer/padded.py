@@ -15,6 +15,7 @@ special tokens: no ids and no logprobs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,9 @@ def _rows(
             continue
         own = {name: v[i] if v.ndim == 1 else v[i][:length] for name, v in columns.items()}
         ids = np.concatenate([prompt, completions[i][:length]])
-        found.append(sample(f"{where}/{i}", ids, num_prompt=prompt.size, mask=trained[i][:length], **own))
+        one = sample(f"{where}/{i}", ids, num_prompt=prompt.size, mask=trained[i][:length], **own)
+        pads = prompts[i][~prompt_mask[i]].astype(np.int64)
+        found.append(replace(one, before=pads, is_padding=True))
     return found
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from tracekit.errors import TrainerDumpError
 from tracekit.trainer.types import Record, Sample, sample
 
+_PACK = ("run_id", "step", "rank", "micro_step")  # sequences that went through the trainer in one row, in their order
 EXPORT_KEYS = {"token_ids", "loss_mask", "trainer_logprobs", "inference_logprobs"}
 
 
@@ -37,16 +38,19 @@ def read_export(records: Iterable[tuple[str, Record]]) -> list[Sample]:
         TrainerDumpError: a record's lists are not of one length.
     """
     found = []
+    packs: dict[tuple[Any, ...], list[int]] = {}
     for where, record in records:
         length = len(record["token_ids"])
         own = {name: record.get(name) for name in ("trainer_logprobs", "inference_logprobs", "advantages", "entropy")}
         for name, values in own.items():
             if values is not None and len(values) != length:
                 raise TrainerDumpError(f"{where}: {name} has {len(values)} values for {length} tokens")
+        pack = packs.setdefault(tuple(record.get(name) for name in _PACK), [])
         found.append(
             sample(
                 where,
                 record["token_ids"],
+                before=list(pack),
                 mask=record["loss_mask"],
                 step=record.get("step"),
                 old_logprob=_without_first(own["trainer_logprobs"]),
@@ -55,6 +59,7 @@ def read_export(records: Iterable[tuple[str, Record]]) -> list[Sample]:
                 entropy=_without_first(own["entropy"]),
             )
         )
+        pack += record["token_ids"]
     return found
 
 

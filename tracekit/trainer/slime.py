@@ -10,11 +10,15 @@ slime/ray/rollout.py (_save_debug_rollout_data); radixark/miles and vllm-project
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from tracekit.errors import TrainerDumpError
-from tracekit.trainer.types import Record, Sample, plain, sample
+from tracekit.trainer.types import F8, Record, Sample, plain, sample
 
 _TRAIN = {
     "old_logprob": "log_probs",
@@ -33,18 +37,37 @@ def is_slime(record: Record) -> bool:
 
 
 def read_slime(records: Iterable[tuple[str, Record]]) -> list[Sample]:
-    """Read both kinds.
+    """Read both kinds; a sequence that is in both is one, with the values of both.
 
     Raises:
         TrainerDumpError: a list has another number of sequences or tokens than the others.
     """
-    found: list[Sample] = []
+    trained: list[Sample] = []
+    sampled: dict[tuple[int | None, bytes], list[Sample]] = defaultdict(list)
     for where, record in records:
         if "rollout_data" in record:
-            found += _train(where, record["rollout_data"], record.get("rollout_id"))
+            trained += _train(where, record["rollout_data"], record.get("rollout_id"))
         else:
-            found += [_rollout(f"{where}/{i}", s, record.get("rollout_id")) for i, s in enumerate(record["samples"])]
-    return found
+            for i, one in enumerate(record["samples"]):
+                read = _rollout(f"{where}/{i}", one, record.get("rollout_id"))
+                sampled[read.step, read.token_ids.tobytes()].append(read)
+    found = [_with_rollout(one, sampled.get((one.step, one.token_ids.tobytes()), [])) for one in trained]
+    return found + [one for left in sampled.values() for one in left]
+
+
+def _with_rollout(one: Sample, fitting: list[Sample]) -> Sample:
+    """Take the rollout data's entry of a trained sequence out of those of its ids, and what it tells beside."""
+    own = [s for s in fitting if _same(s.rollout_logprob, one.rollout_logprob)] or list(fitting)
+    if not own:
+        return one
+    first = own[0]
+    fitting[:] = [s for s in fitting if s is not first]
+    told = np.isfinite(one.version).any() or not all(_same(s.version, first.version) for s in own)
+    return one if told else replace(one, version=first.version)
+
+
+def _same(values: F8, others: F8) -> bool:
+    return np.array_equal(values.astype(np.float32), others.astype(np.float32), equal_nan=True)
 
 
 def _train(where: str, data: Record, step: Any) -> list[Sample]:
@@ -57,6 +80,7 @@ def _train(where: str, data: Record, step: Any) -> list[Sample]:
         size, response = len(ids), int(lengths[i])
         columns = {ours: data[theirs][i] for ours, theirs in _TRAIN.items() if data.get(theirs)}
         masks = data.get("loss_masks")
+        before = [token for earlier in _packed_before(data, i) for token in plain(tokens[earlier])]
         found.append(
             sample(
                 f"{where}/{i}",
@@ -64,11 +88,20 @@ def _train(where: str, data: Record, step: Any) -> list[Sample]:
                 num_prompt=size - response,
                 mask=masks[i] if masks else None,
                 step=step,
+                before=before,
                 version=_version(_entry(data.get("weight_versions"), i)),
                 **columns,
             )
         )
     return found
+
+
+def _packed_before(data: Record, i: int) -> list[int]:
+    """Sequences before one in its micro-batch, which goes through Megatron as one row."""
+    for batch in data.get("micro_batch_indices") or []:
+        if i in batch:
+            return list(batch[: batch.index(i)])
+    return []
 
 
 def _rollout(where: str, one: Record, step: Any) -> Sample:

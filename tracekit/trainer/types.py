@@ -38,6 +38,8 @@ class Sample:
         train_version: [N] weight version that the update starts from.
         mask: [N] tokens that the loss counts; None where the dump does not say.
         step: the trainer's.
+        before: ids that lay before it in the same row of the trainer's batch, where the dump says so.
+        is_padding: whether those are left padding, and not earlier sequences of a pack.
     """
 
     where: str
@@ -52,6 +54,8 @@ class Sample:
     train_version: F8
     mask: Mask | None = None
     step: int | None = None
+    before: I8 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    is_padding: bool = False
 
     @property
     def tells(self) -> int:
@@ -96,6 +100,7 @@ def sample(
     num_prompt: int | None = None,
     mask: Any = None,
     step: Any = None,
+    before: Any = (),
     **columns: Any,
 ) -> Sample:
     """Return a sample; a column may be one number, of all N tokens, or of the last ones (the completion's).
@@ -107,7 +112,7 @@ def sample(
     if num_prompt is not None and not 0 <= num_prompt <= ids.size:
         raise TrainerDumpError(f"{where}: a prompt of {num_prompt} tokens in a sequence of {ids.size}")
     lengths = {ids.size} if num_prompt is None else {ids.size, ids.size - num_prompt}
-    found = {name: _column(where, name, columns.get(name), ids.size, lengths) for name in COLUMNS}
+    found: dict[str, Any] = {name: _column(where, name, columns.get(name), ids.size, lengths) for name in COLUMNS}
     trained = None if mask is None else _column(where, "mask", mask, ids.size, lengths)
     return Sample(
         where=where,
@@ -115,6 +120,7 @@ def sample(
         num_prompt=num_prompt,
         mask=None if trained is None else np.nan_to_num(trained) != 0,
         step=None if step is None else int(step),
+        before=np.asarray(before, dtype=np.int64),
         **found,
     )
 

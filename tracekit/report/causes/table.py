@@ -9,8 +9,9 @@ from tracekit.report.causes.path import PATH_WORDS
 from tracekit.report.causes.saying import Saying
 from tracekit.report.causes.semantic import SEMANTIC_WORDS
 from tracekit.report.causes.state import STATE_WORDS
+from tracekit.report.causes.trainer import TRAINER_WORDS
 
-SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS, **STATE_WORDS, **MODULE_WORDS}
+SAYINGS: dict[Code, Saying] = {**SEMANTIC_WORDS, **PATH_WORDS, **STATE_WORDS, **MODULE_WORDS, **TRAINER_WORDS}
 
 
 def sentence(found: Explanation, verdict: Verdict) -> str:
