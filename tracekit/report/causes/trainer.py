@@ -190,7 +190,9 @@ TRAINER_WORDS: dict[Code, Saying] = {
         _shifted, always("take the logits at position p − 1 for the token at p"), "old_logprobs shifted by one"
     ),
     "trainer offset": Saying(
-        _offset, always("mask the rows that stand for no token, or those that the engine masks"), "a constant offset of old_logprobs"
+        _offset,
+        always("mask the rows that stand for no token, or those that the engine masks"),
+        "a constant offset of old_logprobs",
     ),
     "trainer packed": Saying(
         _packed, always("reset positions and block attention at each sequence of a pack"), "a leak within a pack"
