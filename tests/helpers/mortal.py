@@ -52,7 +52,7 @@ def mortal(notes: Path, *, times: int, after: int = 1, secs: float = 0.0, togeth
     spared = os.getpid()
 
     def load(folder: Path, model: Model) -> Mortal:
-        scorer = Scorer.load(folder, dtype=model.dtype, weights=model.weights, device="cpu")
+        scorer = torch_loader("cpu")(folder, model)
         return Mortal(scorer, notes, spared, times, after, secs, together)
 
     return load
@@ -65,6 +65,6 @@ def refusing() -> Load:
     def load(folder: Path, model: Model) -> Scorer:
         if os.getpid() != here:
             raise NoModelFolderError(folder)
-        return Scorer.load(folder, dtype=model.dtype, weights=model.weights, device="cpu")
+        return torch_loader("cpu")(folder, model)
 
     return load

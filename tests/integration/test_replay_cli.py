@@ -499,7 +499,7 @@ def fingerprints(**hashes):
     return {
         "weight_version": np.array([int(name[1:]) for name in hashes], "u4"),
         "rank": np.zeros(count, "u4"),
-        "tensor": ["model.norm.weight"] * count,
+        "tensor": ["model.of.no.folder"] * count,
         "dtype": ["bfloat16"] * count,
         "shape": [np.array([32], "u4")] * count,
         "hash": np.ma.masked_array(np.array(list(hashes.values()), "u8"), mask=False),
