@@ -88,6 +88,7 @@ CLEAN = {
     "top-k and min-p": Sampler(temperature=0.8, top_k=30, min_p=0.02),
     "penalties": Sampler(temperature=0.8, repetition_penalty=1.1, frequency_penalty=0.2),
     "cold": Sampler(temperature=0.3),
+    "hot, many tokens beyond those that are kept one by one": Sampler(temperature=3.0),
 }
 
 

@@ -46,7 +46,8 @@ class Spread:
 
     entropy: F8  # of the kept distribution, nats; NaN also where top-p's edge lies beyond the K
     variance: F8  # of the logprob of a token drawn from it, nats²; NaN as the entropy
-    before: F8  # probability of all that is likelier than the recorded token
+    before: F8  # probability of all of the K that is likelier than the recorded token
+    own: F8  # probability of the recorded token; of all beyond the K together, where it is one of those
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ def spread(profile: Profile, settings: Settings) -> Spread:
     square = (kept.p * finite**2).sum(axis=1) + p_rest * rest_square
     likelier = np.where(kept.gaps > kept.own_gap[:, None] + 1e-12, kept.p, 0.0).sum(axis=1)
     listed = np.where(kept.known & (kept.whole | (rest == 0) | ~kept.stays[:, -1]), 0.0, np.nan)
-    return Spread(kept.log_mass - mean + listed, np.maximum(square - mean**2, 0.0) + listed, likelier + listed)
+    beyond = (p_rest > 0) & (kept.own_gap < kept.gaps[:, -1] - 1e-12)
+    own = np.where(beyond, p_rest, np.exp(kept.own_gap - kept.log_mass))
+    variance = np.maximum(square - mean**2, 0.0)
+    return Spread(kept.log_mass - mean + listed, variance + listed, likelier + listed, own + listed)
 
 
 def _distribution(profile: Profile, settings: Settings, low_head: bool, barred: I8 | None) -> _Kept:

@@ -2,8 +2,8 @@
 
 Two tests on the profiled tokens, both exact in their false alarms but for noise: the sum of logprob + entropy is a
 martingale (z of it is standard normal), and the probability of what is likelier than the token, plus a random share of
-its own, is uniform (Kolmogorov and Smirnov; randomised as in Smith, "Diagnostic checks of non-standard time series
-models", Journal of Forecasting 1985).
+its own, is uniform; tokens that a profile does not keep one by one count as one (Kolmogorov and Smirnov; randomised as
+in Smith, "Diagnostic checks of non-standard time series models", Journal of Forecasting 1985).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def calibrate(trial: Trial, scored: Settings) -> dict[str, float] | None:
         return None
     z = float((told.logprob + drawn.entropy)[use].sum() / sqrt(float(drawn.variance[use].sum())))
     random = np.random.default_rng(0).random(trial.index.size)  # the same for every run: a verdict can be repeated
-    place = (drawn.before + random * np.exp(told.logprob))[use & told.inside]
+    place = (drawn.before + random * drawn.own)[use & told.inside]
     return {"z": z, "chance_of_z": erfc(abs(z) / sqrt(2)), "chance_of_ranks": _kolmogorov(np.clip(place, 0.0, 1.0))}
 
 
