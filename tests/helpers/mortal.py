@@ -11,16 +11,15 @@ from typing import Any
 import torch
 
 from tracekit.errors import NoModelFolderError
-from tracekit.replay.scorers import Load
+from tracekit.replay.scorers import Load, ScorerLike, torch_loader
 from tracekit.replay.units import Model
-from tracekit.scoring.scorer import Scorer
 
 
 class Mortal:
     """Scores as the real one does; each process but `spared` is killed before its `after`th unit, `times` in all."""
 
     def __init__(
-        self, scorer: Scorer, notes: Path, spared: int, times: int, after: int, secs: float, together: int
+        self, scorer: ScorerLike, notes: Path, spared: int, times: int, after: int, secs: float, together: int
     ) -> None:
         self._scorer, self._notes, self._spared = scorer, notes, spared
         self._times, self._after, self._scored = times, after, 0
@@ -62,7 +61,7 @@ def refusing() -> Load:
     """Return what loads a real scorer in the process that calls this, and nothing in others."""
     here = os.getpid()
 
-    def load(folder: Path, model: Model) -> Scorer:
+    def load(folder: Path, model: Model) -> ScorerLike:
         if os.getpid() != here:
             raise NoModelFolderError(folder)
         return torch_loader("cpu")(folder, model)

@@ -47,7 +47,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def tables_of(ids: np.ndarray, values: np.ndarray, how: str) -> dict[str, Any]:
     made = make_tables(
-        NUM_REQUESTS, NUM_TOKENS, prompt_tokens=NUM_PROMPT, engine=make_engine(logprobs_mode="raw_logprobs")
+        NUM_REQUESTS,
+        NUM_TOKENS,
+        prompt_tokens=NUM_PROMPT,
+        engine=make_engine(logprobs_mode="raw_logprobs"),
+        sampling_params={"temperature": 0.0},  # nobody drew these ids
     )
     made["requests"]["prompt_token_ids"] = [row[:NUM_PROMPT].astype("u4") for row in ids]
     made["tokens"]["token_id"] = ids[:, NUM_PROMPT:].T.ravel().astype("u4")

@@ -306,7 +306,7 @@ def test_noise_gain_of_a_near_certain_token_keeps_its_digits() -> None:
 def test_parameters_are_read_with_the_defaults_of_vllm() -> None:
     assert parse_params({}) == Params()
     assert parse_params({"top_k": -1, "top_p": 1.0, "logit_bias": None, "n": 4, "seed": 3}) == Params()
-    assert parse_params({"temperature": 0.0, "top_p": 0.5, "top_k": 3, "min_p": 0.2}) == Params()
+    assert parse_params({"temperature": 0.0, "top_p": 0.5, "top_k": 3, "min_p": 0.2}) == Params(greedy=True)
     assert parse_params({"logit_bias": {"7": 1}}).logit_bias == ((7, 1.0),)
     private = parse_params({"min_tokens": 2, "_all_stop_token_ids": [2], "_bad_words_token_ids": [[1, 2]]})
     assert (private.stop_token_ids, private.bad_words) == ((2,), ((1, 2),))

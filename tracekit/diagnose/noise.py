@@ -33,7 +33,7 @@ from tracekit.diagnose.student import two_sided_quantile
 from tracekit.scores import PROCESSED, RAW
 
 FALSE_ROLLOUTS = 0.01  # share of clean rollouts that may show a token beyond noise
-ALLOWANCE = 1.2
+ALLOWANCE = 1.25
 DEGREES = 6.0
 FLOAT32_SPACINGS = 8.0
 SPACING = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a dtype's numbers next to 1
