@@ -18,10 +18,10 @@ from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.profile import spread
-from tracekit.diagnose.semantic import MARGIN, NEITHER
-from tracekit.diagnose.settings import F8, Settings, neutral
+from tracekit.diagnose.semantic import NEITHER
+from tracekit.diagnose.settings import F8, Settings
 from tracekit.diagnose.trial import Trial, choices, trial_of
-from tracekit.scores import PROCESSED, RAW
+from tracekit.scores import PROCESSED
 
 CODE: Code = "drawn otherwise"
 FALSE_ALARM = 1e-5  # for each of the two tests
@@ -30,13 +30,13 @@ _TEMPERATURES = np.geomspace(0.2, 3.0, 55)
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
-    """Test the distribution that the trainer takes the recorded values for, where they agree with it."""
+    """Test whether tokens were drawn as their requests say, where the recorded values agree with the replay."""
     if evidence.diverges or evidence.semantic.kind == NEITHER or evidence.found:
         return []
     trial = trial_of(evidence.run, Density.of(evidence.noise[PROCESSED].floor))
     if trial is None or trial.index.size < LEAST_TOKENS:
         return []
-    scored = neutral(trial.index.size) if evidence.lens == RAW else trial.settings
+    scored = trial.settings  # also where raw values agree, which tell nothing of how tokens were drawn
     tested = calibrate(trial, scored)
     if tested is None or min(tested["chance_of_z"], tested["chance_of_ranks"]) > FALSE_ALARM:
         return []
@@ -44,9 +44,6 @@ def detect(evidence: Evidence) -> list[Explanation]:
     near = _TEMPERATURES[np.array(likelihoods) >= max(likelihoods) - 1.92]
     fitted = float(_TEMPERATURES[int(np.argmax(likelihoods))])
     margin = float(max(likelihoods) - choices(trial, scored))
-    as_asked = choices(trial, trial.settings) - choices(trial, scored)
-    if as_asked > max(margin - MARGIN, MARGIN):
-        return []  # drawn as the request says: that raw values do not tell it is what the trainer expects
     return [
         Explanation(
             CODE,
