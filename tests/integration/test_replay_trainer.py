@@ -29,12 +29,12 @@ NUM_REQUESTS, NUM_TOKENS, NUM_PROMPT, TEMPERATURE = 8, 24, 5, 0.6
 class World:
     """A model, the rollouts that an engine would have recorded with it, and a trainer's forward."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, drawn_at: float = TEMPERATURE) -> None:
         self.folder = write_model(folder / "tiny", "llama")
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
         torch.manual_seed(5)
         prompts = torch.from_numpy(np.random.default_rng(5).integers(3, VOCAB, (NUM_REQUESTS, NUM_PROMPT)))
-        sampling = {"do_sample": True, "top_k": 0, "temperature": TEMPERATURE}
+        sampling = {"do_sample": True, "top_k": 0, "temperature": drawn_at}
         self.ids = self.model.generate(
             prompts, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, **sampling
         ).numpy()
@@ -62,10 +62,12 @@ class World:
             found.append(Trained(row[:NUM_PROMPT], row[NUM_PROMPT:], old, list(engine)))
         return found
 
-    def trace(self, path: Path, values: Any = None, *, mode: str = "processed_logprobs", topk: bool = True) -> Path:
+    def trace(
+        self, path: Path, values: Any = None, *, mode: str = "processed_logprobs", topk: bool = True, hf: Any = None
+    ) -> Path:
         made = make_tables(
             NUM_REQUESTS, NUM_TOKENS, prompt_tokens=NUM_PROMPT, sampling_params={"temperature": TEMPERATURE},
-            engine=make_engine(logprobs_mode=mode),
+            engine=make_engine(logprobs_mode=mode, config=json.dumps({"hf_config": hf} if hf else {})),
         )  # fmt: skip
         made["requests"]["prompt_token_ids"] = [row[:NUM_PROMPT].astype("u4") for row in self.ids]
         made["tokens"]["token_id"] = self.ids[:, NUM_PROMPT:].T.ravel().astype("u4")
@@ -365,3 +367,30 @@ def test_a_mapping_and_the_trainers_folder_come_from_the_command_line(
     ):
         code, _, err = tracekit(*arguments, *wrong)
         assert code == 2 and says in err
+
+
+def test_a_folder_that_is_not_what_the_engine_ran_is_the_trainers_fault_where_it_is_named_as_its(
+    tmp_path: Path, world: World
+) -> None:
+    config = json.loads((world.folder / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    trace = world.trace(tmp_path / "t.arrow", hf=config)
+    dump = rows_zst(tmp_path / "d", world.trained())
+    (found,) = judged(trace, world, dump, trainer_config=other).verdict.causes
+    assert (found.code, found.layer, found.names[0]) == ("trainer config differs", "inference path", "trainer")
+    assert "rms_norm_eps" in found.names[1] and "0.001" in found.names[1]
+    assert judged(trace, world, dump, trainer_config=other).verdict.party.fault == "trainer"
+    assert judged(trace, world, dump, trainer_config=world.folder).verdict.causes == []
+    # the folder that is scored is nobody's claim of what the trainer has: its difference stands beside the verdict
+    recorded_otherwise = world.trace(tmp_path / "o.arrow", hf={**config, "rms_norm_eps": 1e-3})
+    alone = judged(recorded_otherwise, world, dump).verdict
+    assert alone.causes == [] and "trainer-config-differs" in [noted.id for noted in alone.noted]
+
+
+def test_tokens_that_were_drawn_otherwise_put_nobodys_values_off(tmp_path: Path) -> None:
+    colder = World(tmp_path, drawn_at=0.3)
+    verdict = judged(colder.trace(tmp_path / "t.arrow"), colder, rows_zst(tmp_path / "d", colder.trained())).verdict
+    assert [cause.code for cause in verdict.causes] == ["drawn otherwise"]
+    assert verdict.party.fault == "none" and verdict.party.engine_scorer.d_abs_max < 1e-5

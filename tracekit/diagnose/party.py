@@ -19,6 +19,7 @@ from tracekit.scores import Scores
 
 Fault = Literal["none", "engine", "trainer", "both", "neither agrees with the scorer", "not known"]
 AGREES: Code = "trainer agrees with engine"  # code of the cause that neither is wrong, but what both were compared with
+DRAWN: Code = "drawn otherwise"  # code of the cause that says of the tokens, not of anyone's values
 COPIED = 0.99  # share of old_logprobs that are the engine's to the bit, where it did not compute them itself
 
 
@@ -152,7 +153,7 @@ def not_judged(party: Party | None) -> list[Remark]:
 
 def _fault(causes: Seq[Explanation], engine_is_off: bool, has_old: bool) -> Fault:
     trainers = of_trainer(causes)
-    engines = engine_is_off or any(cause not in trainers for cause in causes)
+    engines = engine_is_off or any(cause not in trainers and cause.code != DRAWN for cause in causes)
     if any(cause.code == AGREES for cause in trainers):
         return "neither agrees with the scorer"
     if trainers:
