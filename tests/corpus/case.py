@@ -57,7 +57,7 @@ class Truth:
 
     Attributes:
         layer: of mismatch.
-        causes: codes of which any is right; empty where only the layer is asked for.
+        causes: codes of which any is right, of a composite one of each `a|b`; empty where only the layer is asked for.
         first: output index of the first token that the fault reaches, None where there is none.
         module: in which the fault is, as the engine names it; empty where no single one is.
         refused: a replay can judge a part at most: it has to withhold the rest, or to refuse.

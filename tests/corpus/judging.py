@@ -45,7 +45,7 @@ def mark(case: Case, said: Mapping[str, Any]) -> Mark:
         return Mark(passed, None, None, None, None, "" if passed else _said(said))
     codes = [cause["code"] for cause in said["causes"]] or [said["cause"]]
     if case.kind == "composite":
-        cause = set(truth.causes) <= set(codes)
+        cause = all(set(each.split("|")) & set(codes) for each in truth.causes)
     else:
         cause = layer and codes[0] in truth.causes
     off = None if said["since"] is None or truth.first is None else abs(said["since"]["output_index"] - truth.first)

@@ -50,6 +50,8 @@ def test_a_composite_needs_all_of_its_causes() -> None:
     both = case(kind="composite", causes=("module", "raw"), first=9)
     assert mark(both, said(PATH, "module")).cause is False
     assert mark(both, said(PATH, "module", "raw")).cause is True
+    either = case(kind="composite", causes=("module|raw",), first=9)
+    assert mark(either, said(PATH, "raw")).cause is True and mark(either, said(PATH, "head")).cause is False
 
 
 def test_a_clean_recording_that_is_withheld_or_refused_is_not_right() -> None:

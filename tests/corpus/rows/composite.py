@@ -24,7 +24,9 @@ def rows(make: Any, group: str) -> list[Case]:
             steps=(first, Do("load", "step1"), hit),
             faults=(Fault("narrow_head"),),
             weights={0: "base", 1: "step2"},
-            truth=Truth(SEMANTIC, ("other reading", "older weights", "stale prefix blocks", "bfloat16 head"), 0),
+            truth=Truth(
+                SEMANTIC, ("other reading", "older weights|unknown weights", "stale prefix blocks", "bfloat16 head"), 0
+            ),
             **more,
         ),
         make(
@@ -33,7 +35,7 @@ def rows(make: Any, group: str) -> list[Case]:
             mode="raw",
             sampling=WARM,
             weights={0: "step1"},
-            truth=Truth(SEMANTIC, ("other reading", "older weights"), 0),
+            truth=Truth(SEMANTIC, ("other reading", "older weights|other checkpoint"), 0),
             **more,
         ),
         make(
@@ -44,7 +46,7 @@ def rows(make: Any, group: str) -> list[Case]:
                 Fault("sampling_values", {"temperature": 1.0}),
                 Fault("mlp_quantised", {"layer": 15, "how": "int4"}),
             ),
-            truth=Truth(SEMANTIC, ("other temperature", "module"), 0),
+            truth=Truth(SEMANTIC, ("other temperature|other reading", "module"), 0),
             **more,
         ),
         make(

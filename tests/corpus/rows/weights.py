@@ -7,11 +7,12 @@ from typing import Any
 from corpus.case import PATH, Ask, Case, Do, Fault, Truth
 from corpus.rows.building import row, some, tune
 
-OLD, NEW, TENSORS, OTHER, STALE = (
+OLD, NEW, TENSORS, OTHER, UNKNOWN, STALE = (
     "older weights",
     "newer weights",
     "kept tensors",
-    "other weights",
+    "other checkpoint",
+    "unknown weights",
     "stale prefix blocks",
 )
 
@@ -29,7 +30,7 @@ def from_start(make: Any, group: str) -> list[Case]:
         make("behind", k, truth=truth(OLD, OTHER), size="3 %", **more),
         make("behind-small", k, group=group, weights={0: "step1-small"}, truth=truth(OLD, OTHER), size="1 %"),
         make("behind-tiny", k, group=group, weights={0: "step1-tiny"}, truth=truth(OLD, OTHER), size="0.3 %"),
-        make("ahead", k, engine_weights="step2", truth=truth(NEW, OTHER), size="3 %", **more),
+        make("ahead", k, engine_weights="step2", truth=truth(NEW, UNKNOWN), size="3 %", **more),
         make(
             "without-3-17",
             kept,
@@ -68,7 +69,7 @@ def from_start(make: Any, group: str) -> list[Case]:
             k,
             group=group,
             engine_weights="layer-7",
-            truth=truth(OTHER, TENSORS, module="layers.7"),
+            truth=truth(UNKNOWN, TENSORS, module="layers.7"),
             size="5 % of a layer",
         ),
         make(
@@ -76,7 +77,7 @@ def from_start(make: Any, group: str) -> list[Case]:
             k,
             group=group,
             engine_weights="gate-20",
-            truth=truth(OTHER, TENSORS, module="layers.20.mlp"),
+            truth=truth(UNKNOWN, TENSORS, module="layers.20.mlp"),
             size="5 % of a matrix",
         ),
     ]
@@ -95,7 +96,7 @@ def in_flight(make: Any, group: str) -> list[Case]:
             group=group,
             steps=(claim,),
             weights={0: "base", 1: "step1"},
-            truth=truth(OLD, first=at),
+            truth=truth(OLD, OTHER, first=at),
             size="3 %",
         ),
         make(
@@ -104,7 +105,7 @@ def in_flight(make: Any, group: str) -> list[Case]:
             group=group,
             steps=(load,),
             weights={0: "base", 1: "base"},
-            truth=truth(OLD, OTHER, first=at),
+            truth=truth(UNKNOWN, NEW, first=at),
             size="3 %",
         ),
         make(
@@ -118,6 +119,14 @@ def in_flight(make: Any, group: str) -> list[Case]:
             source="verl PR#7070",
         ),
     ]
+
+
+def tied(make: Any, group: str) -> list[Case]:
+    """What vLLM's CPU builds do by themselves: a reload renews the embedding, not the head tied to it."""
+    steps = (Ask(num=6), Do("load", "step1"), Ask(num=8))
+    right = truth(TENSORS, UNKNOWN, module="lm_head")
+    weights = {0: "base", 1: "step1"}
+    return [make("tied-head", "kept tensors", group=group, steps=steps, weights=weights, truth=right)]
 
 
 def stale(make: Any, group: str) -> list[Case]:
@@ -200,7 +209,7 @@ def replicas(make: Any, group: str) -> list[Case]:
             steps=(one, Do("reopen", "step1"), one),
             engine_weights="base",
             weights={0: "step1"},
-            truth=truth("one engine", OLD),
+            truth=truth("one engine", OTHER, OLD),
             source="TRL PR#5932",
             size="3 %",
         ),
@@ -218,6 +227,8 @@ ROWS: list[Case] = [
     *stale(row, "v1-fp32"),
     *blocks(row, "v1-fp32"),
     *replicas(row, "v1-fp32"),
+    *tied(row, "v1-fp32"),
+    *tied(row, "latest-fp32"),
     *some(from_start(row, "v0-fp32"), "behind layer-7"),
     *some(from_start(row, "v1-bf16"), "behind"),
     *some(from_start(row, "latest-fp32"), "without-9"),
