@@ -13,7 +13,7 @@ WHYS = {
     "gemma-t1": f"{FALSE}: an offset of 2e-5 nats, float32's own over 262,144 tokens",
     "tight-chunked": f"{FALSE}: an offset of 9e-6 nats, float32's own",
     "latest-raw-raw": f"{FALSE}: one token 1.8e-5 nats off, 4.5 times the noise that the controls show",
-    "foreign-blocks": "nothing in the trace tells who wrote that memory; `--engine` would show it as state",
+    "foreign-blocks": "nothing in the trace tells who wrote that memory",
     "noisy-blocks": "as foreign-blocks",
     "hash-collision": "the trace has equal hashes for other tokens, and no detector compares the two",
     "batch": "no detector compares batch sizes within a rollout, and " + UNPROBED,
@@ -24,7 +24,6 @@ WHYS = {
     "without-mlp-12": PACKED,
     "without-q-proj": PACKED,
     "gate-20": PACKED,
-    "layer-7": "the norms alone have fingerprints: whose values the layer has is not known",
     "rope-all": "the module is named by its layer, not as all of a kind",
     "rounded-logprobs": "no detector looks for values that were rounded after they were computed",
     "rounded-values": "a temperature off by 0.1 % and a top-p of 0.8984 are taken for another top-p",
@@ -38,7 +37,7 @@ WHYS = {
     "v0-norm": UNPROBED,
     "latest-head-zeroed": UNPROBED,
     "latest-query-from": UNPROBED,
-    "v1b-query": "below what bfloat16 shows of 200 tokens",
+    "v1b-query": "not found in bfloat16",
     "v1b-rope-all": UNPROBED,
 }
 
