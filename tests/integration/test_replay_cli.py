@@ -1,7 +1,7 @@
 """``tracekit replay`` on real traces and a tiny random model whose own numbers stand for the engine's."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jsonschema
@@ -38,6 +38,12 @@ class Recorded:
     raw: np.ndarray
     processed: np.ndarray
 
+    def sequences(self) -> list[Sequence]:
+        return [
+            Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
+            for i, (p, t) in enumerate(zip(self.prompts, self.tokens, strict=True))
+        ]
+
     def tables(self, values=None, *, mode="processed_logprobs", first=0, count=NUM_REQUESTS, engine=True, **changes):
         """Tables of some of the requests, with these recorded values, [requests, tokens]."""
         values = self.processed if values is None else values
@@ -58,32 +64,24 @@ class Recorded:
         return made
 
 
+def drawn(folder: Path, ids: np.ndarray, count: int) -> np.ndarray:
+    """Tokens that the model draws after each row of ids, [rows, count]."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = {"do_sample": True, "top_k": 0, "max_new_tokens": count, "min_new_tokens": count, **SAMPLING}
+    return model.generate(torch.from_numpy(ids), **settings)[:, ids.shape[1] :].numpy()
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Recorded:
     folder = write_model(tmp_path_factory.mktemp("model") / "tiny", "llama")
     torch.manual_seed(5)
     prompts = np.random.default_rng(5).integers(3, VOCAB, (NUM_REQUESTS, NUM_PROMPT))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    out = model.generate(
-        torch.from_numpy(prompts),
-        do_sample=True,
-        top_k=0,
-        max_new_tokens=NUM_TOKENS,
-        min_new_tokens=NUM_TOKENS,
-        **SAMPLING,
-    )
-    tokens = out[:, NUM_PROMPT:].numpy()
-    sequences = [
-        Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
-        for i, (p, t) in enumerate(zip(prompts, tokens, strict=True))
-    ]
-    scores = Scorer.load(folder, dtype="float32").score([whole(s) for s in sequences], max_batch_tokens=64)
-    return Recorded(
-        folder,
-        prompts,
-        tokens,
-        np.stack([s.readings[0].raw_logprob for s in scores]),
-        np.stack([s.readings[0].forced_logprob for s in scores]),
+    made = Recorded(folder, prompts, drawn(folder, prompts, NUM_TOKENS), np.empty(0), np.empty(0))
+    scores = Scorer.load(folder, dtype="float32").score([whole(s) for s in made.sequences()], max_batch_tokens=64)
+    return replace(
+        made,
+        raw=np.stack([s.readings[0].raw_logprob for s in scores]),
+        processed=np.stack([s.readings[0].forced_logprob for s in scores]),
     )
 
 
@@ -264,14 +262,12 @@ def test_versions_whose_weights_did_not_move_need_no_weights(tmp_path, recorded,
 
 def test_each_token_is_scored_under_the_weights_that_sampled_it(tmp_path, recorded, tracekit):
     other = write_model(tmp_path / "other", "llama", seed=9)
-    sequences = [
-        Sequence(0, i, p.astype("u4"), t.astype("u4"), Params(**SAMPLING))
-        for i, (p, t) in enumerate(zip(recorded.prompts, recorded.tokens, strict=True))
-    ]
-    scores = Scorer.load(other, dtype="float32").score([whole(s) for s in sequences], max_batch_tokens=64)
+    before = np.concatenate([recorded.prompts, recorded.tokens[:, :-4]], axis=1)
+    mixed = replace(recorded, tokens=np.concatenate([recorded.tokens[:, :-4], drawn(other, before, 4)], axis=1))
+    scores = Scorer.load(other, dtype="float32").score([whole(s) for s in mixed.sequences()], max_batch_tokens=64)
     raw = recorded.raw.copy()
-    raw[:, 12:] = np.stack([s.readings[0].raw_logprob for s in scores])[:, 12:]
-    tables = recorded.tables(raw, mode="raw_logprobs")
+    raw[:, -4:] = np.stack([s.readings[0].raw_logprob for s in scores])[:, -4:]
+    tables = mixed.tables(raw, mode="raw_logprobs")
     tables["tokens"]["weight_version"][-NUM_REQUESTS * 4 :] = 1
     del tables["scheduled"]  # what became of the KV is not told
     write_trace(tmp_path / "t.arrow", [tables])
