@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ import pyarrow.compute
 
 from tracekit.rpc.columns import ALL_NULL, SOME_NULL, WIRE_TABLES, Column, Table
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major
-from tracekit.trace.ledger import Loss
+from tracekit.trace.ledger import loss_table
 from tracekit.trace.schema import row_type
 from tracekitd.intake import Received
 
@@ -29,7 +28,8 @@ def to_record_batch(received: Sequence[Received]) -> tuple[pa.RecordBatch, Batch
         if tables := [one.tables[name] for one in received if name in one.tables]:
             structs[name] = request_major(name, _struct(name, tables, last.engine))
     if losses := [loss for one in received for loss in one.losses]:
-        structs["losses"] = _losses(losses, last.engine)
+        table = loss_table(replace(loss, engine=last.engine) for loss in losses)
+        structs["losses"] = table.to_struct_array().combine_chunks()
     return batch_of_structs(structs), last
 
 
@@ -68,17 +68,3 @@ def _valid(part: Column, rows: int) -> bytes:
     if part.nulls == SOME_NULL:
         return bytes(part.valid)
     return bytes([part.nulls != ALL_NULL]) * rows
-
-
-def _losses(losses: Sequence[Loss], engine: int) -> pa.StructArray:
-    rows = [
-        {
-            "engine": engine,
-            "from_seq": loss.from_seq,
-            "to_seq": loss.to_seq,
-            "reason": loss.reason,
-            "rows": json.dumps(loss.rows, sort_keys=True),
-        }
-        for loss in losses
-    ]
-    return pa.array(rows, row_type("losses"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, UsageError
+from tracekit.errors import UsageError
 
 
 @click.command("filter")
@@ -21,7 +21,6 @@ def command(trace: str, output: Path, only: tuple[int, ...], requests: str | Non
     part missing. Exit code 3: written, but TRACE itself has lost data.
     """
     from tracekit.cli import sources
-    from tracekit.report.export import sealed_lines
     from tracekit.trace.filter import keep_engines, keep_requests
     from tracekit.trace.output import check_output
     from tracekit.trace.seal import seal_trace
@@ -38,6 +37,4 @@ def command(trace: str, output: Path, only: tuple[int, ...], requests: str | Non
     if requests is not None:
         keep_requests(opened, int(first), int(last))
     report = seal_trace(opened, output)
-    for line in sealed_lines(report.path, report.rows, report.losses):
-        sources.say(line)
-    return EXIT_OK if report.complete else EXIT_DATA_LOST
+    return sources.sealed(report)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
-
 
 @click.command("merge")
 @click.argument("traces", nargs=-1, required=True)
@@ -18,13 +16,10 @@ def command(traces: tuple[str, ...], output: Path) -> int:
     What one of them lacks of an engine and another has is not lost. Exit code 3: written, but something is lost.
     """
     from tracekit.cli import sources
-    from tracekit.report.export import sealed_lines
     from tracekit.trace.output import check_output
     from tracekit.trace.reader import open_traces
     from tracekit.trace.seal import seal_trace
 
     check_output(output)
     report = seal_trace(open_traces(traces, say=sources.say), output)
-    for line in sealed_lines(report.path, report.rows, report.losses):
-        sources.say(line)
-    return EXIT_OK if report.complete else EXIT_DATA_LOST
+    return sources.sealed(report)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK
-
 
 @click.command("recover")
 @click.argument("trace")
@@ -18,10 +16,7 @@ def command(trace: str, output: Path) -> int:
     TRACE is a sealed file, a spool folder, or a segment of one. Exit code 3: written, but something is lost.
     """
     from tracekit.cli import sources
-    from tracekit.report.export import sealed_lines
     from tracekit.trace.recover import recover
 
     report = recover(trace, output)
-    for line in sealed_lines(report.path, report.rows, report.losses):
-        sources.say(line)
-    return EXIT_OK if report.complete else EXIT_DATA_LOST
+    return sources.sealed(report)

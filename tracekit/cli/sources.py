@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracekit.errors import DaemonError, TracekitError, UsageError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError, UsageError
 from tracekit.plain import plain
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
+    from tracekit.trace.seal import SealReport
 
 _NEEDED = {"request_id", "index", "prompt_token_ids", "token_ids"}
 
@@ -27,6 +28,15 @@ def opened(trace: str) -> Trace:
 def say(line: str) -> None:
     """Tell the user, aside from the results."""
     click.echo(plain(line), err=True)
+
+
+def sealed(report: SealReport) -> int:
+    """Say what a new trace holds and what is lost of it, and return the exit code."""
+    from tracekit.report.export import sealed_lines
+
+    for line in sealed_lines(report.path, report.rows, report.losses):
+        say(line)
+    return EXIT_OK if report.complete else EXIT_DATA_LOST
 
 
 def completions(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from tracekit.diagnose.noise import FALSE_ROLLOUTS, TokenNoise
 from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.shift import log_e_of_run
 
+NUM_TESTS = 4  # the smallest of so many chances is taken, and times that for the choice
+
 
 def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
     """Return how likely a clean run would look at least this bad: the smallest of four, times four for the choice.
@@ -26,7 +28,7 @@ def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
     tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
     sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
     pooled = min((change.chance for change in changes), default=1.0)
-    return min(4 * min(single, tokens, sustained, pooled), 1.0)
+    return min(NUM_TESTS * min(single, tokens, sustained, pooled), 1.0)
 
 
 def binomial_tail(at_least: int, n: int, p: float) -> float:

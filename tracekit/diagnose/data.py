@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -98,19 +99,19 @@ class Run:
         """The scores of the trainer's own pass."""
         return self.scores[TRAINER]
 
-    @property
+    @cached_property
     def engine(self) -> I8:
         """Number of the engine, [N]."""
         engines = np.array([r.engine for r in self.rollouts], dtype=np.int64)
         return engines[self.rollout]
 
-    @property
+    @cached_property
     def output_index(self) -> I8:
         """Position minus the prompt's length, [N]."""
         lengths = np.array([r.num_prompt_tokens for r in self.rollouts], dtype=np.int64)
         return self.position - lengths[self.rollout]
 
-    @property
+    @cached_property
     def valid(self) -> Mask:
         """Tokens whose recorded logprob is a finite number, [N]; the others are counted and named, never used."""
         return np.isfinite(self.rollout_logprob)

@@ -132,7 +132,6 @@ def compare(paired: Paired, lines: tuple[dict[Key, F8], dict[Key, F8]] | None = 
     beyond = None if lines is None else unequal & (np.abs(second - first) > _line(pairs, lines))
     hit = None if beyond is None else len(np.unique(of_pair[beyond]))
     chance = None if hit is None else binomial_tail(hit, len(pairs), 2 * FALSE_ROLLOUTS)
-    zeros = np.zeros(first.size, dtype=np.int64)
     return Difference(
         outcome=_outcome(bool(use.any()), bool(unequal.any()), chance),
         lens=paired.lens,
@@ -142,7 +141,7 @@ def compare(paired: Paired, lines: tuple[dict[Key, F8], dict[Key, F8]] | None = 
         num_same_ids=sum(p.lengths == (p.token_ids.size,) * 2 for p in pairs),
         num_tokens=int(np.count_nonzero(use)),
         num_tokens_after=sum(p.lengths[0] - p.token_ids.size for p in pairs),
-        metrics=measure(np.where(use, first, np.nan), second, zeros, zeros.astype(bool)),
+        metrics=measure(np.where(use, first, np.nan), second),
         num_pairs_not_equal=len(np.unique(of_pair[unequal])),
         first_not_equal=earliest(unequal),
         num_pairs_beyond=hit,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tracekit.diagnose.metrics import k3
 from tracekit.diagnose.view import F8, I8
 
 _SAFETY = 20.0  # verl's SAFETY_BOUND: a log-ratio is clamped to ± this before exp
@@ -100,10 +101,6 @@ def measure_all(pairs: Pairs) -> list[Measured]:
         return [Measured(row.name, row.framework, float(row.value(pairs))) for row in METRICS]
 
 
-def _k3(d: F8) -> F8:
-    return np.expm1(d) - d
-
-
 def _std(values: F8) -> float:
     return float(np.std(values, ddof=1)) if values.size > 1 else float("nan")
 
@@ -111,7 +108,7 @@ def _std(values: F8) -> float:
 def _js(p: Pairs) -> float:
     mixture = np.log(0.5 * np.exp(p.old) + 0.5 * np.exp(p.rollout))
     one, other = p.old - mixture, p.rollout - mixture
-    return float((0.5 * _k3(one) + 0.5 * _k3(other)).mean())
+    return float((0.5 * k3(one) + 0.5 * k3(other)).mean())
 
 
 def _safe(d: F8) -> F8:
@@ -202,7 +199,7 @@ METRICS = (
            "−1 to 1",
            _VERL_P, lambda p: np.corrcoef(np.exp(p.old), np.exp(p.rollout))[0, 1] if p.old.size > 1 else np.nan),
     Metric("rollout_corr/kl", "verl", "mean −d", "nats", _VERL, lambda p: -p.d.mean()),
-    Metric("rollout_corr/k3_kl", "verl", "mean r − d − 1", "nats", _VERL, lambda p: _k3(p.d).mean()),
+    Metric("rollout_corr/k3_kl", "verl", "mean r − d − 1", "nats", _VERL, lambda p: k3(p.d).mean()),
     Metric("rollout_corr/training_ppl", "verl", "mean over sequences of e^−mean old", "perplexity", _VERL,
            lambda p: np.exp(-p.means(p.old)).mean()),
     Metric("rollout_corr/rollout_ppl", "verl", "mean over sequences of e^−mean rollout", "perplexity", _VERL,
@@ -235,7 +232,7 @@ METRICS = (
            lambda p: p.means(_weights(p)).mean()),
     Metric("rollout_corr/rollout_is_seq_max_deviation", "verl", "max over sequences of |mean min(r, 2) − 1|", "ratio",
            _VERL_IS, lambda p: np.abs(p.means(_weights(p)) - 1).max()),
-    Metric("mismatch_kl", "prime-rl", "mean r − d − 1", "nats", _PRIME, lambda p: _k3(p.d).mean()),
+    Metric("mismatch_kl", "prime-rl", "mean r − d − 1", "nats", _PRIME, lambda p: k3(p.d).mean()),
     Metric("is_masked_high", "prime-rl", "share of e^old − e^rollout > 0.2 with an advantage above 0", "share",
            _DPPO_AT,
            lambda p: _dppo(p, 1).mean()),
@@ -243,13 +240,13 @@ METRICS = (
            _DPPO_AT,
            lambda p: _dppo(p, -1).mean()),
     Metric("token_mult_prob_error", "NeMo-RL", "mean e^|d|", "ratio", _NEMO, lambda p: np.exp(np.abs(p.d)).mean()),
-    Metric("gen_kl_error", "NeMo-RL", "mean r − d − 1", "nats", _NEMO, lambda p: _k3(p.d).mean()),
-    Metric("policy_kl_error", "NeMo-RL", "mean 1/r + d − 1", "nats", _NEMO, lambda p: _k3(-p.d).mean()),
+    Metric("gen_kl_error", "NeMo-RL", "mean r − d − 1", "nats", _NEMO, lambda p: k3(p.d).mean()),
+    Metric("policy_kl_error", "NeMo-RL", "mean 1/r + d − 1", "nats", _NEMO, lambda p: k3(-p.d).mean()),
     Metric("js_divergence_error", "NeMo-RL", "mean ½ k3(old ‖ m) + ½ k3(rollout ‖ m), m their mean probability", "nats",
            _NEMO, _js),
     Metric("sampling_importance_ratio", "NeMo-RL", "mean r", "ratio", _NEMO, lambda p: np.exp(p.d).mean()),
     Metric("rl/kl_new_old", "PipelineRL", "sequence mean of e^x − x − 1, x = current − rollout", "nats", _PIPELINE,
-           lambda p: p.means(_k3(_new(p))).mean()),
+           lambda p: p.means(k3(_new(p))).mean()),
     Metric("rl/mean_abs_log_ratio_new_old", "PipelineRL", "sequence mean of |current − rollout|", "nats", _PIPELINE,
            lambda p: p.means(np.abs(_new(p))).mean()),
     Metric("rl/ratio_new_old", "PipelineRL", "sequence mean of e^(current − rollout)", "ratio", _PIPELINE,

@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.diagnose.data import KV_KEPT, KV_RECOMPUTED, Run
 from tracekit.diagnose.noise import TokenNoise
-from tracekit.diagnose.student import log_density
+from tracekit.diagnose.student import ahead
 
 HYPOTHESES = {KV_RECOMPUTED: "recomputed", KV_KEPT: "kept"}
 
@@ -53,10 +53,9 @@ def test_kv(run: Run, noise: TokenNoise, lens: str) -> list[KvHypothesis]:
         use = np.isfinite(recorded) & np.isfinite(other) & (noise.sigma > 0) & (other != recorded)
         if not use.any():
             continue
-        ahead = log_density(recorded[use] / noise.sigma[use], noise.floor.degrees)
-        ahead -= log_density(other[use] / noise.sigma[use], noise.floor.degrees)
         rollouts, index = np.unique(run.rollout[use], return_inverse=True)
-        nats = np.bincount(index, weights=ahead)
+        by_token = ahead(recorded[use], other[use], noise.sigma[use], noise.floor.degrees)
+        nats = np.bincount(index, weights=by_token)
         found.append(
             KvHypothesis(
                 name=name,

@@ -62,46 +62,54 @@ def bit_equal(rollout: F8, replay: F8) -> Mask:
     return equal
 
 
-def measure(rollout: F8, replay: F8, kept_count: I8, outside: Mask, *, epsilon: float = EPSILON) -> Metrics:
+def measure(
+    rollout: F8, replay: F8, kept_count: I8 | None = None, outside: Mask | None = None, *, epsilon: float = EPSILON
+) -> Metrics:
     """Compare recorded with replayed logprobs.
 
     Args:
         rollout: [N] nats, recorded by the engine; not-finite values are counted and left out.
         replay: [N] nats, the scorer's.
-        kept_count: [N] survivors of truncation in the scorer (1 = forced); pass zeros where nothing truncates.
-        outside: [N] true where the token is outside the scorer's kept set.
+        kept_count: [N] survivors of truncation in the scorer (1 = forced); None where nothing truncates.
+        outside: [N] true where the token is outside the scorer's kept set; None for nowhere.
         epsilon: clip range of clip_rate.
     """
     finite = np.isfinite(rollout)
     use = finite & np.isfinite(replay)
     d = replay[use] - rollout[use]
     equal = bit_equal(rollout[use], replay[use])
-    is_forced = kept_count[use] == 1
+    is_forced = np.zeros(d.size, dtype=bool) if kept_count is None else kept_count[use] == 1
     with np.errstate(over="ignore"):
         ratio = np.exp(d)
-        k3 = np.expm1(d) - d
+        kl = k3(d)
     nan = float("nan")
     some = d.size > 0
     free = equal[~is_forced]
     return Metrics(
         num_tokens=int(d.size),
         ratio_mean=float(ratio.mean()) if some else nan,
-        mismatch_kl=float(k3.mean()) if some else nan,
+        mismatch_kl=float(kl.mean()) if some else nan,
         k1=float(-d.mean()) if some else nan,
         d_mean=float(d.mean()) if some else nan,
         d_abs_mean=float(np.abs(d).mean()) if some else nan,
         d_abs_max=float(np.abs(d).max()) if some else nan,
         clip_rate=float(((ratio < 1 - epsilon) | (ratio > 1 + epsilon)).mean()) if some else nan,
         epsilon=epsilon,
-        ess=_ess(d) if some else nan,
+        ess=ess(d) if some else nan,
         bit_equal=float(equal.mean()) if some else nan,
         forced=float(is_forced.mean()) if some else nan,
         bit_equal_free=float(free.mean()) if free.size else nan,
-        num_outside=int(np.count_nonzero(outside[use])),
+        num_outside=0 if outside is None else int(np.count_nonzero(outside[use])),
         num_not_finite=int(np.count_nonzero(~finite)),
     )
 
 
-def _ess(d: F8) -> float:
+def k3(d: F8) -> F8:
+    """Return e^d − d − 1 of each token, nats: Schulman's third estimator of a KL divergence."""
+    return np.expm1(d) - d
+
+
+def ess(d: F8) -> float:
+    """Return the effective sample size of the weights e^d as a share, 0 to 1."""
     weight = np.exp(d - d.max())  # ESS does not depend on the scale, and the shift keeps e^d finite
     return float(weight.sum() ** 2 / (weight.size * (weight**2).sum()))

@@ -74,17 +74,6 @@ class Modules:
     modules: list[ModuleNoise]
     graft: list[Boundary]
 
-    @property
-    def proved(self) -> list[str]:
-        """Suspects in a layer from whose end on the engine's state leaves less than half of the mismatch."""
-        left = {boundary.at: boundary.d_abs_mean for boundary in self.graft}
-        found = []
-        for name in self.suspects:
-            layer = layer_of(name)
-            if layer is not None and left.get(layer + 1, np.inf) < 0.5 * left.get(layer, 0.0):
-                found.append(name)
-        return found
-
 
 def layer_of(name: str) -> int | None:
     """Return the layer of a module; None for the final norm and the head."""

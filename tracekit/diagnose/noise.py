@@ -114,9 +114,18 @@ class _Controls:
     num_precision: int
 
 
-def measure_noise(run: Run, semantic: str) -> TokenNoise:
-    """Measure the noise floor under one semantic and apply it to every token of the run."""
+def measure_noises(run: Run) -> dict[str, TokenNoise]:
+    """Measure the noise floor under "raw" and under "processed", and apply it to every token of the run."""
     controls = _controls(run)
+    return {semantic: _measured(run, semantic, controls) for semantic in (RAW, PROCESSED)}
+
+
+def measure_noise(run: Run, semantic: str) -> TokenNoise:
+    """Measure the noise floor under one semantic alone."""
+    return _measured(run, semantic, _controls(run))
+
+
+def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
     scores, scale = run.trainer, controls.scale
     d = scores.logprob(semantic) - run.rollout_logprob
     found = residuals(run, scores, semantic, run.rollout_logprob, scale)

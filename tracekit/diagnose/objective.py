@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tracekit.diagnose.frameworks import Pairs
+from tracekit.diagnose.metrics import ess, k3
 from tracekit.diagnose.view import F8
 
 DEFAULT_CLIP = (0.2, 0.2)  # PPO's, Schulman et al. 2017; the defaults of verl, TRL and OpenRLHF
@@ -126,11 +127,10 @@ def _share(log_ratio: F8, clip: tuple[float, float]) -> Share:
         return Share(*(float("nan"),) * 5)
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.exp(log_ratio)
-        weight = np.exp(log_ratio - log_ratio.max())  # ESS does not depend on the scale
         return Share(
             ratio_mean=float(ratio.mean()),
             clip_rate=float(((ratio < 1 - clip[0]) | (ratio > 1 + clip[1])).mean()),
-            kl=float((np.expm1(log_ratio) - log_ratio).mean()),
-            ess=float(weight.sum() ** 2 / (weight.size * (weight**2).sum())),
+            kl=float(k3(log_ratio).mean()),
+            ess=ess(log_ratio),
             capped=float((ratio > CAP).mean()),
         )

@@ -11,7 +11,7 @@ import numpy as np
 from tracekit.diagnose.data import Run
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.frameworks import Measured, Pairs, measure_all
-from tracekit.diagnose.metrics import bit_equal
+from tracekit.diagnose.metrics import bit_equal, measure
 from tracekit.diagnose.objective import DEFAULT_CLIP, Lag, Objective, corrected, levels
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.view import F8, Mask, TrainerView
@@ -164,13 +164,8 @@ def _fault(causes: Seq[Explanation], engine_is_off: bool, has_old: bool) -> Faul
 
 
 def _gap(one: F8, other: F8) -> Gap:
-    both = np.isfinite(one) & np.isfinite(other)
-    if not both.any():
-        return Gap(0, *(float("nan"),) * 4)
-    d = one[both] - other[both]
-    size = np.abs(d)
-    equal = float(bit_equal(one[both], other[both]).mean())
-    return Gap(int(d.size), float(d.mean()), float(size.mean()), float(size.max()), equal)
+    found = measure(other, one)
+    return Gap(found.num_tokens, found.d_mean, found.d_abs_mean, found.d_abs_max, found.bit_equal)
 
 
 def _pairs(run: Run, view: TrainerView, use: Mask, clip: tuple[float, float] | None) -> Pairs:

@@ -20,7 +20,6 @@ import numpy as np
 from tracekit.diagnose.data import F8, I8, Mask, Run
 
 Axis = Literal["engine_step", "output_index"]
-AXES: tuple[Axis, ...] = ("engine_step", "output_index")
 
 LEAST = 8  # rollouts
 _PLACES = 256  # where a change is looked for

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracekit.diagnose.data import TRAINER
+import numpy as np
+
+from tracekit.diagnose.data import F8, TRAINER, Run
 from tracekit.scores import PROCESSED, RAW
 
 
@@ -31,3 +33,10 @@ READINGS = (
     Reading("processed without truncation", "sampling.no_truncation"),
     Reading("processed without penalties", "sampling.no_penalties"),
 )
+
+
+def predicted(run: Run, name: str) -> F8:
+    """Return what a reading that was scored predicts, [N] nats."""
+    (reading,) = (reading for reading in READINGS if reading.name == name)
+    values: F8 = np.asarray(run.scores[reading.scores].logprob(reading.lens))
+    return values

@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.diagnose.data import F8, Mask, Run
 from tracekit.diagnose.noise import TokenNoise, robust_deviation
-from tracekit.diagnose.readings import READINGS, Reading
+from tracekit.diagnose.readings import READINGS, Reading, predicted
 from tracekit.diagnose.student import fit_student
 from tracekit.scores import PROCESSED, RAW
 
@@ -16,8 +16,8 @@ NEITHER = "neither"
 SAME = "raw = processed here"
 UNDECIDED = "not told apart"
 MARGIN = 5.0  # nats: odds of 150 to 1 for the best hypothesis against the next
-_TAILS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # from 0.5: what explains half the tokens sharply beats what blurs them all
-_SMALLEST_UNIT = 0.02  # nats of response: keeps a token with next to no choice from outweighing all others
+TAILS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # from 0.5: what explains half the tokens sharply beats what blurs them all
+SMALLEST_UNIT = 0.02  # nats of response: keeps a token with next to no choice from outweighing all others
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
 
 
 def differ(run: Run, one: str, other: str, noise: dict[str, TokenNoise]) -> bool:
-    """Whether two semantics give different numbers on any token of this run, noise aside."""
-    a, b = run.trainer.logprob(one), run.trainer.logprob(other)
+    """Whether two readings give different numbers on any token of this run, noise aside."""
+    a, b = predicted(run, one), predicted(run, other)
     both = np.isfinite(a) & np.isfinite(b)
-    line = np.fmax(noise[one].sigma, noise[other].sigma)
+    line = np.fmax(noise[RAW].sigma, noise[PROCESSED].sigma)
     return bool(np.any(np.abs(a - b)[both] > line[both]))
 
 
@@ -123,7 +123,7 @@ def _weigh(reading: Reading, run: Run, use: Mask) -> Hypothesis:
     scores = run.scores[reading.scores]
     gain = scores.gain(reading.lens)[use]
     residual: F8 = (run.rollout_logprob - scores.logprob(reading.lens))[use]
-    fit = fit_student(residual, np.hypot(gain, _SMALLEST_UNIT), tails=_TAILS)
+    fit = fit_student(residual, np.hypot(gain, SMALLEST_UNIT), tails=TAILS)
     mean = float(np.abs(residual).mean()) if residual.size else float("nan")
     deviation = robust_deviation(np.abs(residual) / np.where(gain > 0, gain, np.nan))
     return Hypothesis(reading.name, fit.log_likelihood, deviation, mean)

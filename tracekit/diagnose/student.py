@@ -69,6 +69,11 @@ def log_density(z: F8, degrees: float) -> F8:
     return density
 
 
+def ahead(one: F8, other: F8, sigma: F8, degrees: float) -> F8:
+    """Return by how many nats residuals `one` are likelier than `other`, [N] each."""
+    return log_density(one / sigma, degrees) - log_density(other / sigma, degrees)
+
+
 def two_sided_tail(x: float, degrees: float) -> float:
     """Return P(|t| > x), by integrating cos^(degrees − 1): t = sqrt(degrees) tan(angle)."""
     low = np.arctan(x / sqrt(degrees))

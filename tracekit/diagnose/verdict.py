@@ -19,7 +19,7 @@ from tracekit.diagnose.kv import KvHypothesis, test_kv
 from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.modules import Modules
-from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noise
+from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noises
 from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
 from tracekit.diagnose.parts import Parts, split
 from tracekit.diagnose.party import Party, not_judged, three_parties
@@ -27,7 +27,7 @@ from tracekit.diagnose.pooled import Change, find_changes
 from tracekit.diagnose.remarks import Remark, findings, limits
 from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
 from tracekit.diagnose.withheld import withheld
-from tracekit.scores import PROCESSED, RAW
+from tracekit.scores import PROCESSED
 
 CHANCE = 0.01  # share of clean runs that may be called divergent
 EXPLAINED = 0.9  # of what a perfect replay would gain: what is left is noise
@@ -117,7 +117,7 @@ def judge(
         clip: low and high part of the objective's clip range around 1, where it is known.
     """
     facts = facts or Facts()
-    noise = {name: measure_noise(run, name) for name in (RAW, PROCESSED)}
+    noise = measure_noises(run)
     semantic = tell_semantic(run, noise)
     lens = expect if semantic.kind == SAME else semantic.lens
     judged = noise[lens]
@@ -167,10 +167,10 @@ def judge(
 
 
 def _coincidences(run: Run, rollouts: list[RolloutOnsets], facts: Facts) -> list[Coincidence]:
-    first = np.searchsorted(run.rollout, np.arange(len(rollouts)))
+    bounds = np.searchsorted(run.rollout, np.arange(len(rollouts) + 1))
     onsets = [
-        int(start + np.searchsorted(run.position[run.rollout == i], rollout.onset.position))
-        for i, (start, rollout) in enumerate(zip(first, rollouts, strict=True))
+        int(start + np.searchsorted(run.position[start:end], rollout.onset.position))
+        for start, end, rollout in zip(bounds[:-1], bounds[1:], rollouts, strict=True)
         if rollout.onset
     ]
     sizes = {settings.get("block_size") for settings in facts.settings.values()}

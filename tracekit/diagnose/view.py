@@ -89,7 +89,6 @@ class TrainerView:
         num_ambiguous: that fit several rollouts which nothing tells apart.
         num_unknown: that are of no rollout of this run.
         clip: clip range that the dump names, low and high part around 1; None for none.
-        texts: whether the dump has texts and no ids.
     """
 
     format: str
@@ -111,4 +110,3 @@ class TrainerView:
     num_ambiguous: int = 0
     num_unknown: int = 0
     clip: tuple[float, float] | None = None
-    texts: bool = False

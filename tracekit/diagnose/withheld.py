@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, Run
+from tracekit.diagnose.data import Run
 from tracekit.diagnose.facts import Facts
 from tracekit.diagnose.noise import TokenNoise
-from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.remarks import Remark
-from tracekit.diagnose.semantic import UNDECIDED, Semantic
+from tracekit.diagnose.semantic import UNDECIDED, Semantic, differ
 
 
 def withheld(run: Run, semantic: Semantic, noise: dict[str, TokenNoise], facts: Facts) -> list[Remark]:
@@ -30,20 +29,6 @@ def withheld(run: Run, semantic: Semantic, noise: dict[str, TokenNoise], facts: 
         request = run.rollouts[int(run.rollout[spoilt[0]])].request
         where = {"position": int(run.position[spoilt[0]]), "request": request}
         found.append(Remark("not finite", {"count": spoilt.size, **where}))
-    if semantic.kind == UNDECIDED and _matters(run, semantic, noise):
+    if semantic.kind == UNDECIDED and differ(run, semantic.closest, semantic.runner_up, noise):
         found.append(Remark("meaning not known", {"nats": semantic.margin}, [semantic.closest, semantic.runner_up]))
     return found
-
-
-def _matters(run: Run, semantic: Semantic, noise: dict[str, TokenNoise]) -> bool:
-    """Whether the two readings that fit as well give any token of this run other numbers, noise aside."""
-    one, other = (_predicted(run, name) for name in (semantic.closest, semantic.runner_up))
-    line = np.fmax(*(of_lens.sigma for of_lens in noise.values()))
-    both = np.isfinite(one) & np.isfinite(other)
-    return bool(np.any(np.abs(one - other)[both] > line[both]))
-
-
-def _predicted(run: Run, name: str) -> F8:
-    (reading,) = (reading for reading in READINGS if reading.name == name)
-    values: F8 = np.asarray(run.scores[reading.scores].logprob(reading.lens))
-    return values

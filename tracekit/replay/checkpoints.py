@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-_TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _SAMPLE = 1 << 16
 _SAMPLES = 64
 
@@ -21,13 +21,13 @@ def stored_dtype(folder: Path) -> str | None:
     """
     counted: Counter[str] = Counter()
     for path in sorted(folder.glob("*.safetensors")):
-        for tensor in _header(path).values():
+        for tensor in header(path)[1].values():
             first, end = tensor.get("data_offsets", (0, 0))
             counted[str(tensor.get("dtype"))] += end - first
     if not counted:
         return None
     (name, _), *_ = counted.most_common(1)
-    return _TORCH_NAMES.get(name)
+    return TORCH_NAMES.get(name)
 
 
 def content_digest(folder: Path) -> str:
@@ -54,10 +54,12 @@ def _samples(path: Path, size: int) -> Iterator[bytes]:
             yield file.read(_SAMPLE)
 
 
-def _header(path: Path) -> dict[str, Any]:
+def header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the data of a safetensors file begin, and what it says of each tensor; nothing of a damaged one."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(length))
     except (ValueError, OSError, MemoryError, OverflowError):
-        return {}  # loading it will say what is wrong
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        return 0, {}  # loading it will say what is wrong
+    return 8 + length, {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}

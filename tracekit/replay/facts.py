@@ -13,6 +13,7 @@ from tracekit.audit.lint.model_config import CONFIG
 from tracekit.audit.lint.run import lint
 from tracekit.audit.lint.trainer import read_trainer
 from tracekit.audit.lint.types import Subject
+from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.diagnose.facts import Facts, Noted, Version, WeightChange
 from tracekit.replay.fingerprints import Wanted, of_folder
 
@@ -35,9 +36,10 @@ def read_facts(trace: Trace, model: Path | None = None, trainer_config: str | Pa
     """
     given = None if trainer_config is None else read_trainer(Path(trainer_config))
     scored = read_trainer(model) if model and (model / CONFIG).is_file() else None
-    subjects = subjects_of(trace, given or scored)
+    engines = list(read_engines(trace))
+    subjects = subjects_of(trace, given or scored, engines)
     return Facts(
-        noted=(*_doctor(trace), *_lint(subjects)),
+        noted=(*_doctor(trace, engines), *_lint(subjects)),
         settings={subject.rows.engine: dict(subject.settings) for subject in subjects if subject.rows is not None},
         changes=_changes(trace),
         fingerprints=_fingerprints(trace),
@@ -45,8 +47,8 @@ def read_facts(trace: Trace, model: Path | None = None, trainer_config: str | Pa
     )
 
 
-def _doctor(trace: Trace) -> Iterator[Noted]:
-    for found in examine(trace).violations:
+def _doctor(trace: Trace, engines: Seq[EngineRows]) -> Iterator[Noted]:
+    for found in examine(trace, engines=engines).violations:
         first = found.examples[0] if found.examples else None
         yield Noted(
             "doctor",

@@ -6,20 +6,20 @@ those of vLLM, which joins the projections of attention and MLP by rows. Only th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from tracekit.replay.checkpoints import TORCH_NAMES, header
 
 SAMPLE = 64  # elements, as the recorder takes them
 
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _INTEGERS = {"F64": "<i8", "F32": "<i4", "F16": "<i2", "BF16": "<i2"}
-_TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Wanted(NamedTuple):
@@ -39,6 +39,9 @@ class _Stored(NamedTuple):
 
 def of_folder(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, int]:
     """Return the fingerprints of those tensors that the folder's safetensors files hold in a layout that is known."""
+    wanted = set(wanted)
+    if not wanted:
+        return {}
     stored = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in _index(path).items()}
     found = {}
     for one in wanted:
@@ -50,14 +53,10 @@ def of_folder(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, int]:
 
 
 def _index(path: Path) -> dict[str, _Stored]:
-    """Where the tensors of a file begin: safetensors is eight bytes of length, a JSON header, the data."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
+    start, tensors = header(path)
     return {
-        name: _Stored(path, 8 + length + about["data_offsets"][0], about["dtype"], tuple(about["shape"]))
-        for name, about in header.items()
-        if name != "__metadata__"
+        name: _Stored(path, start + about["data_offsets"][0], about["dtype"], tuple(about["shape"]))
+        for name, about in tensors.items()
     }
 
 
@@ -75,7 +74,7 @@ def _fingerprint(wanted: Wanted, parts: list[_Stored]) -> int | None:
 
     rows, *rest = wanted.shape or (1,)
     same = {(part.dtype, part.shape[1:]) for part in parts} == {(parts[0].dtype, tuple(rest))}
-    if not same or sum(part.shape[0] for part in parts) != rows or parts[0].dtype not in _TORCH:
+    if not same or sum(part.shape[0] for part in parts) != rows or parts[0].dtype not in TORCH_NAMES:
         return None
     sizes = [int(np.prod(part.shape)) for part in parts]
     count = sum(sizes)
@@ -85,6 +84,6 @@ def _fingerprint(wanted: Wanted, parts: list[_Stored]) -> int | None:
         np.memmap(part.path, _INTEGERS[part.dtype], "r", part.offset, (size,))[at[(at >= first) & (at < end)] - first]
         for part, size, (first, end) in zip(parts, sizes, pairwise(edges), strict=True)
     ]
-    values = torch.from_numpy(np.concatenate(elements)).view(getattr(torch, _TORCH[parts[0].dtype]))
+    values = torch.from_numpy(np.concatenate(elements)).view(getattr(torch, TORCH_NAMES[parts[0].dtype]))
     raw = values.to(getattr(torch, wanted.dtype)).view(torch.uint8).numpy().tobytes()
     return int.from_bytes(blake2b(raw, digest_size=8).digest(), "big")

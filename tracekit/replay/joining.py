@@ -19,6 +19,7 @@ import numpy as np
 from tracekit.diagnose.view import IdFault, Mispaired
 from tracekit.replay.numbers import OWN
 from tracekit.replay.rollouts import Rollout
+from tracekit.scoring.forest import num_common
 from tracekit.trainer.types import I8, Sample
 
 _EXTENDED: IdFault = "trainer completion extended"
@@ -151,11 +152,11 @@ def _near(rollouts: Seq[Rollout], samples: Seq[Sample], found: Joined, decode: D
                 continue
             context, own = one.token_ids[:start], one.token_ids[start:stop]
             free = [r for r in by_completion[_digest(own)] if r not in taken]
-            at = _closest([(_common(_prompt(rollouts[r]), context), r) for r in free])
+            at = _closest([(num_common(_prompt(rollouts[r]), context), r) for r in free])
             kind: _Kind = _other_context
             if at is None and not free:
                 free = [r for r in by_prompt[_digest(context)] if r not in taken]
-                at = _closest([(_common(_completion(rollouts[r]), own), r) for r in free])
+                at = _closest([(num_common(_completion(rollouts[r]), own), r) for r in free])
                 kind = _other_completion
             if at is None:
                 if len(free) > 1:
@@ -173,7 +174,7 @@ def _other_context(
     rollout: Rollout, at: int, one: Sample, start: int, stop: int, _: Decode | None
 ) -> tuple[Mispaired, int]:
     engine, trainer = _prompt(rollout), one.token_ids[:start]
-    position = _common(engine, trainer)
+    position = num_common(engine, trainer)
     before = one.mask is not None and bool(one.mask[:position].any())
     code: IdFault = "trainer history differs" if before else "trainer prompt differs"
     if engine.size and np.array_equal(trainer, np.r_[engine[:1], engine]):
@@ -187,7 +188,7 @@ def _other_completion(
     rollout: Rollout, at: int, one: Sample, start: int, stop: int, decode: Decode | None
 ) -> tuple[Mispaired, int]:
     engine, trainer = _completion(rollout), one.token_ids[start:stop]
-    same = _common(engine, trainer)
+    same = num_common(engine, trainer)
     code: IdFault = "trainer completion differs"
     if same == trainer.size:
         code = "trainer completion truncated"
@@ -230,12 +231,6 @@ def _closest(ranked: Seq[tuple[int, int]]) -> int | None:
     if not best or (len(best) == 2 and best[0][0] == best[1][0]):
         return None
     return best[0][1]
-
-
-def _common(one: I8, other: I8) -> int:
-    size = min(one.size, other.size)
-    differs = np.flatnonzero(one[:size] != other[:size])
-    return int(differs[0]) if differs.size else size
 
 
 def _prompt(rollout: Rollout) -> I8:

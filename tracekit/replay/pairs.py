@@ -14,6 +14,7 @@ from tracekit.errors import ReplayRefused
 from tracekit.replay.output import Replay
 from tracekit.replay.tokens import accepted, by_request, columns
 from tracekit.scores import PROCESSED, RAW
+from tracekit.scoring.forest import num_common
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -98,15 +99,14 @@ def _by_prompt(trace: Trace, lens: str) -> dict[bytes, list[_Request]]:
 def _match(prompt: bytes, one: list[_Request], other: list[_Request]) -> Iterator[Pair]:
     """The longest common beginnings first; equal ones in the order of their ids, then of their numbers."""
     ranked = sorted(
-        ((a, b) for a in one for b in other),
-        key=lambda ab: (-_num_common(*ab), ab[0].token_ids.tolist(), ab[1].token_ids.tolist(), ab[0].key, ab[1].key),
+        ((num_common(a.token_ids, b.token_ids), a, b) for a in one for b in other),
+        key=lambda found: (-found[0], *((r.token_ids.tolist(), r.key) for r in found[1:])),
     )
     taken: set[tuple[int, Key]] = set()
-    for a, b in ranked:
+    for num, a, b in ranked:
         if (0, a.key) in taken or (1, b.key) in taken:
             continue
         taken |= {(0, a.key), (1, b.key)}
-        num = _num_common(a, b)
         yield Pair(
             keys=(a.key, b.key),
             num_prompt_tokens=len(prompt) // 4,
@@ -115,10 +115,3 @@ def _match(prompt: bytes, one: list[_Request], other: list[_Request]) -> Iterato
             engine_step=a.engine_step[:num],
             lengths=(len(a.token_ids), len(b.token_ids)),
         )
-
-
-def _num_common(a: _Request, b: _Request) -> int:
-    """Tokens up to the first that differs."""
-    num = min(len(a.token_ids), len(b.token_ids))
-    differ = np.flatnonzero(a.token_ids[:num] != b.token_ids[:num])
-    return int(differ[0]) if differ.size else num

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracekit import __version__
-from tracekit.diagnose.data import OTHER_PRECISION, Run
+from tracekit.diagnose.data import OTHER_PRECISION
 from tracekit.diagnose.result import Result, Scoring, Weights
-from tracekit.diagnose.verdict import Judgement, judge
+from tracekit.diagnose.verdict import judge
 from tracekit.errors import ModelError, UsageError
 from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_folder, quiet
@@ -149,7 +149,8 @@ def replay(
     facts = replace(read_facts(trace, folders[min(folders)], trainer_config), **_checkpoints(trace, rollouts, folders))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
-    rollouts = leave_out_unknown(rollouts, _group(oldest))
+    group = _group(oldest)
+    rollouts = leave_out_unknown(rollouts, group)
     load = load or torch_loader(device)
     scorers = OneAtATime(load)
     scorer = scorers(folders[rollouts.versions[0]], received)
@@ -160,21 +161,21 @@ def replay(
     secs = identity_test(scorer, rollouts.rollouts, shape)
     if budget_secs is not None:
         rollouts = within(rollouts, budget_secs, secs, started)
+    facts = replace(facts, skipped=rollouts.skipped)
     scene = _scene(rollouts, taken, scorer.packing, oldest)
     plan = plan_passes(received, shape, scene)
-    units = plan_units(rollouts.rollouts, plan, _group(oldest))
+    units = plan_units(rollouts.rollouts, plan, group)
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
     del scorer  # what the plan loads next must not lie in memory beside it
     reran = None
     if engine or python:
         scorers.release()
         env = environment(engine, python)
-        reran = run_again(trace, rollouts, env, folders, _group(oldest), show_progress=show_progress)
+        reran = run_again(trace, rollouts, env, folders, group, show_progress=show_progress)
     modules = None
     if probes is not None:
         scorers.release()
-        by_weights = _group(oldest)
-        modules = probe_modules(probes, rollouts.rollouts, folders, by_weights, dtype=rollouts.dtype, device=device)
+        modules = probe_modules(probes, rollouts.rollouts, folders, group, dtype=rollouts.dtype, device=device)
     threads = num_threads()
     mapper = partial(locally, scorers, folders)
     if workers is not None:
@@ -184,35 +185,33 @@ def replay(
         mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
 
-    leaking = partial(leak_scores, load=scorers, folders=folders, group=_group(oldest), model=received,
-                      max_batch_tokens=shape)  # fmt: skip
-
-    def look(found: Seq[UnitScores]) -> tuple[Run, Judgement]:
-        scores = join(rollouts.rollouts, found)
-        run = rollouts.run(scores, noise_dtype, num_unknown(rollouts, _group(oldest)))
-        run = replace(
-            run,
-            weight_version=run.weight_version % OWN,
-            settings=settings_of(rollouts.rollouts),
-            profile=profile_of(rollouts.rollouts, found),
-            strata=strata_of(trace, rollouts.rollouts),
-            dtype=dtype,
-            engine_dtype=rollouts.dtype,
-            head_dtype=rollouts.head_dtype,
-            reran=reran,
-            modules=modules,
-        )
-        if dump is not None:
-            run = add_trainer(run, rollouts, dump, trace, folders[rollouts.versions[0]], expect, leaking)
-        return run, judge(run, expect=expect, facts=replace(facts, skipped=rollouts.skipped), clip=clip)
-
-    noise_dtype = next(how.model.dtype for how in plan if how.name == OTHER_PRECISION)
     found = _score(units, mapper, kept, show_progress)
-    run, judged = look(found)
+    noise_dtype = next(how.model.dtype for how in plan if how.name == OTHER_PRECISION)
+    run = rollouts.run(join(rollouts.rollouts, found), noise_dtype, num_unknown(rollouts, group))
+    run = replace(
+        run,
+        weight_version=run.weight_version % OWN,
+        settings=settings_of(rollouts.rollouts),
+        profile=profile_of(rollouts.rollouts, found),
+        strata=strata_of(trace, rollouts.rollouts),
+        dtype=dtype,
+        engine_dtype=rollouts.dtype,
+        head_dtype=rollouts.head_dtype,
+        reran=reran,
+        modules=modules,
+    )
+    if dump is not None:
+        leaking = partial(
+            leak_scores, load=scorers, folders=folders, group=group, model=received, max_batch_tokens=shape
+        )
+        run = add_trainer(run, rollouts, dump, trace, folders[rollouts.versions[0]], expect, leaking)
+    judged = judge(run, expect=expect, facts=facts, clip=clip)
     further = plan_further(plan[0], scene, judged.verdict)
     if further:
-        more = plan_further_units(rollouts.rollouts, plan[0], further, _group(oldest))
-        run, judged = look([*found, *_score(more, mapper, kept, show_progress)])
+        more = plan_further_units(rollouts.rollouts, plan[0], further, group)
+        scores = join(rollouts.rollouts, _score(more, mapper, kept, show_progress))
+        run = replace(run, scores={**run.scores, **scores})
+        judged = judge(run, expect=expect, facts=facts, clip=clip)
         units += more
     kept.drop(units)
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tracekit import tables
 from tracekit.diagnose.data import I8, Mask, Strata
 from tracekit.replay.rollouts import Rollout
+from tracekit.trace.join import lookup, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,12 +68,8 @@ def _found(table: pa.Table, admission: I8) -> tuple[I8, I8]:
 
 def _looked_up(keys: I8, values: I8, wanted: I8) -> I8:
     """[N] the value of each wanted key; -1 where there is none."""
-    if not keys.size:
-        return np.full(wanted.size, -1)
     order = np.argsort(keys)
-    at = np.searchsorted(keys[order], wanted).clip(max=keys.size - 1)
-    found: I8 = np.where(keys[order][at] == wanted, values[order][at], -1)
-    return found
+    return pick(values[order], lookup(keys[order], wanted), -1)
 
 
 def _key(engine: I8, request: I8, step: I8) -> I8:

@@ -120,7 +120,6 @@ def trainer_view(
         num_ambiguous=found.num_ambiguous,
         num_unknown=total - len(joined) - found.num_ambiguous,
         clip=dump.clip,
-        texts=bool(dump.texts),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tracekit.diagnose.chance import NUM_TESTS
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.result import Data, Weights
 from tracekit.diagnose.semantic import SAME, UNDECIDED
@@ -136,7 +137,7 @@ def remark(verdict: Verdict, said: Remark) -> str:
 def changes(verdict: Verdict) -> Iterator[str]:
     """Say where all rollouts together change, where that is beyond chance."""
     for found in verdict.changes:
-        if 4 * found.chance < CHANCE:
+        if NUM_TESTS * found.chance < CHANCE:
             where = "output token" if found.engine is None else f"engine {found.engine}'s step"
             more = "further off" if found.rises else "nearer"
             yield (

@@ -99,7 +99,7 @@ def _grow_tree(
     while todo:
         # begin: where the next piece begins; seen: up to where these members are known to agree
         group, begin, seen, parent = todo.pop()
-        end = seen + _common(ids[group[0]][seen:], ids[group[-1]][seen:])
+        end = seen + num_common(ids[group[0]][seen:], ids[group[-1]][seen:])
         if (len(group) - 1) * (end - begin) >= min_saved or len(ids[group[-1]]) == end > begin:
             piece = Piece(ids[group[0]][begin:end], origin + begin, parent, past if parent is None else None)
             forest.pieces.append(piece)
@@ -117,7 +117,7 @@ def _grow_tree(
         todo += [(branch, begin, end, parent) for branch in reversed(branches.values())]
 
 
-def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+def num_common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
     """Length of what two arrays have in common at their beginnings."""
     length = min(len(one), len(other))
     differs = np.flatnonzero(one[:length] != other[:length])

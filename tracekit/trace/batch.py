@@ -55,6 +55,11 @@ class BatchMeta:
     rows: dict[str, int] = field(default_factory=dict)  # rows by table in this batch; filled by `to_metadata`
     crcs: dict[str, int] = field(default_factory=dict)  # checksum by table of the decoded values
 
+    @property
+    def first(self) -> int:
+        """The first of the wire's numbers in a hot batch."""
+        return self.first_seq or self.seq
+
 
 def to_record_batch(tables: Tables, engine: int) -> pa.RecordBatch:
     """Build the one-row record batch of numpy tables.

@@ -29,7 +29,7 @@ def combine(path: str, sources: Sequence[Source]) -> tuple[Numbered, dict[int, T
     for source in sources:
         if not source.is_sealed:
             for batch in newest(source.batches):
-                first, last = (batch.meta.first_seq or batch.meta.seq), batch.meta.seq
+                first, last = batch.meta.first, batch.meta.seq
                 if not touched(runs.get(batch.meta.engine_id, ()), first, last):
                     stored.append((batch, engines.add(batch).engine))
             engines.know(source)

@@ -43,7 +43,7 @@ def make_part(folder: Path, names: Iterable[str], index: Index, standings: Mappi
     source.batches = [
         batch
         for batch in source.batches
-        if not touched(sealed.get(batch.meta.engine_id, ()), batch.meta.first_seq or batch.meta.seq, batch.meta.seq)
+        if not touched(sealed.get(batch.meta.engine_id, ()), batch.meta.first, batch.meta.seq)
     ]
     path = folder / part_name(segment_number(names[0]) or 0, segment_number(names[-1]) or 0)
     try:

@@ -131,7 +131,8 @@ class Trace:
 
     def all_losses(self) -> list[Loss]:
         """Return the same as `losses`, as `Loss` objects: those reported, then those found."""
-        return self.reported() + self.found()
+        reported = self.reported()
+        return reported + self.found(reported)
 
     def reported(self) -> list[Loss]:
         """Return what the recorders and the daemon said was lost, and is."""
@@ -141,16 +142,15 @@ class Trace:
         for stored, number in self.stored:
             meta = stored.meta
             if "losses" in meta.rows:
-                own = meta.seqs if meta.of else ((meta.first_seq or meta.seq, meta.seq),)
+                own = meta.seqs if meta.of else ((meta.first, meta.seq),)
                 rows = rows_of(load(stored, number, ["losses"]), "losses").to_pylist()
                 losses += [(Loss.from_row(row), own) for row in rows]
         return told([*losses, *((loss, ()) for loss in self.extra)], self.tallies)
 
-    def found(self) -> list[Loss]:
-        """Return what counters, numbers and damaged bytes prove to be lost and nobody reported."""
+    def found(self, reported: Sequence[Loss]) -> list[Loss]:
+        """Return what counters, numbers and damaged bytes prove to be lost, beside what was `reported`."""
         if self._known is not None:
             return []
-        reported = self.reported()
         found = [loss for tally in self.tallies.values() for loss in unreported(tally, reported)]
         if self.live:
             found = so_far(found)

@@ -139,7 +139,7 @@ def standings(spool: Found) -> dict[str, Standing]:
             meta = batch.meta
             if meta.seq <= standing.seq:
                 continue
-            if (meta.first_seq or meta.seq) > standing.seq + 1 and not _bridged(batch, standing.seq + 1):
+            if meta.first > standing.seq + 1 and not _bridged(batch, standing.seq + 1):
                 break
             found[name] = standing = Standing(
                 standing.engine, meta.seq, meta.produced, meta.lost, standing.last or meta.last
@@ -155,7 +155,7 @@ def _bridged(batch: HotBatch, first: int) -> bool:
     for loss in sorted((Loss.from_row(row) for row in rows), key=lambda loss: loss.from_seq):
         if loss.from_seq <= first:
             first = max(first, loss.to_seq + 1)
-    return first >= (batch.meta.first_seq or batch.meta.seq)
+    return first >= batch.meta.first
 
 
 def _size(path: Path) -> int:

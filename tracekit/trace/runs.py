@@ -31,7 +31,7 @@ class Run:
         """Return the run of one hot batch."""
         before = Counter(meta.produced)
         before.subtract(meta.rows)
-        return cls(meta.first_seq or meta.seq, meta.seq, dict(+before), dict(meta.produced), dict(meta.lost), meta.last)
+        return cls(meta.first, meta.seq, dict(+before), dict(meta.produced), dict(meta.lost), meta.last)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Run:

@@ -143,7 +143,8 @@ def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
             trace.tallies[number] = Tally(number, item["engine_id"])
         trace.extra.append(Loss.aside(item, number))
     trace.damage = [damage for damage in trace.damage if not damage.told]
-    losses = settled(trace.reported(), trace.found())
+    reported = trace.reported()
+    losses = settled(reported, trace.found(reported))
     if any(loss.engine is None for loss in losses):
         trace.tallies[UNKNOWN_ENGINE] = Tally(UNKNOWN_ENGINE, "")
     return losses

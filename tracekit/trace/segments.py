@@ -184,7 +184,7 @@ def newest(batches: Sequence[Batch]) -> list[Batch]:
     kept = [
         batch
         for batch in reversed(batches)
-        if taken.setdefault(batch.meta.engine_id, Taken()).take(batch.meta.first_seq or batch.meta.seq, batch.meta.seq)
+        if taken.setdefault(batch.meta.engine_id, Taken()).take(batch.meta.first, batch.meta.seq)
     ]
     return kept[::-1]
 

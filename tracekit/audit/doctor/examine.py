@@ -86,15 +86,22 @@ class Report:
         }
 
 
-def examine(trace: Trace, view: Sequence[Completion] | None = None) -> Report:
+def examine(
+    trace: Trace, view: Sequence[Completion] | None = None, engines: Sequence[EngineRows] | None = None
+) -> Report:
     """Prove a trace against itself, and against what the client received where `view` is given.
+
+    Args:
+        trace: with all its tables.
+        view: what the client received.
+        engines: the rows of the trace, where they were read before.
 
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
     losses = trace.all_losses()
     violations = [found for tally in trace.tallies.values() for found in counters.conserved(tally, losses)]
-    engines = list(read_engines(trace))
+    engines = list(read_engines(trace)) if engines is None else engines
     found = [one for rows in engines for check in CHECKS for one in gather(check, rows.engine, check.find(rows))]
     seen = client.ClientView([], []) if view is None else client.client_view(engines, view)
     found += seen.findings

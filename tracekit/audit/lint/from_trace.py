@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tracekit.audit.lint.defaults import defaults_of, read_generation_config
@@ -42,11 +43,14 @@ _PLACES = {
 }
 
 
-def subjects_of(trace: Trace, trainer: Trainer | None = None) -> list[Subject]:
+def subjects_of(
+    trace: Trace, trainer: Trainer | None = None, engines: Iterable[EngineRows] | None = None
+) -> list[Subject]:
     """Return what is to be judged of each engine of a trace.
 
     Args:
         trainer: the model folder of the trainer that the rollouts are for.
+        engines: the rows of the trace, where they were read before.
 
     Raises:
         TraceCorruptError: a batch is not what was written.
@@ -55,7 +59,8 @@ def subjects_of(trace: Trace, trainer: Trainer | None = None) -> list[Subject]:
         row["engine"]: json_object(row["config"], "the settings of a worker").get("head")
         for row in trace.table("workers").to_pylist()
     }
-    return [_subject(rows, heads.get(rows.engine), trainer) for rows in read_engines(trace)]
+    found = read_engines(trace) if engines is None else engines
+    return [_subject(rows, heads.get(rows.engine), trainer) for rows in found]
 
 
 def version_of(text: str) -> tuple[int, ...]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from tracekit.diagnose.data import INFERENCE_PATH, Mask
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.place import place_under_lens
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.facts import Version
-from tracekit.diagnose.onset import onset_at
 
 OTHER: Code = "other checkpoint"
 KEPT: Code = "kept tensors"
@@ -55,17 +55,13 @@ def _of(evidence: Evidence, pair: Version) -> list[Explanation]:
 def _explanation(
     evidence: Evidence, code: Code, pair: Version, where: Mask, tensors: set[str], of: int, checkpoints: list[str]
 ) -> Explanation:
-    run = evidence.run
-    first = int(np.flatnonzero(where)[np.argmin(run.engine_step[where])])
     names = sorted({tensor.split(" ", 1)[1] for tensor in tensors})
     return Explanation(
         code,
         INFERENCE_PATH,
         margin=nan,
         share=nan,
-        since=onset_at(run, run.trainer.logprob(evidence.lens), evidence.judged.sigma, first),
-        since_rollout=int(run.rollout[first]),
-        rollouts=np.unique(run.rollout[where]).tolist(),
+        **place_under_lens(evidence, where),
         numbers={"engine": float(pair[0]), "version": float(pair[1]), "tensors": float(len(tensors)), "of": float(of)},
         names=[*checkpoints, *names],
     )

@@ -65,7 +65,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
             Explanation(
                 CODES[name],
                 SEMANTIC,
-                margin=min(nats[name], *(short for short in rivals.values() if short >= MARGIN), nats[name]),
+                margin=min([nats[name], *(short for short in rivals.values() if short >= MARGIN)]),
                 share=min(share, 1.0) * nats[name] / sum(nats.values()),
                 **place_of(evidence, moved),
                 numbers={**_numbers(trial, settings, part, name, value), "nats": nats[name]},

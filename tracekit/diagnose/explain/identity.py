@@ -12,9 +12,9 @@ import numpy as np
 
 from tracekit.diagnose.data import INFERENCE_PATH
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.place import place_under_lens
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.facts import Version
-from tracekit.diagnose.onset import onset_at
 
 CODE: Code = "version numbers differ"
 
@@ -36,16 +36,13 @@ def detect(evidence: Evidence) -> list[Explanation]:
         where |= (run.engine == engine) & (run.weight_version == version)
     if not where.any():
         return []
-    first = int(np.flatnonzero(where)[np.argmin(run.engine_step[where])])
     return [
         Explanation(
             CODE,
             INFERENCE_PATH,
             margin=nan,
             share=nan,
-            since=onset_at(run, run.trainer.logprob(evidence.lens), evidence.judged.sigma, first),
-            since_rollout=int(run.rollout[first]),
-            rollouts=np.unique(run.rollout[where]).tolist(),
+            **place_under_lens(evidence, where),
             numbers={"engine": float(next(iter(odd))[0])},
             names=[f"{version} is {twin} of engine {of}" for (_, version), (of, twin) in odd.items()],
         )

@@ -11,8 +11,8 @@ import numpy as np
 from tracekit.diagnose.data import F8, I8, INFERENCE_PATH
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.cited import cited
+from tracekit.diagnose.explain.place import place_of_onsets
 from tracekit.diagnose.explanation import Code, Explanation
-from tracekit.diagnose.onset import earliest
 from tracekit.diagnose.semantic import MARGIN
 from tracekit.diagnose.student import log_density
 
@@ -42,16 +42,13 @@ def detect(evidence: Evidence) -> list[Explanation]:
     growth = _growth(np.abs(z), position)
     if margin < MARGIN or growth < _LEAST_GROWTH:
         return []
-    first = earliest(evidence.rollouts)
     return [
         Explanation(
             CODE,
             INFERENCE_PATH,
             margin=margin,
             share=1.0,
-            since=None if first is None else evidence.rollouts[first].onset,
-            since_rollout=first,
-            rollouts=[i for i, rollout in enumerate(evidence.rollouts) if rollout.onset],
+            **place_of_onsets(evidence.rollouts),
             numbers={"growth": growth},
             cited=cited(evidence, "trainer-config-differs", "overridden-config"),
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from tracekit.diagnose.data import F8, SEMANTIC
+from tracekit.diagnose.data import SEMANTIC
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.place import place_of_onsets
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.gains import gain
-from tracekit.diagnose.onset import earliest, find_onsets
-from tracekit.diagnose.readings import READINGS
+from tracekit.diagnose.onset import find_onsets
+from tracekit.diagnose.readings import predicted
 from tracekit.diagnose.semantic import MARGIN, advantage, differ
 
 CODE: Code = "other reading"
@@ -25,24 +24,14 @@ def detect(evidence: Evidence) -> list[Explanation]:
     if ahead < MARGIN or not (semantic.lens == expect or differ(run, semantic.lens, expect, dict(evidence.noise))):
         return []
     rollouts = find_onsets(run, run.trainer.logprob(expect), evidence.noise[expect])
-    first = earliest(rollouts)
     return [
         Explanation(
             CODE,
             SEMANTIC,
             margin=semantic.margin,
-            share=gain(evidence, _predicted(evidence), over=run.trainer.logprob(expect)).share,
-            since=None if first is None else rollouts[first].onset,
-            since_rollout=first,
-            rollouts=[i for i, rollout in enumerate(rollouts) if rollout.onset],
+            share=gain(evidence, predicted(run, semantic.closest), over=run.trainer.logprob(expect)).share,
+            **place_of_onsets(rollouts),
             numbers={"nats": ahead},
             names=[semantic.closest, expect],
         )
     ]
-
-
-def _predicted(evidence: Evidence) -> F8:
-    """[N] what the closest reading predicts, nats."""
-    (reading,) = (reading for reading in READINGS if reading.name == evidence.semantic.closest)
-    values: F8 = np.asarray(evidence.run.scores[reading.scores].logprob(reading.lens))
-    return values

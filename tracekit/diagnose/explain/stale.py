@@ -7,9 +7,9 @@ import numpy as np
 from tracekit.diagnose.data import I8, INFERENCE_PATH, KV_RECOMPUTED, Mask
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.cited import cited
+from tracekit.diagnose.explain.place import place_under_lens
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.gains import gain
-from tracekit.diagnose.onset import onset_at
 from tracekit.diagnose.semantic import MARGIN
 
 CODE: Code = "stale prefix blocks"
@@ -29,7 +29,6 @@ def detect(evidence: Evidence) -> list[Explanation]:
     kept = gain(evidence, run.trainer.logprob(evidence.lens), over=anew, where=stale)
     if not kept.num_tokens or kept.nats < MARGIN:
         return []
-    first = int(np.flatnonzero(stale)[np.argmin(run.engine_step[stale])])
     pairs = np.unique(np.column_stack([strata.oldest_found, run.weight_version])[stale], axis=0).tolist()
     return [
         Explanation(
@@ -37,9 +36,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
             INFERENCE_PATH,
             margin=kept.nats,
             share=kept.share,
-            since=onset_at(run, anew, evidence.judged.sigma, first),
-            since_rollout=int(run.rollout[first]),
-            rollouts=[int(i) for i in np.unique(run.rollout[stale])],
+            **place_under_lens(evidence, stale, anew),
             numbers={"d_abs": kept.d_abs_before, "d_abs_over_old": kept.d_abs_after},
             names=[f"{now} over KV of {old}" for old, now in pairs],
             cited=cited(evidence, "stale-prefix-hits", "prefix-caching-with-weight-updates"),

@@ -17,7 +17,7 @@ from tracekit.diagnose.onset import earliest, find_onsets
 from tracekit.diagnose.party import AGREES, is_copied, rollouts_of_trainer, trainer_as_engine, usable
 from tracekit.diagnose.pooled import find_changes
 from tracekit.diagnose.readings import READINGS
-from tracekit.diagnose.semantic import MARGIN
+from tracekit.diagnose.semantic import MARGIN, SMALLEST_UNIT, TAILS
 from tracekit.diagnose.student import fit_student
 
 CODES: tuple[Code, ...] = ("trainer reading", "trainer shifted", "trainer offset")
@@ -28,8 +28,6 @@ PADDED = "trainer.padded"
 CHANCE = 0.01  # share of clean dumps that may be called off
 _SHARE = 0.5  # of what there is to explain
 _LEAST = 8  # tokens
-_TAILS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
-_SMALLEST_UNIT = 0.02  # nats, as in diagnose.semantic
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,13 @@ def _explain(evidence: Evidence, run: Run, noise: TokenNoise) -> Explanation:
 
 def _weigh(evidence: Evidence, run: Run, noise: TokenNoise) -> Iterator[Weighed]:
     expected = run.trainer.logprob(evidence.expect)
-    unit = np.hypot(run.trainer.gain(evidence.expect), _SMALLEST_UNIT)
+    unit = np.hypot(run.trainer.gain(evidence.expect), SMALLEST_UNIT)
     for guess in _guesses(evidence, run):
         use = run.valid & np.isfinite(guess.values) & np.isfinite(expected) & np.isfinite(unit)
         if (count := int(np.count_nonzero(use))) < _LEAST:
             continue
         before, after = (
-            fit_student((run.rollout_logprob - values)[use], unit[use], tails=_TAILS).log_likelihood
+            fit_student((run.rollout_logprob - values)[use], unit[use], tails=TAILS).log_likelihood
             for values in (expected, guess.values)
         )
         yield Weighed(guess, after - before, (after - before) / count, _share(run, noise, guess.values, use))

@@ -8,11 +8,11 @@ from tracekit.diagnose.data import F8, I8, INFERENCE_PATH, WEIGHTS_AFTER, WEIGHT
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain import checkpoint, identity
 from tracekit.diagnose.explain.cited import cited
+from tracekit.diagnose.explain.place import place_under_lens
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.gains import Gain, gain
-from tracekit.diagnose.onset import onset_at
 from tracekit.diagnose.semantic import MARGIN
-from tracekit.diagnose.student import log_density
+from tracekit.diagnose.student import ahead
 
 OLDER: Code = "older weights"
 NEWER: Code = "newer weights"
@@ -43,12 +43,11 @@ def _fit(evidence: Evidence, name: str) -> tuple[Mask, Gain]:
     run, noise = evidence.run, evidence.judged
     other = run.scores[name].logprob(evidence.lens)
     use = evidence.usable & np.isfinite(other) & (other != run.trainer.logprob(evidence.lens))
-    ahead = np.zeros(use.size)
-    for values, sign in ((other - run.rollout_logprob, 1), (evidence.d, -1)):
-        ahead[use] += sign * log_density(_scaled(values, noise.sigma, use), noise.floor.degrees)
-    where: Mask = use & _ahead(ahead, run.rollout)
+    nats = np.zeros(use.size)
+    nats[use] = ahead((other - run.rollout_logprob)[use], evidence.d[use], noise.sigma[use], noise.floor.degrees)
+    where: Mask = use & _ahead(nats, run.rollout)
     # some versions have no other before or after them, and are scored under their own
-    where &= _ahead(np.where(where, ahead, 0.0), np.unique(_pair(run), return_inverse=True)[1])
+    where &= _ahead(np.where(where, nats, 0.0), np.unique(_pair(run), return_inverse=True)[1])
     return where, gain(evidence, other, where=where)
 
 
@@ -64,14 +63,8 @@ def _pair(run: Run) -> I8:
     return pair
 
 
-def _scaled(values: F8, sigma: F8, use: Mask) -> F8:
-    scaled: F8 = values[use] / sigma[use]
-    return scaled
-
-
 def _explanation(evidence: Evidence, code: Code, where: Mask, gained: Gain, margin: float) -> Explanation:
     run = evidence.run
-    first = int(np.flatnonzero(where)[np.argmin(run.engine_step[where])])
     pairs = np.unique(_pair(run)[where])
     of_these = np.isin(_pair(run), pairs)
     other, own = run.scores[_PASSES[code]].logprob(evidence.lens), run.trainer.logprob(evidence.lens)
@@ -81,9 +74,7 @@ def _explanation(evidence: Evidence, code: Code, where: Mask, gained: Gain, marg
         INFERENCE_PATH,
         margin=margin,
         share=gain(evidence, np.where(where, other, own), where=np.isfinite(other)).share,
-        since=onset_at(run, own, evidence.judged.sigma, first),
-        since_rollout=int(run.rollout[first]),
-        rollouts=np.unique(run.rollout[where]).tolist(),
+        **place_under_lens(evidence, where),
         numbers={
             "d_abs": gained.d_abs_before,
             "d_abs_with": gained.d_abs_after,

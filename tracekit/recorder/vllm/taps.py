@@ -45,7 +45,7 @@ class Taps:
             if self._is_open():
                 states = [value for value in (*args, *kwargs.values()) if _is_state(value)]
                 # a norm that adds its residual writes over both of them
-                self._given[key] = sum(states[1:2], states[0]).clone() if states else None
+                self._given[key] = states[0] + states[1] if states[1:] else states[0].clone() if states else None
 
         return hook
 

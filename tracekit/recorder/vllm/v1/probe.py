@@ -81,6 +81,8 @@ class Probing:
 
     def begin(self, scheduled: Any) -> None:
         """Look at what a step will run."""
+        if not (self._left or self._next):
+            return
         for new in scheduled.scheduled_new_reqs:
             if self._left and new.num_computed_tokens == 0 and new.prompt_token_ids and new.lora_request is None:
                 self._left -= 1
