@@ -12,10 +12,10 @@ mean the same in every table, and say more only where they differ.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # the schema that brought a table; those not named were in the first that is read
-SINCE = {"prompt_logprobs": 3, "prompt_topk": 3}
+SINCE = {"prompt_logprobs": 3, "prompt_topk": 3, "joined": 4}
 OLDEST_SCHEMA = 2
 
 # tokens.flags
@@ -30,9 +30,9 @@ PARTIAL = 8  # a chunk that does not reach the end: samples nothing
 PREEMPTED = 16  # thrown out in this step; num_tokens is 0
 
 TABLES: dict[str, dict[str, str]] = {
-    "engines": {  # a row is an engine process that was seen
+    "engines": {  # a row is an engine that was recorded; one that was attached to again has another
         "engine": "u4",  # its number in this trace, from 0; every other table refers to it
-        "engine_id": "str",  # 32 hex digits, random per engine process
+        "engine_id": "str",  # 32 hex digits, random per recording
         "kind": "str",  # the generation: v0 | v1
         "engine_version": "str",  # of vLLM
         "recorder_version": "str",  # of tracekit in the engine's environment
@@ -68,6 +68,14 @@ TABLES: dict[str, dict[str, str]] = {
         "lora_path": "str?",  # where the adapter was loaded from
         "cache_salt": "str?",  # keeps prefix hits apart from those of other salts
         "labels": "str",  # JSON object from extra_args or trace headers
+    },
+    "joined": {  # a row is a request that was under way when the recorder was attached
+        "engine": "u4",
+        "request": "u4",
+        "engine_step": "u4",  # the first that was recorded
+        "num_computed": "u4",  # tokens with KV before that step, by weights that are not known
+        # the tokens of its output that were sampled before: their logprobs, steps and weights are not known
+        "token_ids": "list<u4>",
     },
     "tokens": {  # a row is a token that was sampled
         "engine": "u4",
@@ -111,7 +119,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "steps": {  # a row is one step of an engine: one forward pass over a batch
         "engine": "u4",
-        "engine_step": "u4",  # counts up within the engine
+        "engine_step": "u4",  # counts up within the engine, from 0 or from where the recorder was attached
         "time_ns": "i8",  # when the step was dispatched
         "output_ns": "i8",  # when its output was accepted
         "weight_version": "u4",  # that it ran on
@@ -151,7 +159,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "weights": {  # a row is a change, or a label that its caller gave to the version that is there already
         "engine": "u4",
-        "weight_version": "u4",  # the version that starts here; 0 is what the engine loaded
+        "weight_version": "u4",  # the version that starts here; 0 is what it loaded, 1 what was there at an attach
         "method": "str",  # how it arrived: the RPC's name
         "arguments": "str",  # JSON, long texts cut
         "engine_step": "u4",  # first step that can run on it
@@ -173,7 +181,7 @@ TABLES: dict[str, dict[str, str]] = {
         "shape": "list<u4>",  # of the worker's part
         "hash": "u8?",  # of a strided sample of its bytes; null: this tensor cannot be read
     },
-    "control": {  # a row is a call that steers an engine: pause, resume, reset, sleep, wake, abort
+    "control": {  # a row is a call that steers an engine (pause, reset, abort…), or the recorder: attach, detach
         "engine": "u4",
         "engine_step": "u4",  # the next to be dispatched
         "time_ns": "i8",  # when it was called

@@ -234,7 +234,7 @@ def test_a_malformed_batch_is_refused_and_the_one_before_is_kept(shared, bad, co
     ("first", "code", "words"),
     [
         (hello(GOOD, protocol=1), "FAILED_PRECONDITION", "it speaks protocol 3, the recorder 1"),
-        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 3, the recorder sends 99"),
+        (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 4, the recorder sends 99"),
         (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
         (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
         (hello(GOOD), "PERMISSION_DENIED", "that of another recorder"),

@@ -227,7 +227,7 @@ def test_a_spool_can_be_read_from_a_copy_without_its_lock(spool, tmp_path):
 def test_a_trace_of_the_schema_before_is_read_and_has_nothing_in_the_tables_it_lacks(tmp_path, form):
     sealed = form is pa.ipc.new_file
     old, tables = arrow_schema(2), make_tables()
-    assert set(arrow_schema().names) - set(old.names) == {"prompt_logprobs", "prompt_topk"}
+    assert set(arrow_schema().names) - set(old.names) == {"joined", "prompt_logprobs", "prompt_topk"}
     batch = to_record_batch(tables, 0)
     runs = ((1, 1),) if sealed else ()
     meta = BatchMeta(0, ENGINE_ID, 1, count_rows(tables), {}, True, of=int(sealed), seqs=runs)

@@ -28,6 +28,7 @@ from tracekit.trace.sources import Source, Stored, is_file_format, part_paths, s
 ORDER = {
     "engines": ("engine",),
     "requests": ("engine", "request"),
+    "joined": ("engine", "request"),
     "tokens": ("engine", "request", "position"),
     "steps": ("engine", "engine_step"),
     "scheduled": ("engine", "engine_step", "request"),
