@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Config:
             if key not in known:
                 raise UsageError(f"{where} has an unknown setting: {name}")
             if value is not None:
-                values[key] = _value(known[key], value, f"{where}: {name}")
+                values[key] = _value(known[key], value, f"{where}: {name.replace('_', '-')}")
         for name in ("listen", "spool"):
             if not values.get(name):
                 raise UsageError(f"{where} names no {name}")
@@ -89,7 +90,7 @@ def _value(kind: str, value: Any, where: str) -> Any:
             return tuple(texts)
     elif kind == "bool" and isinstance(value, bool):
         return value
-    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf:
         return float(value)
     elif kind.startswith("Path") and isinstance(value, str | Path):
         return Path(value).expanduser()

@@ -56,7 +56,8 @@ class Roller:
                 self._seal()
                 self._store()
                 self._remove_old()
-                self._refused = ""
+                if not self._pause and time.monotonic() >= self._next_part:
+                    self._refused = ""  # nothing that was refused waits for its next try
             except (TracekitError, OSError) as error:
                 self._tell(str(error))
 

@@ -8,6 +8,7 @@ import pytest
 from helpers.factories import make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
+from tracekit.report.columns import side_by_side
 
 TOKENS, REQUESTS, PROMPT = 8, 4, 5
 
@@ -113,6 +114,13 @@ def test_different_kinds_are_compared_only_where_both_traces_hold_one(diff):
     code, facts, _ = diff(*both, "--json")
     assert code == 0 and facts["difference"]["lens"] == "raw"
     assert facts["settings"]["logprobs_mode"] == ["raw_logprobs", "processed_logprobs"]
+
+
+def test_a_replay_without_a_finite_token_has_no_numbers():
+    metrics = {"ratio_mean": None, "mismatch_kl": None, "clip_rate": None, "bit_equal": None, "epsilon": 0.2}
+    verdict = {"before": metrics, "semantic": {"kind": "neither"}, "layer": "none", "since": None}
+    lines = list(side_by_side({"first": {"verdict": verdict}, "second": {"verdict": verdict}}))
+    assert lines[4].split() == ["mean", "ratio", "-", "-"] and len(lines) == 8
 
 
 def test_rules_replace_what_fails(diff):

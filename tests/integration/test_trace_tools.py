@@ -1,6 +1,7 @@
 """`recover`, `merge`, `filter` and `export`: whole traces in, whole traces out, and nothing missing without a word."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -167,6 +168,23 @@ def test_what_was_lost_stays_lost_in_a_part(tmp_path):
     losses = open_trace(tmp_path / "t.arrow").all_losses()
     assert run("filter", tmp_path / "t.arrow", "-o", tmp_path / "f.arrow", "--requests", "0:1")[0] == 3
     assert open_trace(tmp_path / "f.arrow").all_losses() == losses
+
+
+def test_what_nobody_knows_whose_it_was_stays_lost_in_each_part(tmp_path, sealed):
+    data, places = batch_places(sealed)
+    data = bytearray(data)
+    data[places[-1] + 3] ^= 1
+    sealed.write_bytes(data)
+    run("recover", sealed, "-o", tmp_path / "r.arrow")
+    assert run("filter", tmp_path / "r.arrow", "-o", tmp_path / "f.arrow", "--only", "0")[0] == 3
+    unknown = [loss for loss in open_trace(tmp_path / "r.arrow").all_losses() if loss.engine is None]
+    assert unknown == [loss for loss in open_trace(tmp_path / "f.arrow").all_losses() if loss.engine is None] != []
+
+
+def test_recover_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "t.arrow")
+    with pytest.raises(TraceError, match=r"cannot read .*t\.arrow: Not a regular file"):
+        run("recover", tmp_path / "t.arrow", "-o", tmp_path / "o.arrow")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.zst"])

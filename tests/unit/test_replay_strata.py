@@ -1,8 +1,11 @@
 """What a trace tells of the circumstances of each token: batch, prefix-cache hit, prefill, preemptions."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 
 from helpers.factories import make_cache, make_tables, write_trace
 from tracekit.diagnose.data import Strata
@@ -53,6 +56,30 @@ def test_a_block_of_unknown_origin_makes_the_age_of_the_hit_unknown(tmp_path: Pa
     found = strata(tmp_path / "t.arrow", made)
     assert found.num_cached.tolist() == [4, 4]
     assert found.oldest_found.tolist() == found.newest_found.tolist() == [-1, -1]
+
+
+def test_numbers_of_any_size_are_told_apart(tmp_path: Path) -> None:
+    made = make_tables(1, 2, prompt_tokens=5)
+    write_trace(tmp_path / "t.arrow", [made])
+    trace = open_trace(tmp_path / "t.arrow")
+    (one,) = read_rollouts(trace).rollouts
+    whose = [(200, 0), (1, 0), (0, 1 << 24), (0, 1 << 31)]
+
+    def table(name: str) -> pa.Table:
+        parts = []
+        for number, (engine, request) in enumerate(whose):
+            part = trace.table(name)
+            changes = {"engine": engine, "request": request, "num_computed": number}
+            for column in changes.keys() & set(part.schema.names):
+                at = part.schema.get_field_index(column)
+                part = part.set_column(at, part.schema.field(at), pa.array([changes[column]] * len(part), "u4"))
+            parts.append(part)
+        return pa.concat_tables(parts)
+
+    rollouts = [replace(one, sequence=replace(one.sequence, engine=e, request=r)) for e, r in reversed(whose)]
+    found = strata_of(SimpleNamespace(table=table), rollouts)
+    assert found.num_cached.tolist() == [3, 3, 2, 2, 1, 1, 0, 0]
+    assert found.prefill.tolist() == [1, 0] * 4 and not found.num_preempted.any()
 
 
 def test_a_trace_without_steps_tells_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a re-run is told of a recorded engine, and what it refuses by name."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from tracekit.replay.rerun_recorded import Recorded, cannot_force
 from tracekit.replay.rerun_script import as_recorded, uncached
 from tracekit.replay.rerun_settings import engine_arguments, environ_of, expected_settings, other_weights, unlike
 from tracekit.tables import NEW, PREEMPTED
+from tracekit.trace.ledger import Loss
 
 VLLM = {
     "model_config": {"dtype": "torch.bfloat16", "max_model_len": 64, "quantization": None, "hf_overrides": {}},
@@ -28,16 +30,19 @@ class Told:
     """A trace of one engine, given row by row."""
 
     def __init__(self, **tables):
-        self._tables = tables
+        self._tables, self._losses = tables, []
 
     def engines(self):
         return [{"engine": 0, "kind": "v1", "config": json.dumps(CONFIG)}]
+
+    def only(self, engine):
+        return self
 
     def table(self, name):
         return SimpleNamespace(to_pylist=lambda: [{"engine": 0, **row} for row in self._tables.get(name, [])])
 
     def all_losses(self):
-        return []
+        return self._losses
 
 
 def request(number, time_ns, **more):
@@ -106,6 +111,14 @@ def test_a_step_scheduled_before_the_last_one_ended_is_planned_ahead():
 def test_missing_steps_are_refused():
     with pytest.raises(ReplayRefused, match="engine 0 cannot be re-run: steps of it are missing from the trace"):
         Recorded(Told(**{**ROWS, "steps": ROWS["steps"][1:]}), 0)
+
+
+@pytest.mark.parametrize(("engine", "refused"), [(0, True), (None, True), (1, False)])
+def test_what_nobody_knows_whose_it_was_may_have_been_its_own(engine, refused):
+    told = Told(**ROWS)
+    told._losses = [Loss(engine, 1, 1, "damaged", {"tokens": 3})]
+    with pytest.raises(ReplayRefused, match="steps of it are missing") if refused else nullcontext():
+        Recorded(told, 0)
 
 
 @pytest.mark.parametrize(

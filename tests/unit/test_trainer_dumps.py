@@ -172,6 +172,31 @@ def test_slimes_train_and_rollout_data_of_a_sequence_are_one(tmp_path: Path) -> 
     assert not any(np.isfinite(s.old_logprob).any() for s in alone)
 
 
+def test_slimes_lists_may_be_tensors(tmp_path: Path) -> None:
+    slime(tmp_path, SEQUENCES[:1])
+    path = tmp_path / "train_3_0.pt"
+    told = torch.load(path)
+    told["rollout_data"] = {
+        name: torch.stack(values) if isinstance(values, list) and isinstance(values[0], torch.Tensor) else values
+        for name, values in told["rollout_data"].items()
+    }
+    assert any(isinstance(values, torch.Tensor) for values in told["rollout_data"].values())
+    whole = read_dump(path).samples
+    torch.save(told, path)
+    for one, other in zip(read_dump(path).samples, whole, strict=True):
+        assert np.array_equal(one.old_logprob, other.old_logprob, equal_nan=True)
+
+
+def test_a_mask_of_another_length_is_refused(tmp_path: Path) -> None:
+    folder = WRITERS["prime-rl token export"](tmp_path, SEQUENCES)
+    path = next(folder.rglob("*.jsonl")) if folder.is_dir() else folder
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["loss_mask"].append(True)
+    path.write_text("\n".join(map(json.dumps, rows)))
+    length = len(rows[0]["token_ids"])
+    assert f"loss_mask has {length + 1} values for {length} tokens" in refused(folder)
+
+
 def test_what_else_lies_in_a_folder_is_named(tmp_path: Path) -> None:
     slime(tmp_path, SEQUENCES)
     (tmp_path / "notes.txt").write_text("hello")

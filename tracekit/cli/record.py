@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, EngineEnvError, UsageError
+from tracekit.plain import plain
 
 if TYPE_CHECKING:
     from tracekit.jobs.recorded import Ended
@@ -88,24 +89,28 @@ def _tell(ended: Ended, output: Path | None) -> int:
     from tracekit.trace.reader import open_trace
 
     for note in ended.undelivered:
-        click.echo(report.undelivered_line(*note), err=True)
+        _say(report.undelivered_line(*note))
     nothing = output is not None and not output.exists()
     if output is not None and not nothing:
         trace = open_trace(output)
         click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(trace.tallies)))
         sys.stdout.flush()
         for line in report.lost_lines(trace.all_losses()):
-            click.echo(line, err=True)
+            _say(line)
         for line in report.note_lines(trace.notes()):
-            click.echo(line, err=True)
+            _say(line)
         for pid in _still_running(trace):
-            click.echo(report.still_running_line(pid), err=True)
+            _say(report.still_running_line(pid))
     if ended.code:
-        click.echo(report.job_ended_line(ended.code, nothing), err=True)
+        _say(report.job_ended_line(ended.code, nothing))
         return ended.code
     if nothing:
         raise EngineEnvError(report.NOBODY_REPORTED)
     return EXIT_OK if ended.complete else EXIT_DATA_LOST
+
+
+def _say(line: str) -> None:
+    click.echo(plain(line), err=True)  # a recorded name or reason may hold anything
 
 
 def _still_running(trace: Trace) -> list[int]:

@@ -84,15 +84,23 @@ def probe_modules(
     )
 
 
+def check_probes(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that is not there, before anything is scored.
+
+    Raises:
+        ReplayRefused: there is none.
+    """
+    if not Path(folder).is_dir():
+        raise ReplayRefused(f"there is no folder of probed states: {folder}")
+
+
 def read_probes(folder: str | os.PathLike[str], rollouts: Seq[Rollout]) -> Iterator[Probed]:
     """Yield the probed requests that are among the rollouts.
 
     Raises:
-        ReplayRefused: there is no such folder, or a file in it is not what the recorder wrote.
+        ReplayRefused: a file in it is not what the recorder wrote.
     """
     by_id = {rollout.request_id: rollout for rollout in rollouts}
-    if not Path(folder).is_dir():
-        raise ReplayRefused(f"there is no folder of probed states: {folder}")
     for place in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
         parts: dict[str, list[Tensor]] = {}
         request_id, length = "", 0

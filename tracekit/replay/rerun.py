@@ -15,7 +15,7 @@ import numpy as np
 from tracekit.diagnose.reran import ALONE, COMPOSED, F8, PREFILLED, UNCACHED, Reran, RerunOf
 from tracekit.engines.env import EngineEnv, ensure, from_python
 from tracekit.engines.talk import Talk
-from tracekit.errors import ReplayRefused, UsageError
+from tracekit.errors import ReplayRefused
 from tracekit.replay.naming import of_engine, unnumbered
 from tracekit.replay.rerun_job import run_forced
 from tracekit.replay.rerun_passes import plan_passes
@@ -34,11 +34,9 @@ def environment(engine: str | None, python: str | os.PathLike[str] | None) -> En
     """Return the environment that the re-run runs in, built where it is one of ours and not there.
 
     Raises:
-        UsageError: there is no such engine, or both are given.
+        UsageError: there is no such engine.
         EngineEnvError: it cannot be had.
     """
-    if engine and python:
-        raise UsageError("give --engine or --python, not both")
     with Talk() as talk:
         return from_python(Path(python)) if python else ensure(engine or "v1", talk)
 

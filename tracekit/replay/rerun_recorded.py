@@ -28,13 +28,14 @@ class Recorded:
 
     def __init__(self, trace: Trace, engine: int) -> None:
         self.engine = engine
-        (self.row,) = (row for row in trace.engines() if row["engine"] == engine)
+        trace = trace.only(engine)
+        (self.row,) = trace.engines()
         self.config: dict[str, Any] = json.loads(self.row.get("config") or "{}")
         names = ("requests", "tokens", "steps", "scheduled", "cache", "finishes", "control", "workers", "fingerprints")
-        self.rows = {name: [r for r in trace.table(name).to_pylist() if r["engine"] == engine] for name in names}
+        self.rows = {name: trace.table(name).to_pylist() for name in names}
         self.rows["steps"].sort(key=lambda row: row["engine_step"])
         self.rows["requests"].sort(key=lambda row: row["request"])
-        lost = num_lost_rows([loss for loss in trace.all_losses() if loss.engine in (engine, 0xFFFFFFFF)])
+        lost = num_lost_rows([loss for loss in trace.all_losses() if loss.engine in (engine, None)])
         steps = [row["engine_step"] for row in self.rows["steps"]]
         if lost or steps != list(range(len(steps))):
             raise ReplayRefused(

@@ -30,7 +30,7 @@ from tracekit.replay.naming import Folders, numbered
 from tracekit.replay.numbers import OWN, engine_of, name_of, version_of
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_further_units, plan_units
-from tracekit.replay.probes import probe_modules
+from tracekit.replay.probes import check_probes, probe_modules
 from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
@@ -136,8 +136,12 @@ def replay(
     started = time.monotonic()
     if expect not in (RAW, PROCESSED):
         raise UsageError(f"expect must be raw or processed, not {expect}")
+    if engine and python:
+        raise UsageError("give --engine or --python, not both")
     if workers is not None:
         check_workers(str(workers))
+    if probes is not None:
+        check_probes(probes)
     dump = None if trainer is None else read_dump(trainer, trainer_map)
     trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
     trace = trace if only is None else trace.only(only)
@@ -278,8 +282,7 @@ def _scoring(
     about: tuple[str, str, str, str], plan: Seq[Pass], units: Seq[Unit], taken: list[Weights], secs: float
 ) -> Scoring:
     name, device, packing, arithmetic = about
-    trainer = [unit for unit in units if (unit.model, unit.max_batch_tokens, unit.share) == plan[0].forward[:3]]
-    run, unshared = num_shared(trainer)
+    run, unshared = num_shared(unit for unit in units if unit.asks(plan[0].name))
     return Scoring(
         model=name,
         dtype=plan[0].model.dtype,

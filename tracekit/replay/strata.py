@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from tracekit import tables
 from tracekit.diagnose.data import I8, Mask, Strata
 from tracekit.replay.rollouts import Rollout
-from tracekit.trace.join import lookup, pick
+from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,11 +27,10 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
     engine = np.repeat([r.sequence.engine for r in rollouts], lengths)
     request = np.repeat([r.sequence.request for r in rollouts], lengths)
     step = np.concatenate([r.engine_step for r in rollouts])
+    whose = np.unique(pair_key(engine, request))
     steps = _columns(trace.table("steps"), ("engine", "engine_step", "num_requests"))
-    scheduled = _columns(
-        trace.table("scheduled"), ("engine", "request", "engine_step", "num_computed", "num_tokens", "flags")
-    )
-    token, row = _key(engine, request, step), _key(scheduled["engine"], scheduled["request"], scheduled["engine_step"])
+    row, scheduled = _of(whose, trace.table("scheduled"), ("num_computed", "num_tokens", "flags"))
+    token = np.searchsorted(whose, pair_key(engine, request)) * _STEPS + step
     flags = scheduled["flags"]
     out, ran = (flags & tables.PREEMPTED) != 0, (flags & tables.PREEMPTED) == 0
     began = ran & ((flags & (tables.NEW | tables.RESUMED)) != 0)
@@ -40,26 +39,25 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
     known = (last >= 0) & (admitted[last.clip(0)] // _STEPS == token // _STEPS) if admitted.size else last >= 0
     admission = np.where(known, admitted[last.clip(0)], -1) if admitted.size else np.full(token.size, -1)
     cached = scheduled["num_computed"][began][at]
-    oldest, newest = _found(trace.table("cache"), admission)
-    first = _key(engine, request, np.zeros_like(step))
+    oldest, newest = _found(whose, trace.table("cache"), admission)
     thrown_out = np.sort(row[out])
     return Strata(
         num_cached=np.where(known, cached[last.clip(0)], -1) if cached.size else np.full(token.size, -1),
         oldest_found=oldest,
         newest_found=newest,
         batch_size=_looked_up(
-            steps["engine"] * _STEPS + steps["engine_step"], steps["num_requests"], engine * _STEPS + step
+            pair_key(steps["engine"], steps["engine_step"]), steps["num_requests"], pair_key(engine, step)
         ),
         prefill=_looked_up(row[ran], ((flags[ran] & tables.PREFILL) != 0).astype(np.int64), token),
-        num_preempted=np.searchsorted(thrown_out, token) - np.searchsorted(thrown_out, first),
+        num_preempted=np.searchsorted(thrown_out, token) - np.searchsorted(thrown_out, token // _STEPS * _STEPS),
     )
 
 
-def _found(table: pa.Table, admission: I8) -> tuple[I8, I8]:
+def _found(whose: I8, table: pa.Table, admission: I8) -> tuple[I8, I8]:
     """[N] each, oldest and newest weight version of the blocks that were found when a token's request began."""
-    rows = _columns(table, ("engine", "request", "engine_step", "kv_group", "min_weight_version", "max_weight_version"))
+    row, rows = _of(whose, table, ("kv_group", "min_weight_version", "max_weight_version"))
     mine: Mask = rows["kv_group"] == 0
-    keys, at = np.unique(_key(rows["engine"], rows["request"], rows["engine_step"])[mine], return_inverse=True)
+    keys, at = np.unique(row[mine], return_inverse=True)
     oldest, newest = np.full(keys.size, np.iinfo(np.int64).max), np.full(keys.size, -1)
     np.minimum.at(oldest, at, rows["min_weight_version"][mine])  # one that is not known, -1, makes all unknown
     np.maximum.at(newest, at, rows["max_weight_version"][mine])
@@ -72,10 +70,13 @@ def _looked_up(keys: I8, values: I8, wanted: I8) -> I8:
     return pick(values[order], lookup(keys[order], wanted), -1)
 
 
-def _key(engine: I8, request: I8, step: I8) -> I8:
-    """[N] one number for each (engine, request, step), in their order."""
-    key: I8 = ((engine.astype(np.int64) << 24) | request) * _STEPS + step
-    return key
+def _of(whose: I8, table: pa.Table, names: tuple[str, ...]) -> tuple[I8, dict[str, I8]]:
+    """The rows of these requests: [N] one number for each (request, step), in their order, and the named columns."""
+    columns = _columns(table, ("engine", "request", "engine_step", *names))
+    pair = pair_key(columns["engine"], columns["request"])
+    own = np.isin(pair, whose)
+    key = np.searchsorted(whose, pair[own]) * _STEPS + columns["engine_step"][own]
+    return key, {name: columns[name][own] for name in names}
 
 
 def _columns(table: pa.Table, names: tuple[str, ...]) -> dict[str, I8]:

@@ -107,6 +107,10 @@ class Unit:
         """Tokens that its forwards score."""
         return sum(job.num_scored for job in self.jobs)
 
+    def asks(self, name: str) -> bool:
+        """Whether a pass of this name reads its scores."""
+        return any(name == read for job in self.jobs for read, _ in job.readings)
+
     @property
     def cost(self) -> int:
         """Positions that run; a prompt that jobs share counts once."""

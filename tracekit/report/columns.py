@@ -19,14 +19,18 @@ def side_by_side(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ("recorded logprobs are", *(verdict["semantic"]["kind"] for verdict in verdicts)),
         ("layer of mismatch", *(verdict["layer"] for verdict in verdicts)),
         ("since", *map(_since, verdicts)),
-        ("mean ratio", *(f"{metrics['ratio_mean']:.3f}" for metrics in before)),
-        ("mismatch_kl (nats)", *(f"{metrics['mismatch_kl']:.4f}" for metrics in before)),
-        (f"clip rate (±{before[0]['epsilon']})", *(f"{metrics['clip_rate']:.1%}" for metrics in before)),
-        ("bit-equal tokens", *(f"{metrics['bit_equal']:.0%}" for metrics in before)),
+        ("mean ratio", *(_number(metrics["ratio_mean"], ".3f") for metrics in before)),
+        ("mismatch_kl (nats)", *(_number(metrics["mismatch_kl"], ".4f") for metrics in before)),
+        (f"clip rate (±{before[0]['epsilon']})", *(_number(metrics["clip_rate"], ".1%") for metrics in before)),
+        ("bit-equal tokens", *(_number(metrics["bit_equal"], ".0%") for metrics in before)),
     ]
     width = max(len(row[1]) for row in rows)
     for title, first, second in rows:
         yield f"  {title:24}{first:{width + 3}}{second}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"  # of no token at all
 
 
 def _since(verdict: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from tracekit.errors import NoSuchEngineError
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of
+from tracekit.trace.ledger import UNKNOWN_ENGINE
 from tracekit.trace.reader import Trace, load
 from tracekit.trace.sources import Stored
 
@@ -48,7 +49,7 @@ def keep_engines(trace: Trace, engines: Collection[int]) -> None:
         if engine not in trace.tallies:
             raise NoSuchEngineError(engine, trace.tallies)
     trace.tallies = {number: tally for number, tally in trace.tallies.items() if number in engines}
-    trace.stored = [(stored, number) for stored, number in trace.stored if number in engines]
+    trace.stored = [(stored, number) for stored, number in trace.stored if number in {UNKNOWN_ENGINE, *engines}]
     trace.extra = [loss for loss in trace.extra if loss.engine in (None, *engines)]
     trace.incidents.append(f"filtered: engines {', '.join(map(str, sorted(engines)))}")
 

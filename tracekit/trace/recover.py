@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tracekit.errors import NotATraceError, TraceError
+from tracekit.errors import NotATraceError, TraceError, UnreadableTraceError
+from tracekit.trace.durable import OpenFile
 from tracekit.trace.output import check_output
 from tracekit.trace.reader import Trace, open_trace
 from tracekit.trace.seal import SealReport, seal_trace
@@ -42,8 +43,10 @@ def _saved(path: Path) -> Source:
     """Return the batches of one file that prove themselves, of a sealed one those that its footer hides as well."""
     source = Source()
     source.files = [path]
-    with open(path, "rb") as file:
-        is_stream = file.read(4) == b"\xff\xff\xff\xff"
+    try:
+        is_stream = OpenFile(path).read(0, 4) == b"\xff\xff\xff\xff"
+    except OSError as error:
+        raise UnreadableTraceError(path, error) from None
     for item in salvage(path) if is_stream else salvage_sealed(path):
         if isinstance(item, HotBatch):
             source.batches.append(item)

@@ -42,7 +42,7 @@ def read_export(records: Iterable[tuple[str, Record]]) -> list[Sample]:
     for where, record in records:
         length = len(record["token_ids"])
         own = {name: record.get(name) for name in ("trainer_logprobs", "inference_logprobs", "advantages", "entropy")}
-        for name, values in own.items():
+        for name, values in {**own, "loss_mask": record["loss_mask"]}.items():
             if values is not None and len(values) != length:
                 raise TrainerDumpError(f"{where}: {name} has {len(values)} values for {length} tokens")
         pack = packs.setdefault(tuple(record.get(name) for name in _PACK), [])

@@ -71,7 +71,8 @@ def _same(values: F8, others: F8) -> bool:
 
 
 def _train(where: str, data: Record, step: Any) -> list[Sample]:
-    tokens, lengths = data["tokens"], plain(data["response_lengths"])
+    data = {name: plain(values) for name, values in data.items()}
+    tokens, lengths = data["tokens"], data["response_lengths"]
     for name, values in data.items():
         if name in (*_TRAIN.values(), "loss_masks", "response_lengths") and values and len(values) != len(tokens):
             raise TrainerDumpError(f"{where}: {name} has {len(values)} entries for {len(tokens)} sequences")
@@ -100,6 +101,7 @@ def _packed_before(data: Record, i: int) -> list[int]:
     """Sequences before one in its micro-batch, which goes through Megatron as one row."""
     for batch in data.get("micro_batch_indices") or []:
         if i in batch:
+            batch = plain(batch)
             return list(batch[: batch.index(i)])
     return []
 
