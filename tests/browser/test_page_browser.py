@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from helpers.replays import replay_of
+from helpers.replays import modules_of, replay_of, timeline_for
 from helpers.synthetic import Made, make_run
+from tracekit.cli.pages import shown
 from tracekit.replay.output import SCHEMA, Replay
-from tracekit.report.page.render import to_html
+from tracekit.report.page.render import to_html, to_html_pair
 from tracekit.report.text import to_text
 
 MADE = {
@@ -33,7 +34,8 @@ def replays():
 def show(visit, tmp_path):
     def render(replay, texts=None, *, tokens=None, **options):
         path = tmp_path / "page.html"
-        path.write_text(to_html(replay.result, tokens or columns(replay), texts), encoding="utf-8")
+        found = shown(replay, texts or {})
+        path.write_text(to_html(replace(found, tokens=tokens) if tokens else found), encoding="utf-8")
         return visit(path, **options)
 
     return render
@@ -195,3 +197,74 @@ def test_a_value_that_is_not_finite_is_hatched_and_in_no_scale(show):
     assert page.locator(".strip .none").count() == 2
     assert "2 tokens without a finite value left out" in page.inner_text("#ratios")
     assert "NaN" in page.inner_text(".says")
+
+
+def with_timeline(replay):
+    verdict = replace(replay.result.verdict, modules=modules_of())
+    return Replay(replace(replay.result, verdict=verdict), replay.tokens, timeline_for(replay, updated_at=20))
+
+
+def test_the_timeline_tells_each_step_under_the_mouse_and_the_arrow_keys(show, replays):
+    page = show(with_timeline(replays["shift"]))
+    says = page.locator(".says-step")
+    page.focus("#timeline canvas")
+    page.keyboard.press("Home")
+    assert says.inner_text().startswith("step 0, weight version 0: 96 prompt tokens, 0 decoded, 16 requests, 4 waiting")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert "2 preempted" in says.inner_text() and page.locator("#timeline canvas").get_attribute("aria-valuenow") == "5"
+    page.keyboard.press("End")
+    last = says.inner_text()
+    tokens = columns(replays["shift"])
+    step = int(tokens["engine_step"].max())
+    mean = float(np.abs(tokens["d"][tokens["engine_step"] == step]).mean())
+    assert last.startswith(f"step {step}, weight version 1") and f"mean |d| {mean:.3g}" in last
+    box = page.locator("#timeline canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * (20.5 / (step + 1)), box["y"] + 60)
+    assert "5 cached blocks, 5 of older weights" in says.inner_text() and "weights: version 1" in says.inner_text()
+    page.mouse.click(box["x"] + box["width"] * (20.5 / (step + 1)), box["y"] + box["height"] - 30)
+    assert page.locator(".says dd").all_inner_texts()[2] == "20"  # the token under the mouse is open
+
+
+def test_the_timeline_and_the_modules_read_without_scripts(show, replays):
+    page = show(with_timeline(replays["shift"]), java_script_enabled=False)
+    assert "8 cached blocks found, 5 of them computed by older weights" in page.inner_text("#timeline")
+    page.click("text=Prefix-cache hits by weight version")
+    cells = page.locator("#timeline details[open] tbody tr").all_inner_texts()
+    assert [cell.split() for cell in cells] == [["0", "0", "0", "3", "48"], ["0", "0", "1", "5", "80"]]
+    assert page.locator("#modules .suspect").get_attribute("title") == "layers.3.self_attn: 50 times its kind"
+    assert page.locator("#modules .heat thead th").count() == 6
+
+
+def test_two_runs_stand_side_by_side_and_each_answers_for_itself(visit, replays, tmp_path):
+    runs = {"defaults": shown(with_timeline(replays["semantic"]), {}), HOSTILE: shown(replays["clean"], {})}
+    (tmp_path / "two.html").write_text(to_html_pair("Two runs", ["what differs", HOSTILE], runs), encoding="utf-8")
+    page = visit(tmp_path / "two.html", viewport={"width": 1600, "height": 900})
+    left, right = page.locator(".column").all()
+    assert left.bounding_box()["y"] == right.bounding_box()["y"]
+    assert "semantic mismatch" in left.inner_text() and "no divergence" in right.inner_text()
+    page.focus("#run1-clip")
+    page.keyboard.press("End")
+    assert page.inner_text("#run1-clip-value") == "1.00" and page.inner_text("#run0-clip-value") == "0.20"
+    assert page.locator("img").count() == 0 and page.locator(".run .strip").count() == 2
+
+
+def test_a_fix_is_seen_before_and_after(show, replays):
+    page = show(replays["semantic"])
+    before, after = (getattr(replays["semantic"].result.verdict, name) for name in ("before", "after"))
+    tiles = page.locator(".tiles div").all_inner_texts()
+    assert f"{before.ratio_mean:.4f}" in tiles[0] and f"→ {after.ratio_mean:.4f} as raw" in tiles[0]
+    page.click("text=Ratios as a table")
+    rows = [[int(cell) for cell in row.split("\t")[1:]] for row in page.locator("#ratios tbody tr").all_inner_texts()]
+    middle = len(rows) // 2
+    assert sum(r[0] for r in rows[middle - 2 : middle + 2]) > 2 * sum(r[1] for r in rows[middle - 2 : middle + 2])
+
+
+def test_a_sentinel_sets_no_scale(show):
+    run = make_run(Made())
+    run.rollout_logprob[::7] = -9999.0
+    page = show(replay_of(run))
+    assert "110 tokens with a sentinel left out" in page.inner_text("#ratios")
+    page.click("text=Ratios as a table")
+    assert float(page.locator("#ratios tbody th").last.inner_text().split(" to ")[1]) < 2
+    assert "112 tokens below -5.37 not drawn" in page.inner_text("#scatter")

@@ -13,6 +13,7 @@ import pytest
 from helpers.replays import replay_of, write
 from helpers.synthetic import Made, make_run
 from tracekit.cli.main import main
+from tracekit.cli.pages import shown
 from tracekit.report.page.figures import along, histogram
 from tracekit.report.page.markup import visible
 from tracekit.report.page.render import to_html
@@ -42,8 +43,7 @@ def replay():
 
 @pytest.fixture(scope="module")
 def page(replay):
-    columns = {name: replay.tokens.column(name).to_numpy() for name in replay.tokens.column_names}
-    return to_html(replay.result, columns)
+    return to_html(shown(replay, {}))
 
 
 def test_a_page_without_its_data_is_small_and_names_nobody(page):

@@ -23,19 +23,17 @@ def command(replay: Path, output: Path, tokenizer: str | None) -> None:
     tracekit report replay.arrow -o report.html --tokenizer MODEL
     """
     from tracekit.cli.models import model_folder
+    from tracekit.cli.pages import shown, write_page
     from tracekit.errors import UnreadableTraceError
     from tracekit.replay.output import read_replay
     from tracekit.replay.texts import texts_of
     from tracekit.report.page.render import to_html
-    from tracekit.trace.output import check_output, new_file
+    from tracekit.trace.output import check_output
 
     check_output(output)
     try:
         found = read_replay(replay)
     except OSError as error:
         raise UnreadableTraceError(replay, error) from None
-    columns = {name: found.tokens.column(name).to_numpy() for name in found.tokens.column_names}
-    texts = texts_of(columns["token_id"], model_folder(tokenizer)) if tokenizer else None
-    with new_file(output) as file:
-        file.write(to_html(found.result, columns, texts).encode())
-    click.echo(f"{output}: {output.stat().st_size:,} bytes", err=True)
+    texts = texts_of(found.tokens.column("token_id").to_numpy(), model_folder(tokenizer)) if tokenizer else {}
+    write_page(output, to_html(shown(found, texts)))

@@ -1,20 +1,22 @@
-"""replay.arrow: every scored token with its replayed values, and the result in the schema's metadata."""
+"""replay.arrow: every scored token with its replayed values; the result and the timeline in the schema's metadata."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from tracekit.diagnose.data import Run
+from tracekit.diagnose.data import Run, Strata
 from tracekit.diagnose.noise import TokenNoise
 from tracekit.diagnose.parts import Parts, token_parts
 from tracekit.diagnose.reran import COMPOSED
 from tracekit.diagnose.result import Result
 from tracekit.errors import NotATraceError, SchemaTooNewError, UnreadableTraceError
+from tracekit.replay.timeline import from_metadata, to_metadata
 from tracekit.trace.output import new_file
 
 _RESULT = b"tracekit.result"
@@ -35,6 +37,12 @@ SCHEMA = pa.schema(
         pa.field("beyond_noise", pa.bool_(), nullable=False),
         pa.field("weight_version", pa.uint32(), nullable=False),
         pa.field("engine_step", pa.uint32(), nullable=False),
+        pa.field("vocab_rank", pa.uint32(), nullable=False),  # the engine's, 1 = its most likely; 0: not known
+        pa.field("batch_size", pa.int32(), nullable=False),  # requests in its engine step; here and below -1: not known
+        pa.field("num_cached", pa.int32(), nullable=False),  # tokens of KV that its request found computed
+        pa.field(
+            "cached_version", pa.int32(), nullable=False
+        ),  # oldest weight version that computed these; -1: none, too
     ]
 )
 
@@ -46,10 +54,12 @@ class Replay:
     Attributes:
         result: verdict, codes and numbers; `to_dict()` is its JSON.
         tokens: one row for each scored token, columns as in `SCHEMA`, in order of (engine, request, position).
+        timeline: what the engines did meanwhile, as `tracekit.replay.timeline` says; empty where nobody looked.
     """
 
     result: Result
     tokens: pa.Table
+    timeline: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
 def token_table(run: Run, noise: TokenNoise, parts: Parts | None = None) -> pa.Table:
@@ -61,6 +71,8 @@ def token_table(run: Run, noise: TokenNoise, parts: Parts | None = None) -> pa.T
         parts: of the verdict; where the engine ran again, `rerun_logprob` and one column `part_…` for each part, NaN
             where a token has it not, are added to those of `SCHEMA`.
     """
+    unknown = np.full(run.token_id.size, -1, dtype=np.int64)
+    strata = run.strata or Strata(*[unknown] * 6)
     columns = {
         "engine": np.array([r.engine for r in run.rollouts])[run.rollout],
         "request": np.array([r.request for r in run.rollouts])[run.rollout],
@@ -76,6 +88,10 @@ def token_table(run: Run, noise: TokenNoise, parts: Parts | None = None) -> pa.T
         "beyond_noise": noise.beyond,
         "weight_version": run.weight_version,
         "engine_step": run.engine_step,
+        "vocab_rank": run.rank,
+        "batch_size": strata.batch_size,
+        "num_cached": strata.num_cached,
+        "cached_version": strata.oldest_found,
     }
     arrays = [pa.array(columns[f.name].astype(f.type.to_pandas_dtype()), f.type) for f in SCHEMA]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
@@ -95,7 +111,7 @@ def write_replay(replay: Replay, path: str | os.PathLike[str]) -> None:
         OutputError: the path exists or cannot be written. Call `trace.output.check_output` before the scoring, too.
     """
     result = json.dumps(replay.result.to_dict(), allow_nan=False)
-    table = replay.tokens.replace_schema_metadata({_RESULT: result})
+    table = replay.tokens.replace_schema_metadata({_RESULT: result, **to_metadata(replay.timeline)})
     with new_file(path) as file:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 9))
         with pa.ipc.new_file(file, table.schema, options=options) as writer:
@@ -120,10 +136,11 @@ def read_replay(path: str | os.PathLike[str]) -> Replay:
             table = pa.ipc.open_file(file).read_all()
     except pa.ArrowInvalid as error:
         raise NotATraceError(f"this is not an Arrow file that replay wrote: {path}") from error
-    stored = (table.schema.metadata or {}).get(_RESULT)
+    metadata = table.schema.metadata or {}
+    stored = metadata.get(_RESULT)
     if stored is None:
         raise NotATraceError(f"this Arrow file holds no result of a replay: {path}")
-    return Replay(_result(stored, path), table.replace_schema_metadata(None))
+    return Replay(_result(stored, path), table.replace_schema_metadata(None), from_metadata(metadata))
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:

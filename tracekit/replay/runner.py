@@ -50,6 +50,7 @@ from tracekit.replay.scorers import (
 from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.strata import strata_of
 from tracekit.replay.third import add_trainer
+from tracekit.replay.timeline import timeline_of
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import neighbours, same_weights
 from tracekit.replay.workers import check_workers, on_ray, threads_each
@@ -220,7 +221,7 @@ def replay(
     kept.drop(units)
     scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
     tokens = token_table(run, judged.tokens, judged.verdict.parts)
-    return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens)
+    return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens, timeline_of(trace))
 
 
 def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Weights]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tracekit.diagnose.sentinels import IMPOSSIBLE
+
 F8 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int64]
 
@@ -22,6 +24,7 @@ class Histogram:
     Attributes:
         edges: [B + 1] of d in nats, ascending; the ratio is e^d.
         counts: [B] tokens with edges[i] <= d < edges[i + 1]; the last bin has its upper edge, too.
+        before: [B] the same as the trainer sees them, before the values' meaning is put right; empty without a fix.
         below: tokens under the first edge.
         above: tokens over the last edge.
         not_finite: tokens that are in no bin because one of their values is not a finite number.
@@ -29,6 +32,7 @@ class Histogram:
 
     edges: list[float]
     counts: list[int]
+    before: list[int]
     below: int
     above: int
     not_finite: int
@@ -40,31 +44,47 @@ class Along:
 
     Attributes:
         name: of what.
-        rows: of each part: its first and last value, how many tokens, mean d, mean |d|, the 95th percentile of |d|, and
-            how many are beyond noise.
+        rows: of each part: its first and last value, how many tokens, mean d, mean |d|, the 95th percentile of |d|, how
+            many are beyond noise, and mean |d| before the values' meaning is put right (NaN without a fix).
     """
 
     name: str
-    rows: list[tuple[int, int, int, float, float, float, int]]
+    rows: list[tuple[int, int, int, float, float, float, int, float]]
 
 
-def histogram(d: F8) -> Histogram:
-    """Count the ratios of a run."""
+def histogram(d: F8, before: F8 | None = None) -> Histogram:
+    """Count the ratios of a run.
+
+    Args:
+        d: [N] nats.
+        before: [N] nats, as the trainer sees them, where a fix makes d of them.
+    """
     finite = d[np.isfinite(d)]
     if not finite.size:
-        return Histogram([-1.0, 1.0], [0], 0, 0, int(d.size))
-    low, high = np.quantile(finite, [TAIL, 1 - TAIL])
+        return Histogram([-1.0, 1.0], [0], [], 0, 0, int(d.size))
+    other = finite if before is None else before[np.isfinite(before)]
+    low, high = np.quantile(np.r_[finite, other], [TAIL, 1 - TAIL])
     reach = max(abs(low), abs(high), 1e-6)
     edges = np.linspace(-reach, reach, MAX_BINS + 1)  # even, so that a shift of all tokens shows
     counts, _ = np.histogram(finite, edges)
     below, above = int(np.count_nonzero(finite < edges[0])), int(np.count_nonzero(finite > edges[-1]))
-    return Histogram(edges.tolist(), counts.tolist(), below, above, int(d.size - finite.size))
+    unfixed = [] if before is None else np.histogram(other, edges)[0].tolist()
+    return Histogram(edges.tolist(), counts.tolist(), unfixed, below, above, int(d.size - finite.size))
 
 
-def along(name: str, values: I8, d: F8, beyond: npt.NDArray[np.bool_]) -> Along:
-    """Cut the tokens into at most `MAX_BINS` parts of about as many tokens, in order of `values`."""
-    use = np.isfinite(d)
-    values, d, beyond = values[use], d[use], beyond[use]
+def along(name: str, values: I8, d: F8, beyond: npt.NDArray[np.bool_], before: F8 | None = None) -> Along:
+    """Cut the tokens into at most `MAX_BINS` parts of about as many tokens, in order of `values`.
+
+    Args:
+        name: of what.
+        values: [N]; tokens with a negative one are left out, because it is not known.
+        d: [N] nats.
+        beyond: [N] whether beyond noise.
+        before: as in `histogram`.
+    """
+    use = np.isfinite(d) & (values >= 0)
+    unfixed = np.full(d.shape, np.nan) if before is None else before
+    values, d, beyond, unfixed = values[use], d[use], beyond[use], unfixed[use]
     if not values.size:
         return Along(name, [])
     cuts = np.unique(np.quantile(values, np.linspace(0, 1, MAX_BINS + 1)[:-1], method="lower"))
@@ -83,16 +103,29 @@ def along(name: str, values: I8, d: F8, beyond: npt.NDArray[np.bool_]) -> Along:
                 float(size.mean()),
                 float(np.quantile(size, 0.95)),
                 int(np.count_nonzero(beyond[mine])),
+                _mean(np.abs(unfixed[mine])),
             )
         )
     return Along(name, rows)
 
 
+def _mean(values: F8) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
 def scatter(recorded: F8, replayed: F8, beyond: npt.NDArray[np.bool_], most: int = 4000) -> dict[str, Any]:
-    """Return tokens for a picture of one value against the other: those beyond noise first, others spread evenly."""
+    """Return tokens for a picture of one value against the other: those beyond noise first, others spread evenly.
+
+    It ends at `low`, the quantile `TAIL` of both, in which values that no sampler draws do not count; `num_off` tokens
+    lie below.
+    """
     use = np.flatnonzero(np.isfinite(recorded) & np.isfinite(replayed))
-    hit = use[beyond[use]][: most // 2]
-    rest = use[~beyond[use]]
+    drawn = use[recorded[use] > IMPOSSIBLE]
+    low = min(float(np.quantile(np.r_[recorded[drawn], replayed[drawn]], TAIL)) if drawn.size else -1.0, -1e-3)
+    inside = drawn[np.minimum(recorded[drawn], replayed[drawn]) >= low]
+    hit = inside[beyond[inside]][: most // 2]
+    rest = inside[~beyond[inside]]
     rest = rest[:: max(int(np.ceil(rest.size / (most - hit.size))), 1)]
     picked = np.concatenate([rest, hit])
     return {
@@ -100,4 +133,6 @@ def scatter(recorded: F8, replayed: F8, beyond: npt.NDArray[np.bool_], most: int
         "replayed": np.round(replayed[picked], 5).tolist(),
         "num_beyond": int(hit.size),
         "num_tokens": int(use.size),
+        "num_off": int(use.size - inside.size),
+        "low": low,
     }

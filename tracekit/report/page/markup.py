@@ -38,6 +38,16 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], *
     return f"<table{name}><caption>{esc(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def chart(name: str, label: str) -> str:
+    """Return the place of a picture, which is empty where scripts are off."""
+    return f'<div class="chart" data-chart="{esc(name)}" role="img" aria-label="{esc(label)}"></div>'
+
+
+def folded(summary: str, content: str) -> str:
+    """Return what a click unfolds."""
+    return f'<details><summary>{esc(summary)}</summary><div class="wide">{content}</div></details>'
+
+
 def data_block(name: str, value: Any) -> str:
     """Return JSON that a script finds by its id, and that cannot end its element or be run."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))

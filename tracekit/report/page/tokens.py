@@ -22,9 +22,13 @@ _KINDS = {  # column of the page -> its little-endian type
     "sigma": "<f4",
     "weight_version": "<u4",
     "engine_step": "<u4",
-    "batch": "<u4",
+    "batch": "<i4",
+    "vocab_rank": "<u4",
+    "num_cached": "<i4",
+    "cached_version": "<i4",
     "flags": "<u1",
 }
+_SAME = ("token_id", "sigma", "weight_version", "engine_step", "vocab_rank", "num_cached", "cached_version")
 BEYOND, FORCED, NOT_FINITE = 1, 2, 4  # flags
 
 
@@ -85,22 +89,20 @@ def _fill(order: I8, lengths: I8, room: int, taken: npt.NDArray[np.bool_]) -> np
 
 
 def page_columns(tokens: Columns, replayed: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of a page, [N] each; `batch` counts the scored tokens of the token's engine step.
+    """Return the columns of a page, [N] each; `batch` is the requests of a token's engine step, -1 where not known.
 
     Args:
         tokens: columns of `replay.arrow`.
         replayed: the name of the one that was compared.
     """
-    step = tokens["engine"].astype(np.int64) << 32 | tokens["engine_step"].astype(np.int64)
-    _, at, counts = np.unique(step, return_inverse=True, return_counts=True)
     flags = tokens["beyond_noise"] * BEYOND | (tokens["kept_count"] == 1) * FORCED
     flags |= ~(np.isfinite(tokens["rollout_logprob"]) & np.isfinite(tokens[replayed])) * NOT_FINITE
-    same = {name: tokens[name] for name in ("token_id", "sigma", "weight_version", "engine_step")}
+    same = {name: tokens[name] for name in _SAME}
     return {
         **same,
         "recorded": tokens["rollout_logprob"],
         "replayed": tokens[replayed],
-        "batch": counts[at],
+        "batch": tokens["batch_size"],
         "flags": flags,
     }
 
