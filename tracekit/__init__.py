@@ -52,6 +52,7 @@ from tracekit.errors import (
 )
 
 if TYPE_CHECKING:
+    from tracekit.client import Client
     from tracekit.replay.output import read_replay
     from tracekit.replay.runner import replay
     from tracekit.rpc.client import ControlClient
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CacheError",
     "ChecksumError",
+    "Client",
     "ControlClient",
     "DaemonError",
     "DamagedFooterError",
@@ -97,6 +99,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Client": "tracekit.client",
     "ControlClient": "tracekit.rpc.client",
     "open_trace": "tracekit.trace.reader",
     "read_replay": "tracekit.replay.output",

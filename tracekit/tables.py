@@ -1,8 +1,9 @@
 """The tables of a trace: names and column types, shared by the recorder, the wire and the Arrow file.
 
 Standard library only, because the recorder imports it inside the engine. A type is `u1 u4 u8 i8 f4` (little-endian
-numpy scalars), `str`, or `list<u4>`; a trailing `?` makes the column nullable. Every time is in nanoseconds:
-`*_ns` of the engine's monotonic clock, but for `engines.wall_ns` which is the wall clock at `engines.mono_ns`.
+numpy scalars), `str`, `list<u4>` or `list<f4>`; a trailing `?` makes the column nullable. Times are in nanoseconds:
+`*_ns` of the engine's monotonic clock, but for `wall_ns`, which is a wall clock: the engine's at `engines.mono_ns`, or
+a trainer's.
 `engine` is the number the daemon gave to the engine process; a recorder does not send it.
 
 The comments are the documentation: `docs/trace-format.md` is made from them (`make docs`), so every table says what a
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 SCHEMA_VERSION = 4
 
-# the schema that brought a table; those not named were in the first that is read
-SINCE = {"prompt_logprobs": 3, "prompt_topk": 3, "joined": 4}
+# the schema that brought a table or a column; those not named were in the first that is read
+SINCE = {
+    **dict.fromkeys(("prompt_logprobs", "prompt_topk"), 3),
+    **dict.fromkeys(("joined", "annotations", "shed", "stalls", "engines.run"), 4),
+}
 OLDEST_SCHEMA = 2
 
 # tokens.flags
@@ -44,6 +48,7 @@ TABLES: dict[str, dict[str, str]] = {
         "model": "str",  # as the engine was given it: a folder, or a name of the hub
         "logprobs_mode": "str",  # raw_logprobs | processed_logprobs | raw_logits | processed_logits
         "config": "str",  # JSON: every resolved setting that is known to move logprobs
+        "run": "str?",  # the caller's name of the run; null where nobody named one, and before schema 4
     },
     "workers": {  # a row is a worker of an engine
         "engine": "u4",
@@ -188,6 +193,37 @@ TABLES: dict[str, dict[str, str]] = {
         "name": "str",  # the method's
         "arguments": "str",  # JSON
         "answer": "str",  # JSON
+    },
+    "annotations": {  # a row is what a trainer said of a rollout; what a later one says goes before
+        "engine": "u4",  # the number of the trainer's process: it is no engine, and has a number in the same way
+        "wall_ns": "i8",  # when it was said, by the trainer's wall clock
+        "run": "str?",  # the caller's name of the run, as in `engines`
+        "engine_id": "str?",  # of the engine that made the rollout, where the trainer knows it
+        "request_id": "str",  # the request's, as its caller or as its engine has it
+        "index": "u4",  # which of the n completions
+        "train_step": "u4?",  # the trainer's step that uses it
+        "group": "str?",  # of the rollouts that it is compared with
+        "reward": "f4?",  # of the whole rollout
+        "advantages": "list<f4>",  # one of the whole rollout, or one of each token of its completion; empty: not said
+        "old_logprobs": "list<f4>",  # nats, the trainer's recomputation, one of each such token; empty: not said
+        # ids of prompt and completion as the trainer's forward saw them; empty: not said, the recorded ones are taken
+        "token_ids": "list<u4>",
+    },
+    "shed": {  # a row is a request that the recorder left out as a whole: no other table has a row of it
+        "engine": "u4",
+        "request": "u4",  # its number, which no other request has
+        "time_ns": "i8",  # when it was admitted
+        "request_id": "str",  # the engine's own
+        "external_id": "str",  # the caller's
+        "index": "u4",  # which of the n completions
+        "reason": "str",  # in words
+    },
+    "stalls": {  # a row is a time that a lossless recorder made its engine wait, between two steps
+        "engine": "u4",
+        "engine_step": "u4",  # the next to be dispatched
+        "begin_ns": "i8",  # when it began to wait
+        "end_ns": "i8",  # when it went on
+        "gave_up": "u1",  # 1: because it may wait no longer, and rows were dropped from then on
     },
     "losses": {  # a row is a run of batches of a recorder whose rows did not arrive
         "engine": "u4",  # 4294967295: damaged bytes that tell no engine

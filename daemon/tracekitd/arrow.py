@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from tracekit.rpc.columns import ALL_NULL, SOME_NULL, WIRE_TABLES, Column, Table
+from tracekit.rpc.columns import ALL_NULL, LISTS, SOME_NULL, WIRE_TABLES, Column, Table
 from tracekit.trace.batch import BatchMeta, batch_of_structs, request_major
 from tracekit.trace.ledger import loss_table
 from tracekit.trace.schema import row_type
 from tracekitd.intake import Received
-
-_ITEM = pa.field("item", pa.uint32(), nullable=False)
 
 
 def to_record_batch(received: Sequence[Received]) -> tuple[pa.RecordBatch, BatchMeta]:
@@ -47,7 +45,7 @@ def _array(target: pa.DataType, base: str, parts: Sequence[Column], rows: Sequen
     num_rows = sum(rows)
     if all(part.nulls == ALL_NULL for part in parts):
         return pa.nulls(num_rows, target)
-    width = 0 if base in ("str", "list<u4>") else int(base[1:])
+    width = 0 if base == "str" or base in LISTS else int(base[1:])
     valid = None
     if any(part.nulls for part in parts):
         flags = b"".join(_valid(part, count) for part, count in zip(parts, rows, strict=True))
@@ -60,7 +58,7 @@ def _array(target: pa.DataType, base: str, parts: Sequence[Column], rows: Sequen
     np.cumsum(np.frombuffer(lengths, "<u4"), out=offsets[1:])
     if base == "str":
         return pa.Array.from_buffers(target, num_rows, [valid, pa.py_buffer(offsets), data])
-    items = pa.Array.from_buffers(_ITEM.type, data.size // 4, [None, data])
+    items = pa.Array.from_buffers(target.value_type, data.size // 4, [None, data])
     return pa.Array.from_buffers(target, num_rows, [valid, pa.py_buffer(offsets)], children=[items])
 
 

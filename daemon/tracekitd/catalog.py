@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from tracekit.rpc import messages
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.spool import ResumePoint
+from tracekit.trace.tally import FIRST_TRAINER, free_number
 
 
 @dataclass
 class Engine:
-    """One engine process. Used on the event loop only."""
+    """One engine process, or a trainer's. Used on the event loop only."""
 
     number: int
     engine_id: str
+    trainer: bool = False  # it is no engine, but a trainer that annotates
     received_seq: int = 0  # handed to the writer
     durable_seq: int = 0  # on the disk
     produced: dict[str, int] = field(default_factory=dict)  # the producer's counters as of received_seq
@@ -68,13 +70,17 @@ class Engine:
 
 
 class Catalog:
-    """Engines by id, numbered from 0 in the order of their first hello; a restart goes on from the spool."""
+    """Engines by id, numbered from 0 in the order of their first hello, trainers from `FIRST_TRAINER`.
+
+    A restart goes on from the spool.
+    """
 
     def __init__(self, resume: Mapping[str, ResumePoint]) -> None:
         self._engines = {
             engine_id: Engine(
                 number=point.engine,
                 engine_id=engine_id,
+                trainer="annotations" in point.produced,
                 received_seq=point.seq,
                 durable_seq=point.seq,
                 produced=dict(point.produced),
@@ -88,12 +94,13 @@ class Catalog:
         """Return a known engine."""
         return self._engines.get(engine_id)
 
-    def greet(self, engine_id: str) -> Engine:
-        """Return the engine of this id, numbering a new one."""
+    def greet(self, engine_id: str, trainer: bool = False) -> Engine:
+        """Return the engine, or trainer, of this id, numbering a new one."""
         engine = self._engines.get(engine_id)
         if engine is None:
-            number = max((known.number for known in self._engines.values()), default=-1) + 1
-            engine = self._engines[engine_id] = Engine(number, engine_id)
+            taken = [known.number for known in self._engines.values()]
+            number = free_number(taken, FIRST_TRAINER if trainer else 0)
+            engine = self._engines[engine_id] = Engine(number, engine_id, trainer)
         return engine
 
     def forget_silent(self, engine: Engine) -> None:

@@ -20,11 +20,12 @@ MAX_TEXT = 4096
 
 
 def choose(known: Sequence[Engine], numbers: Sequence[int]) -> list[Engine]:
-    """Return the engines of these numbers; without numbers all that have not ended.
+    """Return the engines of these numbers; without numbers all that have not ended. Trainers have no weights to label.
 
     Raises:
         Refused: NOT_FOUND for an unknown number, FAILED_PRECONDITION where there is no engine to be told.
     """
+    known = [engine for engine in known if not engine.trainer]
     by_number = {engine.number: engine for engine in known}
     unknown = sorted(set(numbers) - set(by_number))
     if unknown:

@@ -85,6 +85,17 @@ def check_hello(framed: Framed) -> str:
     return batch.engine_id
 
 
+def check_role(tables: Mapping[str, Table], trainer: bool) -> None:
+    """Make sure that a trainer annotates, and an engine does not: who did what is told by it.
+
+    Raises:
+        TracekitError: it is otherwise.
+    """
+    if wrong := sorted(name for name in tables if (name == "annotations") != trainer):
+        who = "a trainer" if trainer else "an engine"
+        raise TracekitError(f"{who} sends no rows of the table {wrong[0]}")
+
+
 def check_number(batch: messages.Batch, engine_id: str) -> None:
     """Make sure that a batch is of the stream's engine and has a number.
 
@@ -96,7 +107,7 @@ def check_number(batch: messages.Batch, engine_id: str) -> None:
         raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
-def decode(batch: messages.Batch, payload: bytes, engine: int) -> Received:
+def decode(batch: messages.Batch, payload: bytes, engine: int, trainer: bool) -> Received:
     """Check one whole batch against the tables and the bounds.
 
     Raises:
@@ -104,6 +115,7 @@ def decode(batch: messages.Batch, payload: bytes, engine: int) -> Received:
     """
     try:
         tables, losses = parse(payload), losses_of(batch)
+        check_role(tables, trainer)
         check_json(tables)
         meta = BatchMeta(
             engine=engine,

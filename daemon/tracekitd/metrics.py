@@ -54,11 +54,14 @@ class Collector:
         behind = GaugeMetricFamily("tracekitd_lag_batches", "Batches received, not yet durable.")
         engines = self._catalog.engines()
         behind.add_metric([], sum(engine.received_seq - engine.durable_seq for engine in engines))
-        states = GaugeMetricFamily("tracekitd_engines", "Engines seen, by state.", labels=["state"])
-        found = Counter("ended" if e.ended else "connected" if e.open else "away" for e in engines)
-        for state in ("connected", "away", "ended"):
-            states.add_metric([state], found[state])
-        yield from (lag, behind, states)
+        yield from (lag, behind)
+        for name, text, trainer in (("engines", "Engines", False), ("trainers", "Trainers", True)):
+            states = GaugeMetricFamily(f"tracekitd_{name}", f"{text} seen, by state.", labels=["state"])
+            own = [engine for engine in engines if engine.trainer == trainer]
+            found = Counter("ended" if e.ended else "connected" if e.open else "away" for e in own)
+            for state in ("connected", "away", "ended"):
+                states.add_metric([state], found[state])
+            yield states
 
 
 def check_metrics(address: str) -> tuple[str, int]:

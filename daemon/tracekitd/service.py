@@ -37,7 +37,7 @@ from tracekitd.writer import Writer
 
 T = TypeVar("T")
 
-MAX_STREAMS = 64
+MAX_STREAMS = 64  # of engines, and as many of trainers
 MAX_GREETING = 64  # connected, and not yet said who they are
 HELLO_SECS = 10.0
 MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is taken in
@@ -124,17 +124,19 @@ class RecorderService:
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
         finally:
             self._num_greeting -= 1
-        engine_id = check_hello(open_frame(data))
+        framed = open_frame(data)
+        engine_id, trainer = check_hello(framed), framed.batch.hello.trainer
         known = self._catalog.find(engine_id)
         if self.closing and known is None:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down")
         engines = self._catalog.engines()
         # an engine that connects anew takes the place of its last stream
-        if sum(other.open for other in engines if other is not known) >= MAX_STREAMS:
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} engines are connected already")
+        if sum(other.open for other in engines if other is not known and other.trainer == trainer) >= MAX_STREAMS:
+            who = "trainers" if trainer else "engines"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} {who} are connected already")
         if known is None and len(engines) >= MAX_ENGINES:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the spool has {MAX_ENGINES} engines already")
-        return self._catalog.greet(engine_id)
+        return self._catalog.greet(engine_id, trainer)
 
     async def _receive(self, engine: Engine, requests: AsyncIterator[bytes]) -> None:
         async for data in requests:
@@ -156,7 +158,7 @@ class RecorderService:
                     payload = await self._whole(engine, framed, requests)
                     await self._budget.take(len(payload))
                     size = len(payload)
-                received = await self._work(size, decode, batch, payload, engine.number)
+                received = await self._work(size, decode, batch, payload, engine.number, engine.trainer)
                 check_counters(received, engine.produced, engine.lost)
                 if gap := find_gap(received, engine.received_seq, engine.produced):
                     received = received.behind(gap)
@@ -223,6 +225,7 @@ class ControlService:
                     totals=messages.Counters(produced=engine.produced, lost=engine.lost),
                     open=engine.open,
                     ended=engine.ended,
+                    trainer=engine.trainer,
                 )
                 for engine in self._catalog.engines()
             ]

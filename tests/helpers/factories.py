@@ -34,6 +34,7 @@ def make_engine(**changes):
         "model": "tiny",
         "logprobs_mode": "raw_logprobs",
         "config": json.dumps({"dtype": "bfloat16"}),
+        "run": None,
     }
     assert set(changes) <= set(row)
     return {name: [value] for name, value in (row | changes).items()}

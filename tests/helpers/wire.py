@@ -23,7 +23,7 @@ from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
 from tracekit.rpc import messages
 from tracekit.rpc.client import wait_ready
-from tracekit.rpc.columns import ALL_NULL, WIRE_TABLES, count_rows, pack, parse
+from tracekit.rpc.columns import ALL_NULL, LISTS, WIRE_TABLES, count_rows, pack, parse
 from tracekit.rpc.identity import id_of, new_token
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
@@ -48,6 +48,8 @@ def column_values(kind: str, rows: int, seed: int, texts=TEXTS):
         return [None if null else text for text, null in zip(texts, nulls, strict=True)]
     if base == "list<u4>":
         return [rng.integers(0, 2**32, n, dtype="u4") for n in rng.integers(0, 5, rows)]
+    if base == "list<f4>":
+        return [rng.choice(FLOATS, n) for n in rng.integers(0, 5, rows)]
     if base == "f4":
         array = rng.choice(FLOATS, rows)
     elif base == "i8":
@@ -57,14 +59,17 @@ def column_values(kind: str, rows: int, seed: int, texts=TEXTS):
     return np.ma.MaskedArray(array, mask=nulls) if nulls.any() else array
 
 
-def all_tables(rows: int, seed: int = 0, num_requests: int | None = None):
-    """Random rows of every table that goes over the wire."""
+ENGINE_TABLES = [name for name in WIRE_TABLES if name != "annotations"]  # which a trainer sends
+
+
+def all_tables(rows: int, seed: int = 0, num_requests: int | None = None, names=ENGINE_TABLES):
+    """Random rows of every table that an engine sends, or of those of other names."""
     tables = {
         name: {
             column: column_values(kind, rows, seed + i, JSON_TEXTS if column in JSON_COLUMNS else TEXTS)
-            for i, (column, kind) in enumerate(columns.items())
+            for i, (column, kind) in enumerate(WIRE_TABLES[name].items())
         }
-        for name, columns in WIRE_TABLES.items()
+        for name in names
     }
     for columns in tables.values() if num_requests else ():
         if "request" in columns:
@@ -104,12 +109,18 @@ def rows_of_tables(tables, name: str) -> list[tuple]:
     for column in WIRE_TABLES[name]:
         values = tables[name][column]
         if isinstance(values, list):
-            columns.append([v if v is None or isinstance(v, str) else tuple(map(int, v)) for v in values])
+            columns.append([v if v is None or isinstance(v, str) else tuple(_items(v)) for v in values])
             continue
         mask, data = np.ma.getmaskarray(values), np.ma.getdata(values)
         data = data.view("u4") if data.dtype == np.float32 else data
         columns.append([None if m else int(v) for v, m in zip(data, mask, strict=True)])
     return list(zip(*columns, strict=True))
+
+
+def _items(values) -> list[int]:
+    """What is in a list, floats as their bits."""
+    array = np.asarray(values)
+    return (array.astype("f4").view("u4") if array.dtype.kind == "f" else array).tolist()
 
 
 def rows_of_trace(path, name: str, engine: int = 0) -> list[tuple]:
@@ -120,6 +131,8 @@ def rows_of_trace(path, name: str, engine: int = 0) -> list[tuple]:
         values = table.column(column).to_pylist()
         if kind.startswith("f4"):
             values = [None if v is None else int(np.float32(v).view("u4")) for v in values]
+        if kind == "list<f4>":
+            values = [np.array(v, "f4").view("u4").tolist() for v in values]
         columns.append([tuple(v) if isinstance(v, list) else v for v in values])
     engines = table.column("engine").to_pylist()
     return [row for row, number in zip(zip(*columns, strict=True), engines, strict=True) if number == engine]
@@ -257,13 +270,13 @@ def unpack(payload: bytes):
 def _values(kind, rows, part):
     base = kind.rstrip("?")
     valid = np.frombuffer(part.valid, "u1").astype(bool) if part.valid else np.full(rows, part.nulls != ALL_NULL)
-    if base in ("str", "list<u4>"):
+    if base == "str" or base in LISTS:
         unit, lengths = 1 if base == "str" else 4, np.frombuffer(part.lengths, "<u4")
         ends = np.cumsum([0, *(lengths if len(lengths) else [0] * rows)]) * unit
         cut = [bytes(part.data[start:end]) for start, end in itertools.pairwise(ends)]
         if base == "str":
             return [text.decode() if ok else None for text, ok in zip(cut, valid, strict=True)]
-        return [np.frombuffer(item, "<u4") for item in cut]
+        return [np.frombuffer(item, f"<{LISTS[base]}") for item in cut]
     data = np.frombuffer(part.data, f"<{base}") if part.data else np.zeros(rows, f"<{base}")
     return data if valid.all() else np.ma.MaskedArray(data, mask=~valid)
 

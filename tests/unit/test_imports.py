@@ -30,6 +30,7 @@ DIRECTIONS: dict[str, set[str]] = {
     "recorder": {"rpc"},
     "engines": set(),
     "demo": {"engines"},
+    "client": {"rpc", "recorder"},
     "jobs": {"rpc", "engines", "recorder"},
     "scores": set(),
     "diagnose": {"scores"},
@@ -107,7 +108,7 @@ def test_a_room_that_the_table_does_not_know_is_an_error(tmp_path: Path) -> None
 
 
 HEAVY = {"torch", "transformers", "vllm", "click", "pyarrow", "grpc", "google.protobuf", "numpy"}
-ROOMS = "objects trace rpc recorder engines demo jobs scoring trainer replay diagnose audit report cli".split()
+ROOMS = "objects trace rpc recorder client engines demo jobs scoring trainer replay diagnose audit report cli".split()
 OURS = {f"tracekit.{name}" for name in ROOMS} | {"tracekitd"}
 
 # package -> what it may import beside the standard library, tracekit.errors and tracekit.tables
@@ -117,6 +118,7 @@ ALLOWED = {
     "tracekit.trace": {"tracekit.objects", "pyarrow", "numpy"},
     "tracekit.rpc": {"grpc", "google.protobuf", "numpy"},
     "tracekit.recorder": {"tracekit.rpc", "grpc", "google.protobuf", "numpy"},
+    "tracekit.client": {"tracekit.rpc", "tracekit.recorder", "grpc", "google.protobuf", "numpy"},
     "tracekit.engines": set(),
     "tracekit.demo": {"tracekit.engines"},
     "tracekit.jobs": {"tracekit.rpc", "tracekit.recorder", "grpc", "google.protobuf", "numpy"},

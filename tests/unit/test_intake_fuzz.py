@@ -22,7 +22,7 @@ def honest() -> list[bytes]:
     whole = batch(ENGINE, 3, all_tables(3, seed=1), {"tokens": 10})
     whole.batch.losses.add(from_seq=1, to_seq=2, reason="full", rows={"tokens": 7})
     whole.batch.results.add(id="a", error="no")
-    single = [batch(ENGINE, 1, {name: all_tables(2, seed=2)[name]}) for name in WIRE_TABLES]
+    single = [batch(ENGINE, 1, all_tables(2, seed=2, names=[name])) for name in WIRE_TABLES]
     return [made.to_bytes() for made in (hello(ENGINE), whole, *single)]
 
 

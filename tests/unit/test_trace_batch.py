@@ -26,6 +26,8 @@ def values_of(kind, count):
         return st.lists(text | st.none() if kind.endswith("?") else text, min_size=count, max_size=count)
     if base == "list<u4>":
         return st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=5), min_size=count, max_size=count)
+    if base == "list<f4>":
+        return st.lists(st.lists(st.floats(width=32), max_size=5), min_size=count, max_size=count)
     if base == "f4":
         numbers, dtype = st.floats(width=32), np.float32
     else:
@@ -66,6 +68,8 @@ def plain(value, kind):
         return None
     if kind.startswith("f4"):
         return struct.pack("<f", value)
+    if kind == "list<f4>":
+        return [struct.pack("<f", item) for item in value]
     if kind.startswith("list"):
         return [int(item) for item in value]
     return value if isinstance(value, str) else int(value)

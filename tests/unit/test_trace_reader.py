@@ -9,7 +9,7 @@ import pytest
 
 from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
 from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, TraceTruncatedError
-from tracekit.tables import SCHEMA_VERSION, TABLES
+from tracekit.tables import SCHEMA_VERSION, SINCE, TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.ledger import GAP, OPEN_END
 from tracekit.trace.proof import to_metadata
@@ -223,21 +223,32 @@ def test_a_spool_can_be_read_from_a_copy_without_its_lock(spool, tmp_path):
     assert open_trace(tmp_path / "copy").table("tokens").num_rows == 48
 
 
+def old_batch(batch, schema):
+    """A batch as an older tracekit would have written it: without the tables and the columns that it did not know."""
+    columns = []
+    for field in schema:
+        rows, kind = batch.column(field.name).flatten(), field.type.value_type
+        cut = pa.StructArray.from_arrays([rows.field(column.name) for column in kind], fields=list(kind))
+        columns.append(pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), cut, type=field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 @pytest.mark.parametrize("form", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_a_trace_of_the_schema_before_is_read_and_has_nothing_in_the_tables_it_lacks(tmp_path, form):
     sealed = form is pa.ipc.new_file
     old, tables = arrow_schema(2), make_tables()
-    assert set(arrow_schema().names) - set(old.names) == {"joined", "prompt_logprobs", "prompt_topk"}
-    batch = to_record_batch(tables, 0)
+    assert set(arrow_schema().names) - set(old.names) == {name for name in SINCE if "." not in name}
+    batch = old_batch(to_record_batch(tables, 0), old)
     runs = ((1, 1),) if sealed else ()
     meta = BatchMeta(0, ENGINE_ID, 1, count_rows(tables), {}, True, of=int(sealed), seqs=runs)
     path = tmp_path / ("t.arrow" if sealed else "hot-000001.arrows")
     with open(path, "wb") as file, form(file, old) as writer:
-        writer.write_batch(batch.select(old.names), custom_metadata=to_metadata(batch, meta))
+        writer.write_batch(batch, custom_metadata=to_metadata(batch, meta))
     again = tmp_path / "again.arrow"
     seal(path, again)
     for trace, version in ((open_trace(path), 2), (open_trace(again), SCHEMA_VERSION)):
         assert trace.complete and trace.schema_version == version
         assert trace.table("prompt_logprobs").num_rows == 0
+        assert trace.table("engines").column("run").to_pylist() == [None]
         assert trace.table("tokens").num_rows == len(tables["tokens"]["token_id"])
         assert [b.schema.names for b in trace.batches()] == [arrow_schema().names]

@@ -170,7 +170,7 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
     """
     whole = {name: trace.table(name) for name in TABLES if name != "losses"}
     about = {row["engine"]: row for row in trace.engines()}
-    for engine in sorted(trace.tallies):
+    for engine in sorted(trace.numbers):
         own = {name: _of_engine(table, engine) for name, table in whole.items()}
         tables = {name: _columns(name, table) for name, table in own.items()}
         reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()

@@ -93,7 +93,7 @@ def _tell(ended: Ended, output: Path | None) -> int:
     nothing = output is not None and not output.exists()
     if output is not None and not nothing:
         trace = open_trace(output)
-        click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(trace.tallies)))
+        click.echo(report.recorded_line(output, trace.rows("tokens"), trace.rows("requests"), len(trace.numbers)))
         sys.stdout.flush()
         for line in report.lost_lines(trace.all_losses()):
             _say(line)

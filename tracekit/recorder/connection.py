@@ -55,6 +55,7 @@ class Connection:
         address: `unix:/path/to.sock` or `grpcs://HOST:PORT`.
         access: token and certificates for the latter.
         token: what proves that the window's engine is ours.
+        trainer: whether it is no engine, but a trainer.
         window: what is to be sent.
         cond: guards the window and the state; notified when either changes.
         on_ready: called when the daemon has answered the hello.
@@ -69,6 +70,7 @@ class Connection:
         address: str,
         access: Access,
         token: str,
+        trainer: bool,
         window: Window,
         cond: threading.Condition,
         on_ready: Callable[[], None],
@@ -77,6 +79,7 @@ class Connection:
         self._address = address
         self._access = access
         self._token = token
+        self._trainer = trainer
         self._window = window
         self._cond = cond
         self._on_ready = on_ready
@@ -132,7 +135,11 @@ class Connection:
     def _outgoing(self) -> Iterator[bytes]:
         """What grpc sends, on a thread of its own: a hello, then, once answered, everything that is not acked."""
         hello = messages.Hello(
-            protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, recorder_version=__version__, token=self._token
+            protocol=messages.PROTOCOL,
+            schema=SCHEMA_VERSION,
+            recorder_version=__version__,
+            token=self._token,
+            trainer=self._trainer,
         )
         yield frame(messages.Batch(engine_id=self._window.engine_id, hello=hello))
         while (batch := self._next_batch()) is not None:

@@ -21,7 +21,7 @@ DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep 
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
 REST_SECS = 0.05  # between two batches that go out because the engine fell idle
-MAX_EVENTS = 4096  # steps that may wait for the encoder; beyond, the newest are dropped and counted
+MAX_EVENTS = 4096  # of an engine: a step is one
 
 
 class _Sent(NamedTuple):
@@ -80,9 +80,13 @@ class Session:
         encoder: turns events into tables.
         sink: takes encoded tables.
         marker: where to mark that the engine is idle; None: nowhere.
+        max_events: that may wait for the encoder; beyond, the newest are dropped and counted; None: `MAX_EVENTS`.
     """
 
-    def __init__(self, encoder: Encoder, sink: Sink, marker: Marker | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, sink: Sink, marker: Marker | None = None, *, max_events: int | None = None
+    ) -> None:
+        self._given_max = max_events
         self._encoder = encoder
         self._sink = sink
         self._events: deque[Any] = deque()
@@ -109,12 +113,15 @@ class Session:
         """
         if self._closing:
             return
-        if len(self._events) >= MAX_EVENTS:
+        if self._is_full():
             self.lose(event, "recorder queue full")
             return
         self._events.append(event)
         if self._at_rest:  # looked at behind the append, or `_rest` could miss the event
             self._stir()
+
+    def _is_full(self) -> bool:
+        return len(self._events) >= (self._given_max or MAX_EVENTS)
 
     def lose(self, event: Any, reason: str) -> None:
         """Count the rows of an event as lost; also on the engine's thread."""
@@ -136,7 +143,7 @@ class Session:
         Returns:
             False where it will not be called: the queue is full, or the session ends.
         """
-        if self._closing or len(self._events) >= MAX_EVENTS:
+        if self._closing or self._is_full():
             return False
         self._events.append(_Sent(done))
         return True

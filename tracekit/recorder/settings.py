@@ -44,6 +44,11 @@ def probe_folder() -> str | None:
     return _setting("TRACEKIT_PROBE", "probe") or None
 
 
+def run_name() -> str | None:
+    """`TRACEKIT_RUN` or `run`: the caller's name of the run, or None where nobody named one."""
+    return _setting("TRACEKIT_RUN", "run") or None
+
+
 def _setting(variable: str, key: str) -> str | None:
     value = os.environ.get(variable)
     if value is not None:

@@ -59,6 +59,7 @@ class Stream:
         access: token and certificates for `grpcs://`.
         max_bytes: un-acked bytes to keep; the newest batch is dropped and counted beyond it.
         on_state: called from the thread with "connected", "disconnected" or "refused".
+        trainer: whether it is no engine that speaks, but a trainer that annotates.
 
     Attributes:
         engine_id: 32 hex digits, one per engine process.
@@ -74,11 +75,13 @@ class Stream:
         access: Access = Access(),  # noqa: B008 - it cannot change
         max_bytes: int = 256 << 20,
         on_state: Callable[[str], None] | None = None,
+        trainer: bool = False,
     ) -> None:
         self.address = address
         self.engine_id = id_of(token)
         self._token = token
         self._access = access
+        self._trainer = trainer
         self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
@@ -235,6 +238,7 @@ class Stream:
             self.address,
             self._access,
             self._token,
+            self._trainer,
             self._window,
             self._cond,
             lambda: self._tell("connected"),

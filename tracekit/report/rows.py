@@ -19,7 +19,7 @@ def csv_line(cells: Iterable[Any]) -> str:
     """Return cells as one line of CSV; lists are JSON, null is empty."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(
-        [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
+        [json.dumps(_plain(cell)) if isinstance(cell, list) else cell for cell in cells]
     )
     return line.getvalue()
 
@@ -30,4 +30,6 @@ def no_rows(table: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

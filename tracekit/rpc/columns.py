@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tracekit.errors import TracekitError
 from tracekit.tables import TABLES
 
-# table -> column -> values: a numpy array (masked where null) for u1 u4 u8 i8 f4, a list for str, str? and list<u4>
+# table -> column -> values: a numpy array (masked where null) for u1 u4 u8 i8 f4, a list for texts and lists
 Tables = dict[str, dict[str, Any]]
 Array = npt.NDArray[Any]
 Buffer = memoryview
@@ -34,6 +34,7 @@ WIRE_TABLES = {
 }
 
 FULL, SOME_NULL, ALL_NULL = 0, 1, 2
+LISTS = {"list<u4>": "u4", "list<f4>": "f4"}  # what is in them, of four bytes each
 
 _NAMES = tuple(WIRE_TABLES)
 _HEADS = {name: struct.Struct("<BI" + "BI" * len(columns)) for name, columns in WIRE_TABLES.items()}
@@ -171,8 +172,8 @@ def texts(column: Column, rows: int) -> Iterator[str]:
 def _encode(name: str, kind: str, values: Any) -> tuple[int, bytes, bytes, bytes]:
     """Return how the nulls of a column are told, and its three buffers."""
     base, nullable = kind.rstrip("?"), kind.endswith("?")
-    if base == "list<u4>":
-        arrays = [_to_array(name, "u4", value) for value in values]
+    if base in LISTS:
+        arrays = [_to_array(name, LISTS[base], value) for value in values]
         return FULL, b"", _lengths(arrays), np.concatenate(arrays).tobytes()
     valid = _validity(values)
     if valid and not nullable:
@@ -247,7 +248,7 @@ def _check_parts(column: Column, base: str) -> None:
     total = _sum(column.lengths) * (1 if base == "str" else 4)
     if total != len(column.data):
         raise ValueError(f"its lengths add up to {total} bytes of {len(column.data)}")
-    if base == "list<u4>":
+    if base in LISTS:
         return
     text = bytes(column.data)
     if not text.isascii():

@@ -12,7 +12,7 @@ from importlib import resources
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 # Both ends; gRPC's own default. A batch is cut by rows far below it, and one row that is still larger, a prompt of half
 # a million tokens, comes in pieces.

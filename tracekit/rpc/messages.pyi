@@ -49,6 +49,7 @@ class Hello(_Message):
     schema: int
     recorder_version: str
     token: str
+    trainer: bool
     def __init__(
         self,
         *,
@@ -56,6 +57,7 @@ class Hello(_Message):
         schema: int = ...,
         recorder_version: str = ...,
         token: str = ...,
+        trainer: bool = ...,
     ) -> None: ...
 
 class Counters(_Message):
@@ -177,6 +179,7 @@ class EngineInfo(_Message):
     totals: Counters
     open: bool
     ended: bool
+    trainer: bool
     def __init__(
         self,
         *,
@@ -186,6 +189,7 @@ class EngineInfo(_Message):
         totals: Counters | None = ...,
         open: bool = ...,
         ended: bool = ...,
+        trainer: bool = ...,
     ) -> None: ...
 
 class ListEnginesReply(_Message):

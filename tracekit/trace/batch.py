@@ -13,7 +13,7 @@ import pyarrow as pa
 from tracekit.tables import TABLES
 from tracekit.trace.schema import arrow_schema, row_type
 
-# numpy array (masked where nullable), or a list for str and list<u4>; None where every row of it is null
+# numpy array (masked where nullable), or a list for str and lists; None where every row of it is null
 Column: TypeAlias = Any
 Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
 
@@ -103,8 +103,17 @@ def rows_of(batch: pa.RecordBatch, table: str) -> pa.StructArray:
 
 
 def widened(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch, or some tables of it, with every table of the present schema; those that it lacks are empty."""
-    return batch_of_structs({name: rows_of(batch, name) for name in batch.schema.names})
+    """Return a batch, or some tables of it, with every table and column of the present schema, empty where it lacks."""
+    return batch_of_structs({name: _widened(name, rows_of(batch, name)) for name in batch.schema.names})
+
+
+def _widened(table: str, rows: pa.StructArray) -> pa.StructArray:
+    now = row_type(table)
+    if rows.type == now:
+        return rows
+    there = {field.name: rows.field(field.name) for field in rows.type}
+    arrays = [there[field.name] if field.name in there else pa.nulls(len(rows), field.type) for field in now]
+    return pa.StructArray.from_arrays(arrays, fields=list(now))
 
 
 def request_major(table: str, rows: pa.StructArray) -> pa.StructArray:
@@ -145,10 +154,11 @@ def _array(values: Column, kind: str, target: pa.DataType, count: int) -> pa.Arr
     if values is None and kind.endswith("?"):
         return pa.nulls(count, target)
     if kind.startswith("list"):
-        flat = [np.asarray(item, np.uint32) for item in values]
+        dtype = np.dtype(target.value_type.to_pandas_dtype())
+        flat = [np.asarray(item, dtype) for item in values]
         offsets = np.zeros(len(flat) + 1, np.int32)
         np.cumsum([len(item) for item in flat], out=offsets[1:])
-        joined = np.concatenate(flat) if flat else np.zeros(0, np.uint32)
+        joined = np.concatenate(flat) if flat else np.zeros(0, dtype)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(joined), type=target)
     if isinstance(values, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(values)

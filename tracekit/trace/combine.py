@@ -9,7 +9,7 @@ from tracekit.trace.ledger import UNKNOWN_ENGINE
 from tracekit.trace.runs import touched
 from tracekit.trace.segments import newest
 from tracekit.trace.sources import Source, Stored
-from tracekit.trace.tally import Tally
+from tracekit.trace.tally import Tally, free_number
 
 Numbered = list[tuple[Stored, int]]
 
@@ -48,7 +48,7 @@ class _Engines:
         """Return an engine; a new one gets the number it wants, if that is free."""
         tally = self._by_id.get(engine_id)
         if tally is None:
-            number = wanted if wanted not in self.tallies else max(self.tallies) + 1
+            number = wanted if wanted not in self.tallies else free_number(self.tallies, wanted)
             tally = self._by_id[engine_id] = self.tallies[number] = Tally(number, engine_id)
         return tally
 
@@ -63,7 +63,7 @@ class _Engines:
         for engine_id, standing in source.engines.items():
             self.of(engine_id, standing.engine).know(standing.run())
         for loss in source.losses:
-            self.of(loss["engine_id"], max(self.tallies, default=-1) + 1)
+            self.of(loss["engine_id"], free_number(self.tallies))
 
 
 def _sealed(path: str, source: Source, engines: _Engines) -> Iterable[tuple[Stored, int]]:

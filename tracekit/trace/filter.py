@@ -40,17 +40,19 @@ class _Some:
 
 
 def keep_engines(trace: Trace, engines: Collection[int]) -> None:
-    """Leave out all engines but these, and what is known of them.
+    """Leave out all engines but these, and what is known of them; trainers stay.
 
     Raises:
         NoSuchEngineError: one is not in the trace.
     """
     for engine in engines:
-        if engine not in trace.tallies:
-            raise NoSuchEngineError(engine, trace.tallies)
-    trace.tallies = {number: tally for number, tally in trace.tallies.items() if number in engines}
-    trace.stored = [(stored, number) for stored, number in trace.stored if number in {UNKNOWN_ENGINE, *engines}]
-    trace.extra = [loss for loss in trace.extra if loss.engine in (None, *engines)]
+        if engine not in trace.numbers:
+            raise NoSuchEngineError(engine, trace.numbers)
+    trace.tallies = {n: tally for n, tally in trace.tallies.items() if n in engines or tally.is_trainer}
+    trace.stored = [
+        (stored, number) for stored, number in trace.stored if number == UNKNOWN_ENGINE or number in trace.tallies
+    ]
+    trace.extra = [loss for loss in trace.extra if loss.engine is None or loss.engine in trace.tallies]
     trace.incidents.append(f"filtered: engines {', '.join(map(str, sorted(engines)))}")
 
 

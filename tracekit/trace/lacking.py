@@ -18,7 +18,7 @@ def lacking(trace: Trace) -> str | None:
     """
     if trace.live:
         return None
-    if not trace.tallies:
+    if not trace.numbers:
         return "no engine was recorded"
     if not trace.rows("tokens"):
         return "no token was recorded"

@@ -41,6 +41,9 @@ ORDER = {
     "finishes": ("engine", "request"),
     "weights": ("engine", "weight_version"),
     "control": ("engine", "engine_step"),
+    "annotations": ("engine", "wall_ns"),
+    "shed": ("engine", "request"),
+    "stalls": ("engine", "begin_ns"),
     "losses": ("engine", "from_seq"),
 }
 
@@ -65,18 +68,23 @@ class Trace:
         self.incidents = [text for source in sources for text in source.notes]
 
     def only(self, engine: int) -> Trace:
-        """Return the trace as if it held one engine alone, and losses of unknown engines.
+        """Return the trace as if it held one engine alone, with its trainers, and losses of unknown engines.
 
         Raises:
             NoSuchEngineError: it is not in the trace.
         """
-        if engine not in self.tallies:
-            raise NoSuchEngineError(engine, self.tallies)
+        if engine not in self.numbers:
+            raise NoSuchEngineError(engine, self.numbers)
         trace = copy.copy(self)
-        trace.tallies = {engine: self.tallies[engine]}
-        trace.stored = [(stored, number) for stored, number in self.stored if number in (engine, UNKNOWN_ENGINE)]
-        trace.extra = [loss for loss in self.extra if loss.engine in (engine, None)]
+        trace.tallies = {n: tally for n, tally in self.tallies.items() if n == engine or tally.is_trainer}
+        trace.stored = [pair for pair in self.stored if pair[1] == UNKNOWN_ENGINE or pair[1] in trace.tallies]
+        trace.extra = [loss for loss in self.extra if loss.engine is None or loss.engine in trace.tallies]
         return trace
+
+    @property
+    def numbers(self) -> list[int]:
+        """The engines' numbers, ascending; trainers, which only annotate, are left out."""
+        return [number for number, tally in self.tallies.items() if not tally.is_trainer]
 
     def leave_out(self, number: int, rows: Mapping[str, int]) -> None:
         """Take rows that are left out on purpose out of an engine's counters; what is lost is what was until now."""
@@ -119,8 +127,8 @@ class Trace:
         """Return the rows of the `engines` table as dicts; an engine whose row did not arrive has its id alone."""
         rows = {row["engine"]: row for row in self.table("engines").to_pylist()}
         return [
-            rows.get(number, {"engine": number, "engine_id": tally.engine_id})
-            for number, tally in sorted(self.tallies.items())
+            rows.get(number, {"engine": number, "engine_id": self.tallies[number].engine_id})
+            for number in sorted(self.numbers)
         ]
 
     def losses(self) -> list[dict[str, Any]]:

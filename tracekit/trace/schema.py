@@ -24,6 +24,7 @@ _TYPES = {
     "f4": pa.float32(),
     "str": pa.string(),
     "list<u4>": pa.list_(pa.field("item", pa.uint32(), nullable=False)),
+    "list<f4>": pa.list_(pa.field("item", pa.float32(), nullable=False)),
 }
 
 
@@ -33,9 +34,10 @@ def arrow_field(name: str, kind: str) -> pa.Field:
 
 
 @functools.cache
-def row_type(table: str) -> pa.StructType:
-    """Return the struct type of one row of `table`."""
-    return pa.struct([arrow_field(name, kind) for name, kind in TABLES[table].items()])
+def row_type(table: str, version: int = SCHEMA_VERSION) -> pa.StructType:
+    """Return the struct type of one row of `table`, or what it was at that version."""
+    kinds = TABLES[table].items()
+    return pa.struct([arrow_field(name, kind) for name, kind in kinds if _was_in(f"{table}.{name}", version)])
 
 
 @functools.cache
@@ -48,11 +50,15 @@ def row_schema(table: str) -> pa.Schema:
 def arrow_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     """Return the schema of every hot segment and sealed trace that this tracekit writes, or one did at that version."""
     fields = [
-        pa.field(table, pa.list_(pa.field("item", row_type(table), nullable=False)), nullable=False)
+        pa.field(table, pa.list_(pa.field("item", row_type(table, version), nullable=False)), nullable=False)
         for table in TABLES
-        if SINCE.get(table, OLDEST_SCHEMA) <= version
+        if _was_in(table, version)
     ]
     return pa.schema(fields, metadata={VERSION_KEY: str(version), WRITER_KEY: __version__})
+
+
+def _was_in(name: str, version: int) -> bool:
+    return SINCE.get(name, OLDEST_SCHEMA) <= version
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from tracekit.trace.reader import Trace, load, open_trace
 from tracekit.trace.runs import Run
 from tracekit.trace.schema import sealed_schema
 from tracekit.trace.sources import Stored
-from tracekit.trace.tally import Tally
+from tracekit.trace.tally import Tally, free_number
 
 SEALED_LEVEL = 9
 BATCH_ROWS = 1 << 20
@@ -138,7 +138,7 @@ def _all_losses(trace: Trace, extra: list[Mapping[str, Any]]) -> list[Loss]:
     """Return every loss with the number of a (perhaps new) engine, each once; the extra ones come before the found."""
     numbers = {tally.engine_id: tally.engine for tally in trace.tallies.values()}
     for item in extra:
-        number = numbers.setdefault(item["engine_id"], max(trace.tallies, default=-1) + 1)
+        number = numbers.setdefault(item["engine_id"], free_number(trace.tallies))
         if number not in trace.tallies:
             trace.tallies[number] = Tally(number, item["engine_id"])
         trace.extra.append(Loss.aside(item, number))

@@ -24,7 +24,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         TraceCorruptError: a batch is not what was written.
     """
     rows = {name: trace.rows(name) for name in TABLES}
-    per_engine = {number: {"requests": 0, "tokens": 0} for number in trace.tallies}
+    per_engine = {number: {"requests": 0, "tokens": 0} for number in trace.numbers}
     for stored, number in trace.stored:
         for name in ("requests", "tokens") if number in per_engine else ():
             per_engine[number][name] += stored.meta.rows.get(name, 0)

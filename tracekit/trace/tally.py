@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.runs import Run, holes, joined
 
+FIRST_TRAINER = 1 << 16  # trainers are numbered from here: the engines' numbers do not hang on who came first
+
 
 @dataclass
 class Tally:
-    """Numbers and counters of one engine.
+    """Numbers and counters of one engine, or of one trainer.
 
     Attributes:
         pieces: what is stored, as finely as it is known: of hot batches each one.
@@ -107,6 +109,11 @@ class Tally:
         """Whether it said goodbye."""
         return any(run.goodbye for run in self._ends)
 
+    @property
+    def is_trainer(self) -> bool:
+        """Whether this is a trainer's process: nobody else annotates, and it does nothing else."""
+        return "annotations" in self.produced
+
     def rest(self, seq: int) -> None:
         """Take the engine's claim that it was idle, with everything told up to batch `seq`, if all that is stored."""
         self.idle = (self.runs[-1].last if self.runs else 0) >= seq
@@ -120,3 +127,10 @@ class Tally:
         for count in counts:
             total |= Counter(count)
         return total
+
+
+def free_number(taken: Iterable[int], like: int = 0) -> int:
+    """Return the number behind those that are taken, of engines or, where `like` is a trainer's, of trainers."""
+    first = FIRST_TRAINER if like >= FIRST_TRAINER else 0
+    last = FIRST_TRAINER if not first else 1 << 32
+    return max((number for number in taken if first <= number < last), default=first - 1) + 1

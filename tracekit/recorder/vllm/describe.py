@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from tracekit import __version__
-from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.settings import logprobs_option, run_name
 from tracekit.recorder.vllm.snapshot import dumps, jsonable, vllm_environment, vllm_version
 
 
@@ -49,4 +49,5 @@ def engine_row(engine_id: str, described: Described) -> dict[str, Any]:
         "model": str(model.model),
         "logprobs_mode": described.logprobs_mode,
         "config": dumps(settings),
+        "run": run_name(),
     }
