@@ -9,25 +9,20 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tracekit import __version__
 from tracekit.diagnose.data import OTHER_PRECISION
 from tracekit.diagnose.result import Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
 from tracekit.errors import ModelError, UsageError
-from tracekit.objects.address import is_url
-from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.budget import within
-from tracekit.replay.checkpoints import stored_dtype
-from tracekit.replay.claims import find_claims
-from tracekit.replay.facts import of_checkpoints, read_facts
-from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
 from tracekit.replay.leaks import leak_scores
-from tracekit.replay.naming import Folders, numbered
-from tracekit.replay.numbers import OWN, engine_of, name_of, version_of
+from tracekit.replay.located import Located, locate
+from tracekit.replay.naming import Folders
+from tracekit.replay.numbers import OWN, engine_of, version_of
 from tracekit.replay.output import Replay, token_table
 from tracekit.replay.planning import num_shared, plan_further_units, plan_units
 from tracekit.replay.probes import check_probes, probe_modules
@@ -47,12 +42,12 @@ from tracekit.replay.scorers import (
     peak_bytes,
     torch_loader,
 )
-from tracekit.replay.stages import Group, forget_kv, leave_out_unknown, num_unknown
+from tracekit.replay.stages import forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.strata import strata_of
 from tracekit.replay.third import add_trainer
 from tracekit.replay.timeline import timeline_of
 from tracekit.replay.units import Unit, UnitScores
-from tracekit.replay.versions import neighbours, same_weights
+from tracekit.replay.versions import neighbours
 from tracekit.replay.workers import check_workers, on_ray, threads_each
 from tracekit.scores import PROCESSED, RAW
 from tracekit.trace.reader import open_trace
@@ -148,17 +143,14 @@ def replay(
     trace = trace if only is None else trace.only(only)
     rollouts = read_rollouts(trace)
     received = Model(dtype, rollouts.dtype or dtype)
-    rollouts, given = numbered(rollouts, {**({0: model} if model is not None else {}), **(weights or {})})
-    taken = _weights_of(rollouts, given)
-    folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
-    facts = replace(read_facts(trace, folders[min(folders)], trainer_config), **_checkpoints(trace, rollouts, folders))
-    taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
-    oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
-    group = _group(oldest)
-    rollouts = leave_out_unknown(rollouts, group)
+    given: Folders = {**({0: model} if model is not None else {}), **(weights or {})}
+    here = locate(trace, rollouts, given, trainer_config, show_progress=show_progress)
+    folders, group = here.folders, here.group
+    rollouts = leave_out_unknown(here.rollouts, group)
+    here = replace(here, rollouts=rollouts)
     load = load or torch_loader(device)
     scorers = OneAtATime(load)
-    scorer = scorers(folders[rollouts.versions[0]], received)
+    scorer = scorers(here.first, received)
     shape = max_batch_tokens or BATCH_TOKENS.get(scorer.device.split(":")[0], BATCH_TOKENS_GPU)
     _check_vocabulary(scorer, rollouts)
     if scorer.packing != PACKED:
@@ -166,8 +158,8 @@ def replay(
     secs = identity_test(scorer, rollouts.rollouts, shape)
     if budget_secs is not None:
         rollouts = within(rollouts, budget_secs, secs, started)
-    facts = replace(facts, skipped=rollouts.skipped)
-    scene = _scene(rollouts, taken, scorer.packing, oldest)
+    facts = replace(here.facts, skipped=rollouts.skipped)
+    scene = _scene(replace(here, rollouts=rollouts), scorer.packing)
     plan = plan_passes(received, shape, scene)
     units = plan_units(rollouts.rollouts, plan, group)
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
@@ -185,7 +177,7 @@ def replay(
     mapper = partial(locally, scorers, folders)
     if workers is not None:
         scorers.release()
-        where = {weights.version: weights.folder for weights in taken}
+        where = {weights.version: weights.folder for weights in here.weights}
         threads = threads_each(str(workers), threads)
         mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
@@ -209,7 +201,7 @@ def replay(
         leaking = partial(
             leak_scores, load=scorers, folders=folders, group=group, model=received, max_batch_tokens=shape
         )
-        run = add_trainer(run, rollouts, dump, trace, folders[rollouts.versions[0]], expect, leaking)
+        run = add_trainer(run, rollouts, dump, trace, here.first, expect, leaking)
     judged = judge(run, expect=expect, facts=facts, clip=clip)
     further = plan_further(plan[0], scene, judged.verdict)
     if further:
@@ -219,43 +211,20 @@ def replay(
         judged = judge(run, expect=expect, facts=facts, clip=clip)
         units += more
     kept.drop(units)
-    scoring = _scoring(about, plan, units, taken, time.monotonic() - started)
+    scoring = _scoring(about, plan, units, here.weights, time.monotonic() - started)
     tokens = token_table(run, judged.tokens, judged.verdict.parts)
     return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens, timeline_of(trace))
 
 
-def _weights_of(rollouts: Rollouts, given: Mapping[int, str | Path]) -> list[Weights]:
-    """Where to take the weights of every version from: given, of the same fingerprints, claimed, named by the trace."""
-    oldest = same_weights(rollouts.weight_changes, rollouts.ran)
-    claims = needed_claims(find_claims(rollouts.weight_changes, rollouts.ran), set(given) - {0}, oldest)
-    return choose_weights(rollouts.versions, oldest, given, claims, rollouts.models)
-
-
-def _checkpoints(trace: Trace, rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[str, Any]:
-    """The fingerprints of all folders that are known, and which of them each engine's version is scored with."""
-    first: dict[Path, str] = {}
-    for number, folder in sorted(folders.items()):
-        first.setdefault(folder.resolve(), f"the folder for weight version {name_of(number)}")
-    scored = {(engine, version_of(number)): first[folders[number].resolve()] for engine, number in rollouts.ran}
-    for model in rollouts.models:
-        if not is_url(model) and Path(model).is_dir():
-            first.setdefault(Path(model).resolve(), "the model that the trace names")
-    return {"checkpoints": of_checkpoints(trace, {name: folder for folder, name in first.items()}), "scored": scored}
-
-
-def _group(oldest: Mapping[int, int]) -> Group:
-    """Versions whose weights are in the same folder are one."""
-    return lambda version: oldest.get(version, version)
-
-
-def _scene(rollouts: Rollouts, taken: Seq[Weights], packing: str, oldest: Mapping[int, int]) -> Scene:
-    folders = {weights.version: weights.folder for weights in taken}
+def _scene(here: Located, packing: str) -> Scene:
+    folders = {weights.version: weights.folder for weights in here.weights}
+    rollouts = here.rollouts.rollouts
     return Scene(
-        used=parameters_in_use(r.sequence.params for r in rollouts.rollouts),
-        mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts.rollouts),
-        masters=any(weights.is_cast for weights in taken),
-        before=neighbours(oldest, -1),
-        after=neighbours(oldest, +1),
+        used=parameters_in_use(r.sequence.params for r in rollouts),
+        mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts),
+        masters=any(weights.is_cast for weights in here.weights),
+        before=neighbours(here.oldest, -1),
+        after=neighbours(here.oldest, +1),
     )
 
 

@@ -1,0 +1,94 @@
+"""The weights that a trace is scored with: which folders, of which versions, and what is known of them beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.result import Weights
+from tracekit.objects.address import is_url
+from tracekit.objects.fetch import local_folder, quiet
+from tracekit.replay.checkpoints import stored_dtype
+from tracekit.replay.claims import find_claims
+from tracekit.replay.facts import of_checkpoints, read_facts
+from tracekit.replay.folders import choose_weights, needed_claims
+from tracekit.replay.naming import Folders, numbered
+from tracekit.replay.numbers import name_of, version_of
+from tracekit.replay.progress import talk
+from tracekit.replay.rollouts import Rollouts
+from tracekit.replay.stages import Group
+from tracekit.replay.versions import same_weights
+
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
+
+@dataclass(frozen=True)
+class Located:
+    """Rollouts whose weights are here.
+
+    Attributes:
+        rollouts: with weight versions as numbers; see `tracekit.replay.numbers`.
+        weights: where those of each number were taken from.
+        folders: on this machine, by number.
+        oldest: each number to the oldest one with the same folder.
+        facts: what the trace and the folders tell.
+    """
+
+    rollouts: Rollouts
+    weights: list[Weights]
+    folders: dict[int, Path]
+    oldest: dict[int, int]
+    facts: Facts
+
+    @property
+    def group(self) -> Group:
+        """Versions whose weights are in the same folder are one."""
+        return lambda version: self.oldest.get(version, version)
+
+    @property
+    def first(self) -> Path:
+        """The folder of the first version that sampled."""
+        return self.folders[self.rollouts.versions[0]]
+
+
+def locate(
+    trace: Trace, rollouts: Rollouts, given: Folders, trainer_config: str | Path | None, *, show_progress: bool
+) -> Located:
+    """Find the weights of every version: given, of the same fingerprints, claimed, named by the trace.
+
+    Args:
+        trace: that the rollouts were read from.
+        rollouts: as they were read.
+        given: folders by version, or by engine and version.
+        trainer_config: the trainer's model folder, to be compared with what the engine ran.
+        show_progress: tell of copies from object stores.
+
+    Raises:
+        ReplayRefused, UsageError: as `choose_weights`.
+        StoreError, CacheError: what lies behind a URL cannot be had.
+    """
+    rollouts, named = numbered(rollouts, given)
+    same = same_weights(rollouts.weight_changes, rollouts.ran)
+    claims = needed_claims(find_claims(rollouts.weight_changes, rollouts.ran), set(named) - {0}, same)
+    taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models)
+    folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
+    facts = replace(read_facts(trace, folders[min(folders)], trainer_config), **_checkpoints(trace, rollouts, folders))
+    taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
+    oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
+    return Located(rollouts, taken, folders, oldest, facts)
+
+
+def _checkpoints(trace: Trace, rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[str, Any]:
+    """The fingerprints of all folders that are known, and which of them each engine's version is scored with."""
+    first: dict[Path, str] = {}
+    for number, folder in sorted(folders.items()):
+        first.setdefault(folder.resolve(), f"the folder for weight version {name_of(number)}")
+    scored = {(engine, version_of(number)): first[folders[number].resolve()] for engine, number in rollouts.ran}
+    for model in rollouts.models:
+        if not is_url(model) and Path(model).is_dir():
+            first.setdefault(Path(model).resolve(), "the model that the trace names")
+    return {"checkpoints": of_checkpoints(trace, {name: folder for folder, name in first.items()}), "scored": scored}
