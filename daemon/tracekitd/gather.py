@@ -12,6 +12,7 @@ from tracekitd.arrow import to_record_batch
 from tracekitd.catalog import Engine
 from tracekitd.intake import Received
 from tracekitd.stats import Stats
+from tracekitd.watch import Watch
 from tracekitd.writer import Writer
 
 COMMIT_SECS = 0.2
@@ -40,6 +41,7 @@ class Gatherer:
         stats: where it counts commits.
         done: called on the event loop when batches of an engine are durable, with them and their bytes.
         failed: called on the event loop when they could not be made into a record batch: a fault of ours.
+        watch: looks at each record batch; None: nobody does.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Gatherer:
         stats: Stats,
         done: Callable[[Engine, list[Received], int], None],
         failed: Callable[[BaseException], None],
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._writer = writer
         self._pool = pool
         self._stats = stats
@@ -91,7 +95,10 @@ class Gatherer:
         told: list[Callable[[], None]] = [self._stats.durable] if pending else []
         for item in pending:
             for together in _together(item.received):
-                self._writer.append(*to_record_batch(together), lambda: None)
+                batch, meta = to_record_batch(together)
+                self._writer.append(batch, meta, lambda: None)
+                if self._watch is not None:
+                    self._watch.see(batch, meta)
             told.append(partial(self._done, item.engine, item.received, item.num_bytes))
         if then is not None:
             told.append(then)

@@ -10,14 +10,15 @@ from tracekit import __version__
 from tracekit.errors import UsageError
 from tracekitd.catalog import Catalog
 from tracekitd.stats import Stats
+from tracekitd.watch import Watch
 from tracekitd.writer import Writer
 
 
 class Collector:
     """What prometheus_client asks at each scrape."""
 
-    def __init__(self, stats: Stats, catalog: Catalog, writer: Writer) -> None:
-        self._stats, self._catalog, self._writer = stats, catalog, writer
+    def __init__(self, stats: Stats, catalog: Catalog, writer: Writer, watch: Watch) -> None:
+        self._stats, self._catalog, self._writer, self._watch = stats, catalog, writer, watch
 
     def collect(self) -> Iterator[Any]:
         """Yield every metric, see `prometheus_client.registry.Collector`."""
@@ -62,6 +63,46 @@ class Collector:
             for state in ("connected", "away", "ended"):
                 states.add_metric([state], found[state])
             yield states
+        yield from self._of_trainers()
+        stalls = CounterMetricFamily("tracekitd_stall_seconds", "That lossless recorders cost.", labels=["engine"])
+        for engine, secs in list(self._watch.stall_secs.items()):
+            stalls.add_metric([str(engine)], secs)
+        yield stalls
+
+    def _of_trainers(self) -> Iterator[Any]:
+        """Yield what trainers compute again against what engines reported."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        mismatch = self._watch.mismatch
+        outcomes = CounterMetricFamily("tracekitd_annotations", "With old_logprobs, by outcome.", labels=["outcome"])
+        for outcome, count in list(mismatch.outcomes.items()):
+            outcomes.add_metric([outcome], count)
+        yield outcomes
+        yield GaugeMetricFamily("tracekitd_annotations_waiting", "For their rollouts.", value=mismatch.num_waiting)
+        text = "Tokens without a finite ratio; they are in no other metric of mismatch."
+        yield CounterMetricFamily("tracekitd_mismatch_not_finite_tokens", text, value=mismatch.num_not_finite)
+        totals = list(mismatch.total.items())
+        for name, text, field in (
+            ("tokens", "Tokens compared.", "num_tokens"),
+            ("ratio_sum", "Sum of e^(old_logprob - rollout_logprob).", "ratio"),
+            ("kl_sum_nats", "Sum of e^d - d - 1 of the same d.", "kl"),
+        ):
+            sums = CounterMetricFamily(f"tracekitd_mismatch_{name}", text, labels=["engine"])
+            for engine, total in totals:
+                sums.add_metric([str(engine)], getattr(total, field))
+            yield sums
+        newest = [(engine, sums) for engine, sums in list(mismatch.newest.items()) if sums.num_tokens]
+        for name, text, field in (
+            ("ratio_mean", "Mean ratio over the newest train step that was annotated.", "ratio"),
+            ("kl_nats", "mismatch_kl over the newest train step that was annotated.", "kl"),
+        ):
+            mean = GaugeMetricFamily(f"tracekitd_mismatch_{name}", text, labels=["engine"])
+            for engine, sums in newest:
+                mean.add_metric([str(engine)], getattr(sums, field) / sums.num_tokens)
+            yield mean
+        if mismatch.train_step is not None:
+            text = "That step, of the trainer."
+            yield GaugeMetricFamily("tracekitd_mismatch_train_step", text, value=mismatch.train_step)
 
 
 def check_metrics(address: str) -> tuple[str, int]:

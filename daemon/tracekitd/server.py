@@ -32,6 +32,7 @@ from tracekitd.roller import Roller
 from tracekitd.sealing import finish, seal_spool, take_notes, tell
 from tracekitd.service import ControlService, RecorderService, handlers
 from tracekitd.stats import Stats
+from tracekitd.watch import Watch
 from tracekitd.writer import Writer
 
 CANCEL_SECS = 1.0  # for calls that are still open when the grace is over
@@ -56,7 +57,8 @@ class Daemon:
         self._writer = Writer(spool, self._writer_failed)
         self._roller = Roller(spool, config)
         self._stats = Stats()
-        self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed)
+        self._watch = None if config.metrics is None else Watch()
+        self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed, self._watch)
         self._metrics: Any = None
         self._health = health.aio.HealthServicer()
         self._listeners = [Listener(address, config) for address in config.listen]
@@ -76,10 +78,9 @@ class Daemon:
         for listener in self._listeners:
             await listener.start()
             self.addresses.append(listener.address)
-        if self.config.metrics is not None:
-            self._metrics = metrics.serve(
-                self.config.metrics, metrics.Collector(self._stats, self.catalog, self._writer)
-            )
+        if self.config.metrics is not None and self._watch is not None:
+            collector = metrics.Collector(self._stats, self.catalog, self._writer, self._watch)
+            self._metrics = metrics.serve(self.config.metrics, collector)
             say(f"metrics at http://{self.config.metrics.rpartition(':')[0]}:{self._metrics.server_port}/metrics")
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

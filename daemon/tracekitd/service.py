@@ -33,6 +33,7 @@ from tracekitd.peers import cut_off_strangers
 from tracekitd.pieces import SECS as PIECES_SECS
 from tracekitd.pieces import Pieces
 from tracekitd.stats import Stats
+from tracekitd.watch import Watch
 from tracekitd.writer import Writer
 
 T = TypeVar("T")
@@ -53,15 +54,23 @@ class RecorderService:
         writer: takes what they send.
         stats: where it counts.
         failed: called for an error that is ours.
+        watch: looks at what is received; None: nobody does.
     """
 
-    def __init__(self, catalog: Catalog, writer: Writer, stats: Stats, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        writer: Writer,
+        stats: Stats,
+        failed: Callable[[BaseException], None],
+        watch: Watch | None = None,
+    ) -> None:
         self._catalog = catalog
         self._stats = stats
         self._loop = asyncio.get_running_loop()
         # one thread: what an engine sends stays in order, and the event loop is free meanwhile
         self._pool = ThreadPoolExecutor(1, "tracekitd-intake")
-        self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed)
+        self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed, watch)
         self._budget = Budget(MAX_QUEUED_BYTES)
         self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
         self._num_greeting = 0

@@ -1,10 +1,12 @@
 """Annotations through a real daemon: in the trace to the row, told apart from engines, compared while they come."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from tracekit.tables import TABLES
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
 from tracekit.trace.tally import FIRST_TRAINER
+
+PAGE = Path(__file__).parents[2] / "docs" / "annotate.md"
 
 
 def wire_tables(**options):
@@ -126,6 +130,15 @@ def test_what_outlives_daemons_adds_up_and_keeps_its_number(daemon):
     assert assert_conserved(daemon.out, {"annotations": 11}) == {"annotations": 1}
     (loss,) = open_trace(daemon.out).losses()
     assert loss["reason"] == "not an annotation: TypeError" and loss["engine"] == FIRST_TRAINER
+
+
+def test_the_example_of_the_docs_annotates(daemon):
+    (lines,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(lines.replace("unix:/run/user/1000/tracekit/d.sock", daemon.address))
+    assert daemon.stop() == 0
+    (row,) = open_trace(daemon.out).table("annotations").to_pylist()
+    assert (row["request_id"], row["train_step"], row["group"], row["reward"]) == ("chatcmpl-1", 120, "prompt-7", 1.0)
+    assert np.allclose(row["old_logprobs"], [-0.11, -2.5]) and np.allclose(row["advantages"], [0.4])
 
 
 KILLED = """

@@ -2,9 +2,12 @@
 
 import urllib.request
 
+import numpy as np
 import pytest
 
+from helpers.factories import make_engine, make_tables
 from helpers.wire import DaemonProcess, batch, engine_id, hello, numbered_tokens, record
+from tracekit.client import Client
 from tracekit.errors import UsageError
 from tracekitd.metrics import check_metrics
 
@@ -34,6 +37,34 @@ def test_numbers_add_up(short_path):
         assert float(lines["tracekitd_lag_seconds"]) == 0 and float(lines["tracekitd_commit_seconds_total"]) > 0
         assert float(lines['tracekitd_engines{state="away"}']) == 1
         assert "process_resident_memory_bytes" in lines
+    finally:
+        process.end()
+
+
+def test_what_trainers_say_is_compared_while_it_comes(short_path):
+    process = DaemonProcess(short_path)
+    process.argv += ["--metrics", "127.0.0.1:0"]
+    identity, tables = engine_id(), make_tables(tokens=20, engine=make_engine())
+    tables["stalls"] = {"engine_step": [3], "begin_ns": [0], "end_ns": [2 * 10**9], "gave_up": [0]}
+    try:
+        process.start()
+        record(process.address, [hello(identity), batch(identity, 1, tables)])
+        with Client(process.address) as trainer:
+            for number in range(3):
+                own = np.asarray(tables["tokens"]["request"]) == number
+                old = np.asarray(tables["tokens"]["rollout_logprob"])[own] + np.float32(0.5)
+                trainer.annotate(f"request-{number}", train_step=4, old_logprob=old)
+            trainer.annotate("nobody", old_logprob=[0.0])
+        lines = dict(line.rsplit(" ", 1) for line in scrape(process).splitlines() if not line.startswith("#"))
+        found = {name: float(value) for name, value in lines.items() if "mismatch" in name or "annotations" in name}
+        assert found['tracekitd_annotations_total{outcome="compared"}'] == 3
+        assert found["tracekitd_annotations_waiting"] == 1 and found["tracekitd_mismatch_train_step"] == 4
+        assert found['tracekitd_mismatch_tokens_total{engine="0"}'] == 60
+        assert found['tracekitd_mismatch_ratio_mean{engine="0"}'] == pytest.approx(np.exp(0.5), rel=1e-6)
+        assert found['tracekitd_mismatch_kl_nats{engine="0"}'] == pytest.approx(np.exp(0.5) - 1.5, rel=1e-5)
+        assert found["tracekitd_mismatch_not_finite_tokens_total"] == 0
+        assert float(lines['tracekitd_stall_seconds_total{engine="0"}']) == 2
+        assert float(lines['tracekitd_trainers{state="ended"}']) == float(lines['tracekitd_engines{state="away"}']) == 1
     finally:
         process.end()
 
