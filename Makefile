@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test accuracy faults test-long lint docs proto assets bench clean
+.PHONY: help demo test accuracy faults test-long lint docs proto assets picture bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed  ## Record a real vLLM engine twice, replay both, tell the story.
 	$(BIN)/tracekit demo
+
+picture: $(VENV)/.installed  ## Make docs/verdict.png, the page of the demo's first run (needs Chromium).
+	@folder=$$(mktemp -d) && $(BIN)/tracekit demo --keep $$folder && $(BIN)/python scripts/picture.py $$folder/defaults.replay.arrow
 
 # two at a time: an engine's start keeps one core busy; tests/helpers/sharing.py says which stay together
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +12,11 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.mark.timeout(1800)  # a CPU without bfloat16 takes many times as long
-def test_demo_tells_raw_from_processed_on_a_real_engine() -> None:
+def test_demo_tells_raw_from_processed_on_a_real_engine(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # all cores score
-    done = run_cli("demo", "--max-tokens", "32", "--json", env=environ, timeout_secs=1800)
+    done = run_cli(
+        "demo", "--max-tokens", "32", "--json", "--html", str(tmp_path / "demo.html"), env=environ, timeout_secs=1800
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout)
     defaults, parity = facts["defaults"]["verdict"], facts["parity"]["verdict"]
@@ -26,3 +29,6 @@ def test_demo_tells_raw_from_processed_on_a_real_engine() -> None:
     assert (parity["layer"], parity["semantic"]["kind"]) == ("none", "processed")
     assert abs(parity["before"]["ratio_mean"] - 1) < 0.03 and parity["before"]["mismatch_kl"] < 0.01
     assert parity["before"]["clip_rate"] < defaults["before"]["clip_rate"] / 5
+    page = (tmp_path / "demo.html").read_text(encoding="utf-8")
+    assert all(f'<h2 class="of">{name}</h2>' in page for name in ("V1 defaults", "parity settings"))
+    assert page.count('class="k-decode"') == 2  # each with the engine's timeline

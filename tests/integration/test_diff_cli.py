@@ -153,3 +153,9 @@ def test_with_a_model_noise_is_told_from_change(diff, tmp_path):
     found = facts["difference"]
     assert (code, found["outcome"], found["num_pairs_beyond"]) == (4, "beyond noise", REQUESTS)
     assert found["first_beyond"]["output_index"] == 2 and found["chance"] < 1e-4
+
+
+def test_the_page_says_what_the_screen_says(diff, tmp_path):
+    code, out, _ = diff(tables(), tables(d=np.full((REQUESTS, TOKENS), 0.01)), "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert code == 4 and out.strip().splitlines()[0] in page and 'class="run"' not in page

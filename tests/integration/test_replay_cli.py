@@ -191,6 +191,17 @@ def test_an_existing_output_is_refused_before_anything_is_read(tmp_path, recorde
     assert out.read_text() == "mine"
 
 
+def test_the_page_says_what_the_screen_says(tmp_path, recorded, tracekit):
+    write_trace(tmp_path / "t.arrow", [recorded.tables(recorded.raw)])
+    args = (tmp_path / "t.arrow", "--model", recorded.model, "--dtype", "float32", "--html", tmp_path / "page.html")
+    code, out, err = tracekit(*args)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert code == 4 and f"<h1>{out.splitlines()[0]}</h1>" in page and "page.html" in err
+    assert f"{NUM_TOKENS} steps of 1 engine" in page  # the timeline came with it
+    code, _, err = tracekit(*args)
+    assert code == 1 and "exists already" in err
+
+
 def refused(tracekit, *args):
     code, out, err = tracekit(*args)
     assert code == 1 and out == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
               help="With --model, the trainer's body precision.")  # fmt: skip
 @click.option("--fail-on", "rules", multiple=True, metavar="RULE",
               help="Fail only where this is true, as mismatch_kl>1e-3; may be given several times.")  # fmt: skip
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write it as a page; with --model, both replays side by side.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(first: str, second: str, model: str | None, dtype: str, rules: tuple[str, ...], as_json: bool) -> int:
+def command(
+    first: str, second: str, model: str | None, dtype: str, rules: tuple[str, ...], html: Path | None, as_json: bool
+) -> int:
     """Say what moved between two traces of the same prompts: two engines, versions or settings.
 
     \b
@@ -33,6 +38,7 @@ def command(first: str, second: str, model: str | None, dtype: str, rules: tuple
     from tracekit.audit.settings import differing_settings
     from tracekit.cli import sources
     from tracekit.cli.models import model_folder
+    from tracekit.cli.pages import write_pair
     from tracekit.diagnose.diff import compare
     from tracekit.diagnose.gate import check, parse_predicate
     from tracekit.diagnose.plain import plain
@@ -40,7 +46,10 @@ def command(first: str, second: str, model: str | None, dtype: str, rules: tuple
     from tracekit.objects.address import is_url
     from tracekit.replay.pairs import noise_lines, pair_traces
     from tracekit.report.diff import to_facts, to_lines
+    from tracekit.trace.output import check_output
 
+    if html:
+        check_output(html)
     predicates = [parse_predicate(text, "difference.metrics", "difference") for text in rules]
     traces = sources.opened(first), sources.opened(second)
     paired = pair_traces(*traces)
@@ -57,6 +66,9 @@ def command(first: str, second: str, model: str | None, dtype: str, rules: tuple
     results = [found.result for found in replays]
     facts = to_facts((first, second), difference, differing_settings(*traces), results, checked, lost=lost)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(to_lines(facts)))
+    if html:
+        columns = dict(zip(("first", "second"), replays, strict=True)) if replays else {}
+        write_pair(html, "First against second", to_lines(facts), columns)
     states = {one.state for one in checked}
     if difference.outcome == "nothing compared" or "cannot tell" in states:
         return EXIT_FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,17 @@ def write_page(path: Path, page: str) -> None:
     with new_file(path) as file:
         file.write(page.encode())
     click.echo(f"{path}: {path.stat().st_size:,} bytes", err=True)
+
+
+def write_pair(path: Path, title: str, lines: Iterable[str], replays: Mapping[str, Replay]) -> None:
+    """Write a page with a column for each replay, under what was found between them.
+
+    Raises:
+        OutputError: the path exists or cannot be written.
+    """
+    from tracekit.report.page.render import to_html_pair
+
+    write_page(path, to_html_pair(title, list(lines), {name: shown(found) for name, found in replays.items()}))
 
 
 def _own_texts(found: Replay) -> dict[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
@@ -13,6 +15,7 @@ import click
               "version V, where they changed in the run; of one engine's alone, where versions differ.")  # fmt: skip
 @click.option("--only", type=click.IntRange(min=0), metavar="ENGINE", help="Number of the one engine to score.")
 @click.option("-o", "--output", type=click.Path(), help="Write every token to this new Arrow file.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write the page of it to this new file.")
 @click.option("--expect", type=click.Choice(["processed", "raw"]), default="processed", show_default=True,
               help="What the trainer takes the recorded logprobs for.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True,
@@ -42,6 +45,7 @@ def command(
     weights: tuple[str, ...],
     only: int | None,
     output: str | None,
+    html: str | None,
     expect: str,
     dtype: str,
     device: str | None,
@@ -73,8 +77,8 @@ def command(
     from tracekit.trace.output import check_output
 
     folders = _parse_weights(weights)
-    if output:
-        check_output(output)
+    for path in filter(None, (output, html)):
+        check_output(path)
     found = replay(
         sources.opened(trace),
         model_folder(model) if model and not is_url(model) else model,
@@ -98,6 +102,11 @@ def command(
     )
     if output:
         write_replay(found, output)
+    if html:
+        from tracekit.cli.pages import shown, write_page
+        from tracekit.report.page.render import to_html
+
+        write_page(Path(html), to_html(shown(found)))
     click.echo(to_json(found.result) if as_json else to_text(found.result))
     return found.result.exit_code
 

@@ -25,6 +25,11 @@ def trace_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.arrow"
 
 
+def replay_of(name: str, folder: Path) -> Path:
+    """Return where the replay of one run goes."""
+    return folder / f"{name}.replay.arrow"
+
+
 def run(name: str, folder: Path, model: str, max_tokens: int, say: Say) -> dict[str, Any]:
     """Record and replay one of `RUNS`; its trace and its replay stay in `folder`.
 
@@ -47,7 +52,7 @@ def run(name: str, folder: Path, model: str, max_tokens: int, say: Say) -> dict[
     begin = time.monotonic()
     _tracekit(argv, folder / f"{name}.record.log", say)
     say(f"{name}: recorded in {time.monotonic() - begin:.0f} s, replaying")
-    replayed = folder / f"{name}.replay.arrow"
+    replayed = replay_of(name, folder)
     facts: dict[str, Any] = json.loads(
         _tracekit(["replay", str(trace), "--model", model, "-o", str(replayed), "--json"], None, say)
     )

@@ -135,11 +135,11 @@ def scatter_section(points: dict[str, Any], name: str) -> Iterator[str]:
 def along_section(alongs: Sequence[Along], name: str, after: str) -> Iterator[str]:
     """Yield how far off tokens are along each quantity that is not the same for all."""
     shown = [one for one in alongs if len(one.rows) > 1]
-    same = [f"{one.name} {one.rows[0][0]:,}" for one in alongs if len(one.rows) == 1]
+    same = [f"{one.name}: {one.rows[0][0]:,}" for one in alongs if len(one.rows) == 1]
     yield f'<section id="{name}along"><h2>Where it is off</h2>'
     yield "<p>Mean and 95th percentile of |d| along what tokens differ in. Parts hold about as many tokens each.</p>"
     if same:
-        yield f"<p>The same for all tokens: {esc(', '.join(same))}.</p>"
+        yield f"<p>The same for all tokens: {esc('; '.join(same))}.</p>"
     yield f'<p class="live"><select id="{name}along-by" aria-label="Along what">'
     yield "".join(f'<option value="{i}">{esc(one.name)}</option>' for i, one in enumerate(shown))
     yield f"</select></p>{chart('along', 'd along a quantity; tables follow')}"

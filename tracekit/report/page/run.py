@@ -88,6 +88,8 @@ def run_part(shown: Shown, name: str = "", *, heading: int = 1) -> Iterator[str]
         }
         for i in chosen.rollouts
     ]
+    # what a token of median noise reaches in a clean run: a colour below it says nothing
+    quiet = float(verdict.noise.threshold * np.median(tokens["sigma"])) if rollout.size else 0.0
     used = {int(i) for i in np.unique(columns["token_id"][chosen.rows])}
     data = {
         "rollouts": rows,
@@ -99,7 +101,8 @@ def run_part(shown: Shown, name: str = "", *, heading: int = 1) -> Iterator[str]
         "scatter": points,
         "semantic": verdict.noise.semantic,
         "after": after,
-        "scale": _scale(d),
+        "scale": max(_scale(d), quiet),
+        "quiet": quiet,
         "lanes": steps,
         "events": _events(shown.timeline),
     }

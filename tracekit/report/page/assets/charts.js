@@ -37,7 +37,7 @@ const drawCharts = ({ root, $, data, column, size, d, clip, isClipped }) => {
   draw("histogram", (node, base) => {
     const { edges, counts, before } = data.histogram, low = edges[0], high = edges[edges.length - 1];
     const middle = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2);
-    const format = (v) => { const r = Math.exp(v); return high < 0.02 ? (1 + v).toFixed(high < 2e-4 ? 6 : 4) : String(+r.toPrecision(2)); };
+    const format = (v) => { const r = Math.exp(v); return high < 0.02 ? (1 + v).toFixed(high < 2e-4 ? 6 : 4) : String(+r.toPrecision(3)); };
     const series = [{}];
     if (before.length) series.push({ stroke: css("--faint"), fill: css("--before"), width: 1, paths: bars, points: { show: false } });
     series.push({ stroke: css("--blue"), fill: css("--fill"), width: 1, paths: bars, points: { show: false } });

@@ -13,7 +13,7 @@ const drawStrips = ({ root, $, data, column, d, isClipped, colour }) => {
   const title = make("h3");
   const step = (by) => make("button", { type: "button", textContent: by < 0 ? "← rollout" : "rollout →", onclick: () => move(by) });
   const toOnset = make("button", { type: "button", textContent: "to the onset", onclick: () => here && here.onset >= 0 && show(here.onset) });
-  const scale = make("p", { textContent: `Colour: blue where the trainer gives less than the engine, orange where more; full at |d| = ${data.scale.toPrecision(3)} nats (99 % of tokens). Framed: beyond noise. Underlined: clipped. Hatched: no finite value.` });
+  const scale = make("p", { textContent: `Colour: blue where the trainer gives less than the engine, orange where more; full at |d| = ${data.scale.toPrecision(3)} nats (99 % of tokens are nearer, or it is noise). Framed: beyond noise. Underlined: clipped. Hatched: no finite value.` });
   box.append(make("div", { className: "tools" }, make("label", {}, "Filter ", filter), total, step(-1), step(1), toOnset), list, title, strip, says, scale);
 
   const HEADS = [["rollout", (r) => r.index], ["engine", (r) => r.engine], ["request", (r) => r.request], ["tokens", (r) => r.count], ["beyond noise", (r) => r.beyond], ["onset", (r) => (r.onset < 0 ? Infinity : r.onset)], ["mean |d|", (r) => (r.finite ? r.sum / r.finite : 0)], ["max |d|", (r) => r.worst]];

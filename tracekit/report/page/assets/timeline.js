@@ -59,7 +59,7 @@ const drawTimeline = (run, openToken) => {
   const bar = (c, i, y, height) => { const left = x(lane.first[i]), w = x(lane.last[i] + 1) - left; c.fillRect(left, y, Math.max(w - (w > 4 ? 1 : 0), 0.5), height); };
   const each = (values, largest, box, paint) => values.forEach((value, i) => value && paint(i, (value / largest) * box.height));
   const drawD = (c, box) => {
-    const known = lane.d.filter((v) => v !== null).sort((a, b) => a - b), high = known[Math.ceil(known.length * 0.99) - 1] || 1;
+    const known = lane.d.filter((v) => v !== null).sort((a, b) => a - b), high = Math.max(known[Math.ceil(known.length * 0.99) - 1] || 0, data.quiet) || 1;
     c.fillStyle = css("--blue");
     each(lane.d, high, box, (i, h) => bar(c, i, box.top + box.height - Math.min(h, box.height), Math.max(Math.min(h, box.height), 1)));
     if (known.length) top(c, box, `${known[known.length - 1] > high ? "99 % up to" : "up to"} ${short(high)}`);
