@@ -16,6 +16,7 @@ from tracekit.diagnose.data import OTHER_PRECISION
 from tracekit.diagnose.result import Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
 from tracekit.errors import ModelError, UsageError
+from tracekit.replay.annotated import annotated_view
 from tracekit.replay.budget import within
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
@@ -44,7 +45,7 @@ from tracekit.replay.scorers import (
 )
 from tracekit.replay.stages import forget_kv, leave_out_unknown, num_unknown
 from tracekit.replay.strata import strata_of
-from tracekit.replay.third import add_trainer
+from tracekit.replay.third import add_trainer, decoder, ended_by_client
 from tracekit.replay.timeline import timeline_of
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import neighbours
@@ -202,6 +203,9 @@ def replay(
             leak_scores, load=scorers, folders=folders, group=group, model=received, max_batch_tokens=shape
         )
         run = add_trainer(run, rollouts, dump, trace, here.first, expect, leaking)
+    elif trace.rows("annotations"):
+        view = annotated_view(rollouts.rollouts, trace, decoder(here.first), ended_by_client(trace))
+        run = replace(run, view=view)
     judged = judge(run, expect=expect, facts=facts, clip=clip)
     further = plan_further(plan[0], scene, judged.verdict)
     if further:

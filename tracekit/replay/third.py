@@ -89,6 +89,29 @@ def trainer_view(
     found = join_samples(rollouts, samples, decode, ended)
     total = len(dump.samples) + len(dump.texts)
     _refuse_empty(rollouts, samples, found, total, dump.format)
+    return view_of(rollouts, samples, found, topk, dump.format, total, dump.clip)
+
+
+def view_of(
+    rollouts: Seq[Rollout],
+    samples: Seq[Sample],
+    found: Joined,
+    topk: pa.Table,
+    form: str,
+    total: int,
+    clip: tuple[float, float] | None,
+) -> TrainerView:
+    """Return the view of sequences that were joined.
+
+    Args:
+        rollouts: of the run, in its order.
+        samples: the trainer's sequences.
+        found: which of them belongs to which rollout.
+        topk: the table of that name.
+        form: what they were read from.
+        total: how many sequences that had.
+        clip: the clip range that it names.
+    """
     bounds = np.cumsum([0, *(r.num_tokens for r in rollouts)])
     count = int(bounds[-1])
     columns: dict[str, F8] = {name: np.full(count, np.nan) for name in _COLUMNS}
@@ -107,7 +130,7 @@ def trainer_view(
             paired[sequence < 0] = False
     joined = {span.sample for span in found.spans}
     return TrainerView(
-        format=dump.format,
+        format=form,
         **columns,
         trained=trained,
         sequence=sequence,
@@ -119,7 +142,7 @@ def trainer_view(
         num_joined=len(joined),
         num_ambiguous=found.num_ambiguous,
         num_unknown=total - len(joined) - found.num_ambiguous,
-        clip=dump.clip,
+        clip=clip,
     )
 
 

@@ -22,7 +22,7 @@ _SHOWN = ("TRL sampling/sampling_logp_difference/mean", "verl rollout_corr/k3_kl
 
 def to_lines(party: Party) -> Iterator[str]:
     """Yield the lines."""
-    yield f"trainer's dump ({party.format}): {_FAULTS[party.fault]}"
+    yield f"trainer ({party.format}): {_FAULTS[party.fault]}"
     yield f"  {_joined(party)}"
     if party.copied:
         yield "  ! The trainer's old_logprobs are the engine's to the bit: copied, or computed by the same kernels."

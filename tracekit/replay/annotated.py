@@ -1,0 +1,138 @@
+"""What trainers said of the rollouts through the daemon, as the third party of a run: joined by the requests' ids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracekit.diagnose.view import TrainerView
+from tracekit.replay.joining import Decode, Joined, join_samples
+from tracekit.replay.rollouts import Rollout
+from tracekit.replay.third import Key, view_of
+from tracekit.trainer.types import Sample, sample
+
+if TYPE_CHECKING:
+    from tracekit.trace.reader import Trace
+
+FORMAT = "annotations in the trace"
+VALUES = ("advantages", "old_logprobs", "token_ids")  # lists, which are empty where nothing was said
+
+
+@dataclass
+class Annotations:
+    """What was said last of each thing, by request.
+
+    Attributes:
+        of_request: columns of the table `annotations`, by engine and request.
+        num_ambiguous: ids that fit several requests.
+        num_unknown: ids that fit none.
+    """
+
+    of_request: dict[Key, dict[str, Any]]
+    num_ambiguous: int = 0
+    num_unknown: int = 0
+
+
+def read_annotations(trace: Trace) -> Annotations:
+    """Find the request of each annotation, by the caller's id and which of the n it is, else by the engine's id."""
+    requests = trace.table("requests").select(["engine", "request", "request_id", "external_id", "index"]).to_pylist()
+    engines = {row["engine"]: (row["engine_id"], row.get("run")) for row in trace.engines()}
+    by_caller: dict[tuple[str, int], list[Key]] = defaultdict(list)
+    by_engine: dict[str, list[Key]] = defaultdict(list)
+    for row in requests:
+        key = row["engine"], row["request"]
+        by_caller[row["external_id"], row["index"]].append(key)
+        by_engine[row["request_id"]].append(key)
+    found = Annotations({})
+    ambiguous: set[tuple[Any, ...]] = set()
+    unknown: set[tuple[Any, ...]] = set()
+    for row in sorted(trace.table("annotations").to_pylist(), key=lambda row: row["wall_ns"]):
+        name = row["request_id"], row["index"]
+        own = _fitting(by_caller.get(name, ()), row, engines) or _fitting(by_engine.get(name[0], ()), row, engines)
+        if len(own) != 1:
+            (ambiguous if own else unknown).add((*name, row["engine_id"], row["run"]))
+            continue
+        said = {name: value for name, value in row.items() if value is not None and not (name in VALUES and not value)}
+        found.of_request.setdefault(own[0], {}).update(said)
+    found.num_ambiguous, found.num_unknown = len(ambiguous), len(unknown)
+    return found
+
+
+def annotated_view(
+    rollouts: Seq[Rollout], trace: Trace, decode: Decode | None = None, cut: Set[Key] = frozenset()
+) -> TrainerView | None:
+    """Return what trainers said of the tokens of a run; None where they computed nothing of theirs.
+
+    Args:
+        rollouts: of the run, in its order.
+        trace: of the run.
+        decode: ids to text.
+        cut: engine and request of those that their client ended.
+    """
+    said = read_annotations(trace)
+    if not any("old_logprobs" in one or "advantages" in one for one in said.of_request.values()):
+        return None
+    samples: list[Sample] = []
+    joined = Joined()
+    num_wrong = 0
+    for at, rollout in enumerate(rollouts):
+        key = rollout.sequence.engine, rollout.sequence.request
+        if key not in said.of_request:
+            continue
+        one = _sample(rollout, said.of_request[key])
+        if one is None:
+            num_wrong += 1
+            continue
+        found = join_samples([rollout], [one], decode, {0} if key in cut else frozenset())
+        joined.spans += [replace(span, rollout=at, sample=len(samples)) for span in found.spans]
+        has_ids = "token_ids" in said.of_request[key]
+        for pair in found.mispaired:
+            # of a value too many nobody said which token it is of
+            pair = replace(pair, rollout=at, trainer_ids=pair.trainer_ids if has_ids else [])
+            joined.mispaired.append(pair)
+        samples.append(one)
+    joined.ambiguous.update(range(len(samples), len(samples) + said.num_ambiguous + num_wrong))
+    total = len(samples) + said.num_ambiguous + num_wrong + said.num_unknown
+    return view_of(rollouts, samples, joined, trace.table("topk"), FORMAT, total, None)
+
+
+def _fitting(keys: Iterable[Key], row: Mapping[str, Any], engines: Mapping[int, tuple[str, str | None]]) -> list[Key]:
+    """Those of the engine and the run that an annotation names."""
+    found = []
+    for key in keys:
+        engine_id, run = engines.get(key[0], ("", None))
+        if row["engine_id"] in (None, engine_id) and (None in (run, row["run"]) or run == row["run"]):
+            found.append(key)
+    return found
+
+
+def _sample(rollout: Rollout, said: Mapping[str, Any]) -> Sample | None:
+    """The sequence that a trainer made of a rollout; None where its values do not fit the ids that it gives itself."""
+    own = rollout.sequence
+    prompt, completion = own.prompt_token_ids.tolist(), own.token_ids.tolist()
+    old, ids = said.get("old_logprobs", []), said.get("token_ids", [])
+    if ids:
+        num_prompt = len(ids) - len(old) if old else min(len(prompt), len(ids))
+        if num_prompt < 0:
+            return None
+    else:
+        length = len(old) or len(completion)
+        num_prompt = len(prompt)
+        # an id that stands for one that nobody told
+        ids = [*prompt, *completion[:length], *[0] * (length - len(completion))]
+    size, advantages = len(ids) - num_prompt, said.get("advantages", [])
+    if not size or len(advantages) not in (0, 1, size):
+        return None
+    return sample(
+        f"{said['request_id']}/{said['index']}",
+        np.array(ids),
+        num_prompt=num_prompt,
+        step=said.get("train_step"),
+        old_logprob=old or None,
+        advantage=None if not advantages else advantages[0] if len(advantages) == 1 else advantages,
+    )
