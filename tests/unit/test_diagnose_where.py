@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, edit, make_run
-from tracekit.diagnose.data import KV_RECOMPUTED, RolloutInfo, Strata
+from tracekit.diagnose.data import KV_BORROWED, KV_RECOMPUTED, RolloutInfo, Strata
 from tracekit.diagnose.facts import Facts, Noted, WeightChange
 from tracekit.diagnose.verdict import judge
 from tracekit.report.causes.table import change, proof, sentence
@@ -121,3 +121,61 @@ def test_requests_that_began_on_blocks_of_older_weights_are_stale_and_a_trainer_
     assert judge(run, facts=Facts(changes=nothing)).verdict.causes == []
     own = replace(run, weight_version=np.where(run.output_index < 9, 1, 2))
     assert judge(own, facts=Facts(changes=changes)).verdict.causes == []
+
+
+def off(run, where, size=0.8):
+    """Values of some tokens that leave their replay."""
+    rng = np.random.default_rng(3)
+    moved = where & (run.trainer.processed_noise_gain > 0.05)
+    return edit(run, lambda values: np.minimum(values + moved * size * rng.standard_normal(values.size), -1e-3))
+
+
+def of_tokens(run, **columns):
+    return replace(strata(run), **columns)
+
+
+def test_tokens_of_certain_batch_sizes_are_named_and_a_change_in_time_is_not_one():
+    run = make_run(Made(length=64))
+    sizes = np.where((run.engine_step // 8) % 2, 12, 4)  # they come and go
+    with_sizes = of_tokens(run, batch_size=sizes)
+    found = only(replace(off(run, sizes > 4), strata=with_sizes))
+    assert (found.code, found.names) == ("certain batch sizes", ["of 12 or more"]) and found.share > 0.4
+    assert found.since.engine_step in range(8, 16)
+    assert "in batches of 12 or more" in sentence(found, judge(run).verdict)
+    found = only(replace(off(run, sizes < 12), strata=with_sizes))
+    assert found.names == ["of less than 12"]
+    assert judge(replace(off(run, run.engine_step >= 21), strata=with_sizes)).verdict.causes == []
+    assert judge(replace(run, strata=with_sizes)).verdict.causes == []
+
+
+def test_tokens_of_decode_steps_are_named():
+    run = make_run(Made(length=24, num_rollouts=32))
+    began = of_tokens(run, prefill=(run.output_index == 0).astype(np.int64), batch_size=np.full(run.token_id.size, 8))
+    found = only(replace(off(run, run.output_index > 0, 4.0), strata=began))
+    assert found.code == "decode steps" and found.since.output_index <= 2
+    assert judge(replace(off(run, run.output_index > 4, 4.0), strata=began)).verdict.causes == []
+
+
+def test_an_edge_in_the_position_is_told_from_one_in_time():
+    run = make_run(Made(length=48))
+    lengths = 5 + 7 * (np.arange(16) % 4)
+    infos = [replace(info, num_prompt_tokens=int(n)) for info, n in zip(run.rollouts, lengths, strict=True)]
+    run = replace(run, rollouts=infos, position=run.position - 5 + lengths[run.rollout])
+    found = only(off(run, run.position >= 40))
+    assert found.code == "from a position on" and abs(int(found.names[0]) - 40) <= 2
+    assert judge(off(run, run.output_index >= 24)).verdict.causes == []
+
+
+def test_blocks_of_another_prompt_are_named_where_its_tokens_explain_the_values():
+    clean = make_run(Made())
+    away = np.random.default_rng(4).normal(0, 0.5, clean.token_id.size) * (clean.rollout < FAULTY)
+    own = clean.trainer.each(np.copy)
+    own.forced_logprob[:] += away
+    own.raw_logprob[:] += away
+    behind = clean.trainer.each(np.copy)
+    behind.forced_logprob[clean.rollout >= FAULTY] = np.nan
+    run = replace(clean, scores={**clean.scores, "trainer": own, KV_BORROWED: behind})
+    (found,) = judge(run).verdict.causes
+    assert found.code == "foreign blocks" and found.rollouts == list(range(FAULTY)) and found.share > 0.8
+    assert "no request of the same tokens" in sentence(found, judge(run).verdict)
+    assert judge(replace(clean, scores={**clean.scores, KV_BORROWED: clean.trainer})).verdict.causes == []

@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.tiny_models import VOCAB, write_model
-from tracekit.diagnose.modules import kinds_off, layer_of, suspects, weigh
+from tracekit.diagnose.modules import first_off, kinds_off, layer_of, suspects, weigh
 from tracekit.errors import ModelError
-from tracekit.scoring.modules import graft, module_errors, raw_logprobs
+from tracekit.scoring.modules import graft, module_errors, narrow_head, raw_logprobs
+from tracekit.scoring.rotary import fit_base
 
 LENGTH, SAMPLED = 40, 16
 ARCHITECTURES = ("llama", "qwen2-sliding", "qwen3", "mistral-sliding", "gemma3-mixed", "qwen3-moe")
@@ -130,3 +131,52 @@ def test_a_model_without_such_modules_is_refused(ids, tmp_path):
     states = {"layers.0.x.input": torch.zeros(1, 1)}
     with pytest.raises(ModelError, match="has none of the modules"):
         module_errors(load(folder, torch.float32), load(folder, torch.float64), ids[:-1], states)
+
+
+def test_a_bfloat16_head_is_told_from_another_one(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    engine = load(folder, torch.float32)
+    states = record(engine, ids)
+    head, hidden = engine.get_output_embeddings().weight.detach(), states["lm_head.input"].clone()
+    narrow = {**states, "lm_head.output": (hidden.bfloat16() @ head.T.bfloat16()).float()}
+    other = {**states, "lm_head.output": hidden @ (head * 1.02).T}
+    exact = load(folder, torch.float64)
+    assert narrow_head(exact, narrow) < 0.1 and narrow_head(exact, other) > 0.9
+    assert np.isnan(narrow_head(exact, {}))
+
+
+def test_a_masked_logit_is_not_the_heads(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    states = record(load(folder, torch.bfloat16), ids)
+    states["lm_head.output"] = states["lm_head.output"].clone()
+    states["lm_head.output"][:, 5] = -torch.inf
+    assert suspects(judged(folder, ids, states)) == []
+
+
+def test_the_base_of_the_rotary_embedding_is_fitted(ids, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    engine = load(folder, torch.float32)
+    exact = load(folder, torch.float64)
+    base = exact.config.rope_parameters["rope_theta"]
+    rotary = engine.base_model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq ** (np.log(base * 3) / np.log(base))
+    states = record(engine, ids)
+    known, fitted, left = fit_base(exact, ids[:-1], states, "self_attn")
+    assert known == base and fitted == pytest.approx(base * 3, rel=0.02) and left < 0.05
+    with torch.no_grad():
+        engine.model.layers[0].self_attn.v_proj.weight.mul_(1.5)
+    rotary.inv_freq = exact.base_model.rotary_emb.inv_freq.float()
+    assert fit_base(exact, ids[:-1], record(engine, ids), "self_attn")[2] > 0.5
+
+
+def test_where_a_module_is_off_first():
+    noise = np.full(6, 1e-3)
+    assert first_off(np.array([1, 2, 1, 9, 1, 9]) * 1e-3, noise) == 3
+    assert first_off(noise, noise) is None
+
+
+def test_the_final_norm_is_held_against_all_norms():
+    noise, error = np.full(9, 1e-3), np.full(9, 1e-3)
+    error[4] = 4.6e-3  # the worst position of a clean norm
+    found = weigh([(name, error, noise) for name in ("norm", *(f"layers.{i}.input_layernorm" for i in range(4)))])
+    assert suspects(found) == []

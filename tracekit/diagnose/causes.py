@@ -13,8 +13,10 @@ from tracekit.diagnose.evidence import Detector, Evidence
 from tracekit.diagnose.explain import (
     calibration,
     checkpoint,
+    circumstance,
     first,
     fitted,
+    foreign,
     head,
     hidden,
     identity,
@@ -70,7 +72,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause(state.CODE, INFERENCE_PATH, state.detect),
     *(Cause(code, INFERENCE_PATH, weights.detect) for code in weights.CODES),
     Cause(stale.CODE, INFERENCE_PATH, stale.detect),
+    Cause(foreign.CODE, INFERENCE_PATH, foreign.detect),
     Cause(position.CODE, INFERENCE_PATH, position.detect),
+    *(Cause(code, INFERENCE_PATH, circumstance.detect) for code in circumstance.CODES),
     *(Cause(code, INFERENCE_PATH, where.detect) for code in where.CODES),
     Cause(module.CODE, INFERENCE_PATH, module.detect),
     *(Cause(code, INFERENCE_PATH, trainer_values.detect) for code in trainer_values.CODES_ON_PATH),
@@ -79,15 +83,18 @@ CAUSES: tuple[Cause, ...] = (
 
 
 def explain(evidence: Evidence) -> list[Explanation]:
-    """Return what explains a run: the lowest layer first, and in each what is proved, then what explains most."""
+    """Return what explains a run: the lowest layer first, in each what is proved, then what explains most."""
     found: list[Explanation] = []
     for detect in dict.fromkeys(cause.detect for cause in CAUSES):
         found += detect(replace(evidence, found=tuple(found)))
     return sorted(found, key=_rank)
 
 
-def _rank(explanation: Explanation) -> tuple[int, bool, float, float, str]:
+_PLACE: dict[str, int] = {cause.code: place for place, cause in enumerate(CAUSES)}
+
+
+def _rank(explanation: Explanation) -> tuple[int, bool, float, float, int]:
     proved = explanation.margin != explanation.margin
     share = 0.0 if explanation.share != explanation.share else explanation.share
     margin = 0.0 if proved else explanation.margin
-    return LAYERS.index(explanation.layer), not proved, -share, -margin, explanation.code
+    return LAYERS.index(explanation.layer), not proved, -share, -margin, _PLACE[explanation.code]

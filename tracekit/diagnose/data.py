@@ -39,6 +39,7 @@ PROFILE = "profile"  # the trainer's raw logits in short, on a sample: `Run.prof
 # passes of some runs
 KV_RECOMPUTED = "kv.recomputed"  # KV of older weights computed again, on a sample of the rollouts where that differs
 KV_KEPT = "kv.kept"  # KV of older weights kept, on a sample of the rollouts where that differs
+KV_BORROWED = "kv.borrowed"  # rollouts whose first blocks are of another prompt, behind that one's tokens
 WEIGHTS_BEFORE = "weights.before"  # each token under the weights before its own, where the first look diverges
 WEIGHTS_AFTER = "weights.after"  # the same under those after
 MASTERS = "weights.masters"  # the stored weights, not cast as the engine received them; in float32, on a sample

@@ -8,7 +8,7 @@ off as a whole is a kernel of that kind, and is a verdict, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ import numpy.typing as npt
 F8 = npt.NDArray[np.float64]
 
 LINE = 4.0  # times what its kind shows; a clean vLLM 0.18.1 on a CPU shows 1.6 at most, in float32 and bfloat16
-KIND_LINE = 6.0  # times its own noise, for the median of all layers of a kind
+ATTENTION = "self_attn"
+KIND_LINE = 3.0  # times its own noise, for the median of all layers of a kind
 _LEAST_OF_KIND = 3  # modules that make a kind
 
 
@@ -37,6 +38,49 @@ class ModuleNoise:
     ratio: float
     worst: float
     excess: float
+
+
+@dataclass(frozen=True)
+class OfFolder:
+    """A module that is off, and gives what was recorded under the weights of another folder.
+
+    Attributes:
+        name: of the module.
+        folder: what a verdict calls the folder.
+    """
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class RotaryBase:
+    """A base of the rotary embedding, fitted.
+
+    Attributes:
+        base: that the scorer's configuration has.
+        fitted: that explains the recorded outputs best.
+        left: of the error of all attention modules, as a share.
+    """
+
+    base: float
+    fitted: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a module is off first.
+
+    Attributes:
+        engine: its number in the trace.
+        request: number of the request within its engine.
+        position: 0-based over prompt and completion, of the row.
+    """
+
+    engine: int
+    request: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +108,11 @@ class Modules:
         kinds: kinds of which all modules are off.
         modules: all of them, the worst first.
         graft: mean |d| left by boundary, in order of layers; empty where nothing was grafted.
+        kept: suspects that are those of another known folder, by their outputs.
+        starts: where the worst module is off first, one entry for each request in which it is.
+        narrow_head: what a bfloat16 head leaves of the error of the engine's logits, as a share; NaN where the head
+            is not a suspect.
+        rotary: the base of the rotary embedding that explains what attention gives, where it is off in all layers.
     """
 
     num_requests: int
@@ -73,6 +122,10 @@ class Modules:
     kinds: list[str]
     modules: list[ModuleNoise]
     graft: list[Boundary]
+    kept: list[OfFolder] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    narrow_head: float = float("nan")
+    rotary: RotaryBase | None = None
 
 
 def layer_of(name: str) -> int | None:
@@ -82,7 +135,7 @@ def layer_of(name: str) -> int | None:
 
 
 def weigh(errors: Sequence[tuple[str, F8, F8]]) -> list[ModuleNoise]:
-    """Weigh every module, the worst first.
+    """Weigh every module against its own noise and against its kind, all norms being one; the worst first.
 
     Args:
         errors: name, [T] error and [T] noise of each module; of several requests one after the other.
@@ -90,10 +143,10 @@ def weigh(errors: Sequence[tuple[str, F8, F8]]) -> list[ModuleNoise]:
     rows = [(name, float(e.mean() / n.mean()), float(e.max() / n.max())) for name, e, n in errors]
     by_kind: dict[str, list[tuple[float, float]]] = {}
     for name, ratio, worst in rows:
-        by_kind.setdefault(_kind(name), []).append((ratio, worst))
+        by_kind.setdefault(_family(name), []).append((ratio, worst))
     found = []
     for name, ratio, worst in rows:
-        own = by_kind[_kind(name)]
+        own = by_kind[_family(name)]
         typical = np.maximum(np.median(own, axis=0) if len(own) >= _LEAST_OF_KIND else [1.0, 1.0], 1.0)
         excess = max(ratio / typical[0], worst / typical[1])
         found.append(ModuleNoise(name, _kind(name), ratio, worst, float(excess)))
@@ -115,3 +168,13 @@ def kinds_off(modules: Sequence[ModuleNoise]) -> list[str]:
 
 def _kind(name: str) -> str:
     return name.rsplit(".", 1)[-1]
+
+
+def _family(name: str) -> str:
+    return "norm" if name.endswith("norm") else _kind(name)
+
+
+def first_off(error: F8, noise: F8) -> int | None:
+    """Return the first row of [T] whose error is beyond `LINE` times the largest noise; None for none."""
+    (beyond,) = np.nonzero(error > LINE * noise.max())
+    return int(beyond[0]) if beyond.size else None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import (
     INFERENCE_PATH,
+    KV_BORROWED,
     KV_KEPT,
     KV_RECOMPUTED,
     MASTERS,
@@ -27,6 +28,7 @@ from tracekit.diagnose.data import (
 )
 from tracekit.diagnose.noise import SPACING
 from tracekit.diagnose.verdict import Verdict
+from tracekit.replay.borrowed import Prompts
 from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
 from tracekit.scoring.params import Params
@@ -41,7 +43,7 @@ WEIGHTS_SHARE = 0.15
 KV_ROLLOUTS = 32  # another history of the KV, or other weights, is tested on as many rollouts at least
 
 
-Forward = tuple[Model, int, bool, KvHow, tuple[tuple[int, int], ...]]
+Forward = tuple[Model, int, bool, KvHow, tuple[tuple[int, int], ...], Prompts]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Pass:
         least_tokens: the same in tokens.
         profile: whether it asks for a profile of the raw logits.
         instead: pairs of weights and those that it takes instead, by their numbers.
+        prompts: that some rollouts are scored behind, in place of their own.
         only: indices of the rollouts that it chooses from; None for all.
     """
 
@@ -76,12 +79,13 @@ class Pass:
     least_tokens: int = 0
     profile: bool = False
     instead: tuple[tuple[int, int], ...] = ()
+    prompts: Prompts = ()
     only: tuple[int, ...] | None = None
 
     @property
     def forward(self) -> Forward:
         """What passes that share a forward of the body have in common."""
-        return self.model, self.max_batch_tokens, self.share, self.kv, self.instead
+        return self.model, self.max_batch_tokens, self.share, self.kv, self.instead, self.prompts
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Scene:
         masters: the folders hold weights that are wider than what the engine received.
         before: pairs of weights and the other ones that came before them, by their numbers.
         after: the same with those that came after.
+        borrowed: rollouts whose KV begins with that of another prompt, and the prompt that it is of.
     """
 
     used: Set[str]
@@ -101,6 +106,7 @@ class Scene:
     masters: bool = False
     before: tuple[tuple[int, int], ...] = ()
     after: tuple[tuple[int, int], ...] = ()
+    borrowed: Prompts = ()
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,17 @@ def _other_weights(trainer: Pass, instead: tuple[tuple[int, int], ...], verdict:
     return replace(few, instead=instead, only=hit or None)
 
 
+def _borrowed(trainer: Pass, scene: Scene, _verdict: Verdict) -> Pass:
+    few = replace(trainer, num_tokens=NOISE_TOKENS, cost=KV_SHARE, at_least=KV_ROLLOUTS)
+    return replace(few, prompts=scene.borrowed, only=tuple(i for i, _ in scene.borrowed))
+
+
 FURTHER = (
+    Further(
+        KV_BORROWED,
+        _borrowed,
+        lambda scene, verdict: bool(scene.borrowed) and _on_path(verdict),
+    ),
     Further(
         WEIGHTS_BEFORE,
         lambda trainer, scene, verdict: _other_weights(trainer, scene.before, verdict),

@@ -35,6 +35,7 @@ class Located:
         weights: where those of each number were taken from.
         folders: on this machine, by number.
         oldest: each number to the oldest one with the same folder.
+        known: all folders with weights, and what a verdict calls them.
         facts: what the trace and the folders tell.
     """
 
@@ -42,6 +43,7 @@ class Located:
     weights: list[Weights]
     folders: dict[int, Path]
     oldest: dict[int, int]
+    known: dict[Path, str]
     facts: Facts
 
     @property
@@ -76,19 +78,28 @@ def locate(
     claims = needed_claims(find_claims(rollouts.weight_changes, rollouts.ran), set(named) - {0}, same)
     taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
-    facts = replace(read_facts(trace, folders[min(folders)], trainer_config), **_checkpoints(trace, rollouts, folders))
+    known = _known(rollouts, folders)
+    facts = read_facts(trace, folders[min(folders)], trainer_config)
+    facts = replace(facts, **_checkpoints(trace, rollouts, folders, known))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
-    return Located(rollouts, taken, folders, oldest, facts)
+    return Located(rollouts, taken, folders, oldest, known, facts)
 
 
-def _checkpoints(trace: Trace, rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[str, Any]:
-    """The fingerprints of all folders that are known, and which of them each engine's version is scored with."""
+def _known(rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[Path, str]:
+    """All folders with weights that are known, and what a verdict calls them."""
     first: dict[Path, str] = {}
     for number, folder in sorted(folders.items()):
         first.setdefault(folder.resolve(), f"the folder for weight version {name_of(number)}")
-    scored = {(engine, version_of(number)): first[folders[number].resolve()] for engine, number in rollouts.ran}
     for model in rollouts.models:
         if not is_url(model) and Path(model).is_dir():
             first.setdefault(Path(model).resolve(), "the model that the trace names")
-    return {"checkpoints": of_checkpoints(trace, {name: folder for folder, name in first.items()}), "scored": scored}
+    return first
+
+
+def _checkpoints(
+    trace: Trace, rollouts: Rollouts, folders: Mapping[int, Path], known: Mapping[Path, str]
+) -> dict[str, Any]:
+    """The fingerprints of all folders that are known, and which of them each engine's version is scored with."""
+    scored = {(engine, version_of(number)): known[folders[number].resolve()] for engine, number in rollouts.ran}
+    return {"checkpoints": of_checkpoints(trace, {name: folder for folder, name in known.items()}), "scored": scored}

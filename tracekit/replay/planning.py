@@ -96,15 +96,23 @@ def _jobs(rollouts: Seq[Rollout], asked: Seq[tuple[Pass, Iterable[int]]], group:
     for how, which in asked:
         for i in which:
             readings.setdefault(i, []).append(how)
+    prompts = dict(asked[0][0].prompts) if asked else {}
     return [
         Job(
-            rollouts[i].sequence,
+            _behind(rollouts[i].sequence, prompts.get(i)),
             _stages(rollouts[i], passes[0], group),
             tuple((how.name, how.sampling(rollouts[i].sequence.params)) for how in passes),
             next((how.name for how in passes if how.profile), None),
         )
         for i, passes in sorted(readings.items())
     ]
+
+
+def _behind(sequence: Sequence, prompt: tuple[int, ...] | None) -> Sequence:
+    """The sequence behind another prompt of the same length."""
+    if prompt is None:
+        return sequence
+    return replace(sequence, prompt_token_ids=np.array(prompt, dtype=sequence.prompt_token_ids.dtype))
 
 
 def _units(jobs: Iterable[Job], forward: Forward) -> list[Unit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tracekit.diagnose.modules import Boundary, Modules, layer_of, suspects, weigh
+from tracekit.diagnose.modules import (
+    ATTENTION,
+    LINE,
+    Boundary,
+    Modules,
+    OfFolder,
+    RotaryBase,
+    Start,
+    first_off,
+    layer_of,
+    suspects,
+    weigh,
+)
 from tracekit.diagnose.modules import kinds_off as kinds
 from tracekit.errors import ReplayRefused
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.stages import Group
 from tracekit.scoring.loading import load_model, pick_device
-from tracekit.scoring.modules import F8, HEAD, graft, module_errors, raw_logprobs
+from tracekit.scoring.modules import F8, HEAD, graft, module_errors, narrow_head, raw_logprobs
+from tracekit.scoring.rotary import fit_base
 
 _HIGHER = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}
 
@@ -39,6 +52,7 @@ def probe_modules(
     rollouts: Seq[Rollout],
     folders: Mapping[int, Path],
     group: Group,
+    known: Mapping[Path, str],
     *,
     dtype: str | None,
     device: str | None,
@@ -50,6 +64,7 @@ def probe_modules(
         rollouts: of the trace.
         folders: with the weights of each version.
         group: weight version to the oldest one with the same weights.
+        known: all folders with weights, and what a verdict calls them.
         dtype: that the engines received the weights in; None where the trace does not tell.
         device: torch's; None for the fastest.
 
@@ -63,24 +78,30 @@ def probe_modules(
     dtype = dtype or str(probed[0].states[next(iter(probed[0].states))].dtype).removeprefix("torch.")
     where = pick_device(device)
     errors: dict[str, list[tuple[F8, F8]]] = {}
+    of: dict[str, list[Probed]] = {}
     first = group(probed[0].rollout.versions[0])
     same = [p for p in probed if group(p.rollout.versions[0]) == first]  # one set of weights is loaded, twice
-    low = load_model(folders[first], dtype=dtype, device=where)
-    exact = load_model(folders[first], dtype="float32", weights=dtype, device=where)
-    exact = exact.double() if _HIGHER[dtype] == "float64" else exact
+    low, exact = load_model(folders[first], dtype=dtype, device=where), _exact(folders[first], dtype, where)
     for one in same:
         for found in module_errors(low, exact, one.token_ids[:-1], one.states):
             errors.setdefault(found.name, []).append((found.error, found.noise))
+            of.setdefault(found.name, []).append(one)
     modules = weigh([(name, *_joined(own)) for name, own in errors.items()])
-    named = suspects(modules)
+    named, off = suspects(modules), kinds(modules)
+    others = ((name, _exact(path, dtype, where)) for path, name in known.items() if path != folders[first].resolve())
+    worst = next((m.name for m in modules if m.name in named or m.kind in off), None)
     return Modules(
         num_requests=len(same),
         num_positions=sum(len(p.token_ids) - 1 for p in same),
         dtype=dtype,
         suspects=named,
-        kinds=kinds(modules),
+        kinds=off,
         modules=modules,
         graft=list(_grafts(exact, same, named)),
+        kept=list(_kept(others, same[0], errors, named)),
+        starts=[] if worst is None else list(_starts(of[worst], errors[worst])),
+        rotary=_rotary(exact, same[0]) if ATTENTION in off else None,
+        narrow_head=narrow_head(exact, same[0].states) if HEAD in named else float("nan"),
     )
 
 
@@ -118,6 +139,7 @@ def read_probes(folder: str | os.PathLike[str], rollouts: Seq[Rollout]) -> Itera
         if length >= len(ids):
             raise ReplayRefused(f"more positions were probed than request {request_id} has: {place}")
         states = {name: torch.cat(own) for name, own in parts.items()}
+        _check_rows(states, ids[:length], place)
         whole = {n: s for n, s in states.items() if n.startswith(HEAD) or len(s) == length}
         yield Probed(rollout, torch.from_numpy(ids[: length + 1]), whole)
 
@@ -136,10 +158,52 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, int]:
     return states, about.get("request_id", ""), max(rows)
 
 
+def _starts(probed: Seq[Probed], errors: Seq[tuple[F8, F8]]) -> Iterator[Start]:
+    """The first position at which a module is off, in each request."""
+    for one, (error, noise) in zip(probed, errors, strict=True):
+        row = first_off(error, noise)
+        if row is not None:  # of the head, the last rows alone are recorded
+            position = len(one.token_ids) - 1 - error.size + row
+            yield Start(one.rollout.sequence.engine, one.rollout.sequence.request, position)
+
+
+def _check_rows(states: Mapping[str, Tensor], ids: Any, place: Path) -> None:
+    """The self-test: an embedding depends on its token alone, so equal ids have equal rows in front of the model."""
+    rows = states.get("layers.0.input_layernorm.input")
+    if rows is None or len(rows) != len(ids):
+        return
+    _, first, same_as = np.unique(ids, return_index=True, return_inverse=True)
+    if not torch.equal(rows, rows[torch.from_numpy(first[same_as])]):
+        raise ReplayRefused(f"the probed states are not those of the recorded tokens: {place}")
+
+
 def _joined(own: Seq[tuple[F8, F8]]) -> tuple[F8, F8]:
     """Error and noise of one module over the positions of all requests."""
     errors, noises = zip(*own, strict=True)
     return np.concatenate(errors), np.concatenate(noises)
+
+
+def _exact(folder: Path, dtype: str, device: torch.device) -> Any:
+    """A model of the weights as an engine received them, one precision higher."""
+    model = load_model(folder, dtype="float32", weights=dtype, device=device)
+    return model.double() if _HIGHER[dtype] == "float64" else model
+
+
+def _kept(
+    others: Iterable[tuple[str, Any]], one: Probed, errors: Mapping[str, Seq[tuple[F8, F8]]], named: Seq[str]
+) -> Iterator[OfFolder]:
+    """The suspects that are no suspects under the weights of another folder."""
+    for folder, model in others if named else ():
+        for found in module_errors(model, model, one.token_ids[:-1], one.states):
+            if found.name in named:
+                noise = np.concatenate([noise for _, noise in errors[found.name]])
+                if found.error.mean() < LINE * noise.mean():
+                    yield OfFolder(found.name, folder)
+
+
+def _rotary(model: Any, one: Probed) -> RotaryBase | None:
+    found = fit_base(model, one.token_ids[:-1], one.states, ATTENTION)
+    return None if found is None else RotaryBase(*found)
 
 
 def _grafts(model: Any, probed: Seq[Probed], named: Seq[str]) -> Iterator[Boundary]:

@@ -17,6 +17,7 @@ from tracekit.diagnose.result import Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
 from tracekit.errors import ModelError, UsageError
 from tracekit.replay.annotated import annotated_view
+from tracekit.replay.borrowed import borrowed_prompts, starts_of
 from tracekit.replay.budget import within
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
@@ -173,7 +174,9 @@ def replay(
     modules = None
     if probes is not None:
         scorers.release()
-        modules = probe_modules(probes, rollouts.rollouts, folders, group, dtype=rollouts.dtype, device=device)
+        modules = probe_modules(
+            probes, rollouts.rollouts, folders, group, here.known, dtype=rollouts.dtype, device=device
+        )
     threads = num_threads()
     mapper = partial(locally, scorers, folders)
     if workers is not None:
@@ -207,6 +210,9 @@ def replay(
         view = annotated_view(rollouts.rollouts, trace, decoder(here.first), ended_by_client(trace))
         run = replace(run, view=view)
     judged = judge(run, expect=expect, facts=facts, clip=clip)
+    if any(noted.id == "hit-unexplained" for noted in facts.noted) and run.strata is not None:
+        cached = run.strata.num_cached[starts_of(rollouts.rollouts)]
+        scene = replace(scene, borrowed=borrowed_prompts(trace, rollouts.rollouts, cached))
     further = plan_further(plan[0], scene, judged.verdict)
     if further:
         more = plan_further_units(rollouts.rollouts, plan[0], further, group)

@@ -25,6 +25,7 @@ HEAD = "lm_head"
 FINAL_NORM = "norm"
 _LAYER = re.compile(r"(?:^|\.)(layers\.(\d+))$")
 _CHILD = re.compile(r"(?:^|\.)(layers\.\d+\.[^.]+)$")
+_SELF_TEST = 8  # positions
 _TINY = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2.0**-24}
 
 F8 = NDArray[np.float64]
@@ -59,19 +60,38 @@ def module_errors(model: Any, exact: Any, token_ids: Tensor, states: States) -> 
     Raises:
         ModelError: none of the recorded modules is in the model.
     """
-    low, high = (_outputs(one, token_ids, states) for one in (model, exact))
-    names = [name for name in high if f"{name}.output" in states]
+    low, high = (replayed(one, token_ids, states) for one in (model, exact))
+    sound = _sound(exact, token_ids[:_SELF_TEST])
+    names = [name for name in high if f"{name}.output" in states and name in sound]
     if not names:
         raise ModelError(f"{type(model).__name__} has none of the modules that were recorded")
     floor = _TINY.get(model.dtype, 2.0**-24)
     found = []
     for name in names:
-        truth = high[name].double()
+        width = states[f"{name}.output"].shape[-1]  # an engine leaves out rows that pad its vocabulary
+        truth = high[name].double()[..., :width]
         size = torch.linalg.vector_norm(truth, dim=-1).clamp(min=1e-30)
-        theirs, ours = states[f"{name}.output"].double().to(truth.device), low[name].double()
+        theirs, ours = states[f"{name}.output"].double().to(truth.device), low[name].double()[..., :width]
+        theirs = torch.where(torch.isfinite(theirs), theirs, truth)  # what a mask put there is not the module's
         error, noise = (torch.linalg.vector_norm(made - truth, dim=-1) / size for made in (theirs, ours))
         found.append(ModuleErrors(name, error.cpu().numpy(), noise.clamp(min=floor).cpu().numpy()))
     return found
+
+
+def narrow_head(model: Any, states: States) -> float:
+    """Return what a head in bfloat16 leaves of the error of the engine's logits, as a share; NaN without them."""
+    head = model.get_output_embeddings()
+    if f"{HEAD}.output" not in states or head is None or _changes_logits(model.config):
+        return float("nan")
+    hidden, theirs = states[f"{HEAD}.input"].to(head.weight.device), states[f"{HEAD}.output"].double()
+    with torch.inference_mode():
+        exact, narrow = (
+            torch.nn.functional.linear(hidden.to(dtype), head.weight.to(dtype)).double().cpu()[:, : theirs.shape[-1]]
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    finite = torch.isfinite(theirs)
+    left, all_of_it = ((theirs - made)[finite].abs().mean() for made in (narrow, exact))
+    return float(left / all_of_it.clamp(min=1e-30))
 
 
 def graft(model: Any, token_ids: Tensor, states: States, boundary: int) -> F8:
@@ -104,8 +124,8 @@ def raw_logprobs(logits: Tensor, token_ids: Tensor) -> F8:
     return values
 
 
-def _outputs(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]:
-    """[T, width] of every module on its recorded input."""
+def replayed(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]:
+    """Return [T, width] of every module on its recorded input."""
     modules = {name: module for name, module in _modules(model).items() if f"{name}.input" in states}
     made: dict[str, Tensor] = {}
 
@@ -127,6 +147,29 @@ def _outputs(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]
         for hook in hooks:
             hook.remove()
     return made
+
+
+def _sound(model: Any, token_ids: Tensor) -> set[str]:
+    """The self-test: modules that give the model's own output where its own input is put in their place."""
+    states: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = args[0] if args else kwargs["hidden_states"]
+            states[f"{name}.input"] = given[0].clone()
+            states[f"{name}.output"] = (output[0] if isinstance(output, tuple) else output)[0].clone()
+
+        return hook
+
+    hooks = [m.register_forward_hook(keep(name), with_kwargs=True) for name, m in _modules(model).items()]
+    try:
+        with torch.inference_mode():
+            model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    made = replayed(model, token_ids, states)
+    return {HEAD, *(name for name, output in made.items() if torch.equal(output, states[f"{name}.output"]))}
 
 
 @contextmanager

@@ -47,15 +47,14 @@ class V1:
 
     def probe(self, folder):
         """Keep states of the first requests there; None: keep no more."""
-        from pathlib import Path
-
         from tracekit.recorder.vllm.v1 import probe
 
-        if folder is not None:
-            probe.attach(folder)
-            self.runner._tracekit_probing = probe.Probing(self.runner, Path(folder))
-        elif (last := getattr(self.runner, "_tracekit_probing", None)) is not None:
-            last._left, last._next, last._open = 0, {}, False
+        if folder is None:
+            getattr(self.runner, probe.PLACE).stop()
+            return
+        probe.attach(folder)
+        vars(self.runner).pop(probe.PLACE, None)
+        probe.probing_of(self.runner, folder)
 
     def set_mode(self, mode):
         """Let its sampler return what an engine of this logprobs_mode returns, and its configuration say so."""
@@ -127,6 +126,16 @@ class V0:
         for owner in (*owners, self.worker):
             delattr(owner, PLACE)
         del os.environ["TRACEKIT_DAEMON"]
+
+    def probe(self, folder):
+        """Keep states of the first requests there; None: keep no more."""
+        from tracekit.recorder.vllm.v0 import probe
+
+        if folder is None:
+            getattr(self.worker, probe.PLACE).stop()
+            return
+        probe.attach(folder)
+        probe.probe(self.worker, folder)
 
     def set_mode(self, mode):
         assert mode == "processed"

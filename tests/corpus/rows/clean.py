@@ -32,6 +32,7 @@ def sampled(make: Any, group: str) -> list[Case]:
         make("stop", K, sampling={"temperature": 1.0, "stop": ["\n", " the"]}, **more),
         make("long", K, steps=(Ask(num=6, tokens=16, prompt="long:150"),), **more),
         make("logit-bias", K, sampling={"temperature": 1.0, "logit_bias": {284: 2.0, 339: -5.0}}, **more),
+        make("probed", K, probe=True, **more),
         make("one", K, steps=(Ask(num=1, tokens=48),), **more),
     ]
 
@@ -68,20 +69,22 @@ def cached(make: Any, group: str) -> list[Case]:
 
 
 ROWS: list[Case] = [
-    *some(sampled(tune, "v1-fp32"), "t1 t07 t003 nucleus penalties long"),
+    *some(sampled(tune, "v1-fp32"), "t1 t07 t003 nucleus penalties long probed"),
     *some(raw(tune, "v1-fp32"), "raw-raw"),
     *some(cached(tune, "v1-fp32"), "hits update-reset update-kept two-engines"),
-    *some(sampled(tune, "v1-bf16"), "t1 t07 t003 nucleus"),
+    *some(sampled(tune, "v1-bf16"), "t1 t07 t003 nucleus probed"),
+    *some(sampled(tune, "v0-fp32"), "probed"),
+    *some(sampled(tune, "latest-fp32"), "probed"),
     *sampled(row, "v1-fp32"),
     *raw(row, "v1-fp32"),
     *cached(row, "v1-fp32"),
-    *some(sampled(row, "v1-bf16"), "t1 t07 t003 nucleus penalties long"),
+    *some(sampled(row, "v1-bf16"), "t1 t07 t003 nucleus penalties long probed"),
     *some(raw(row, "v1-bf16"), "raw-raw"),
     *some(cached(row, "v1-bf16"), "hits"),
-    *some(sampled(row, "latest-fp32"), "t1 t003 nucleus min-p penalties n2 stop"),
+    *some(sampled(row, "latest-fp32"), "t1 t003 nucleus min-p penalties n2 stop probed"),
     *some(raw(row, "latest-fp32"), "raw-raw"),
     *some(cached(row, "latest-fp32"), "hits update-kept two-engines"),
-    *some(sampled(row, "v0-fp32"), "t1 t07 t003 nucleus top-k min-p penalties"),
+    *some(sampled(row, "v0-fp32"), "t1 t07 t003 nucleus top-k min-p penalties probed"),
     *some(sampled(row, "v1-gemma"), "t1 t07 nucleus"),
     row("preempted", K, group="v1-tight", steps=(Ask(num=12, tokens=40, prompt="long:36"),)),
     row("preempted-nucleus", K, group="v1-tight", steps=(Ask(num=12, tokens=40, prompt="long:40", sampling=NUCLEUS),)),

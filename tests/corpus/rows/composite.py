@@ -47,6 +47,7 @@ def rows(make: Any, group: str) -> list[Case]:
                 Fault("mlp_quantised", {"layer": 15, "how": "int4"}),
             ),
             truth=Truth(SEMANTIC, ("other temperature|other reading", "module"), 0),
+            probe=True,
             **more,
         ),
         make(
@@ -54,6 +55,7 @@ def rows(make: Any, group: str) -> list[Case]:
             K,
             faults=(Fault("hidden_mask", {"first": 200, "num": 300}), Fault("query_scaled", {"layer": 8, "by": 1.4})),
             truth=Truth(SEMANTIC, ("hidden mask", "module"), 0),
+            probe=True,
             **more,
         ),
         make(
@@ -67,6 +69,7 @@ def rows(make: Any, group: str) -> list[Case]:
             faults=(Fault("head_zeroed", {"layer": 5, "head": 1}),),
             weights={0: "base", 1: "step1"},
             truth=Truth(PATH, ("stale prefix blocks", "module"), 0),
+            probe=True,
             **more,
         ),
         make(

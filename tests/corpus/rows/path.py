@@ -22,7 +22,7 @@ def modules(make: Any, group: str) -> list[Case]:
     t = make is tune
     a, b, c = (4, 11, 19) if t else (6, 14, 23)
     # where a module is to be named, its states are needed
-    more: dict[str, Any] = {"group": group, "probe": make is row and group == "v1-fp32"}
+    more: dict[str, Any] = {"group": group, "probe": True}
     at = 10 if t else 12
     k = "module"
     return [
@@ -159,7 +159,7 @@ def head(make: Any, group: str) -> list[Case]:
             "narrow-head",
             k,
             group=group,
-            probe=make is row,
+            probe=True,
             faults=one("narrow_head"),
             truth=truth("lm_head", "bfloat16 head"),
             source="the article's fourth fix",
@@ -168,7 +168,7 @@ def head(make: Any, group: str) -> list[Case]:
             "stale-head",
             k,
             group=group,
-            probe=make is row,
+            probe=True,
             faults=one("stale_head", by=0.05 if make is tune else 0.04),
             truth=truth("lm_head", MODULE, "other weights", "kept tensors"),
             size="4 %",
@@ -180,7 +180,7 @@ def strata(make: Any, group: str) -> list[Case]:
     """Faults that only some tokens see."""
     t = make is tune
     layer = 9 if t else 16
-    more: dict[str, Any] = {"group": group}
+    more: dict[str, Any] = {"group": group, "probe": True}
     after = 40 if t else 48
     k = "position or batch"
     return [
@@ -190,14 +190,14 @@ def strata(make: Any, group: str) -> list[Case]:
             k,
             faults=one("batch_kernel", layer=layer, more_than=5, by=1.25, at_most=16),
             steps=(Ask(sampling={"short": 5}),),
-            truth=Truth(PATH, ("batch", MODULE), 1, f"layers.{layer}.mlp"),
+            truth=Truth(PATH, ("certain batch sizes", MODULE), 1, f"layers.{layer}.mlp"),
             **more,
         ),
         make(
             "batch-rows",
             k,
             faults=one("batch_kernel", layer=layer, more_than=5, by=1.3, rows_from=6, at_most=16),
-            truth=Truth(PATH, ("batch", MODULE), 1, f"layers.{layer}.mlp"),
+            truth=Truth(PATH, ("certain batch sizes", MODULE), 1, f"layers.{layer}.mlp"),
             **more,
         ),
         make(
@@ -205,7 +205,7 @@ def strata(make: Any, group: str) -> list[Case]:
             k,
             faults=one("position_kernel", layer=layer, after=after, by=1.3),
             steps=(Ask(prompt=f"long:{after - 10}"),),
-            truth=Truth(PATH, ("grows with position", MODULE), 9, f"layers.{layer}.self_attn"),
+            truth=Truth(PATH, ("grows with position", "from a position on", MODULE), 11, f"layers.{layer}.self_attn"),
             source="vllm#54035",
             **more,
         ),
@@ -214,14 +214,14 @@ def strata(make: Any, group: str) -> list[Case]:
             k,
             faults=one("positions_off", layer=layer, after=after, by=3),
             steps=(Ask(prompt=f"long:{after - 10}"),),
-            truth=Truth(PATH, ("grows with position", MODULE), 9, f"layers.{layer}.self_attn"),
+            truth=Truth(PATH, ("grows with position", "from a position on", MODULE), 11, f"layers.{layer}.self_attn"),
             **more,
         ),
         make(
             "decode",
             k,
             faults=one("decode_kernel", layer=layer, by=1.3),
-            truth=Truth(PATH, ("decode", MODULE), 1, f"layers.{layer}.self_attn"),
+            truth=Truth(PATH, ("decode steps", MODULE), 1, f"layers.{layer}.self_attn"),
             **more,
         ),
     ]
@@ -230,7 +230,13 @@ def strata(make: Any, group: str) -> list[Case]:
 ROWS: list[Case] = [
     *some(modules(tune, "v1-fp32"), "head-zeroed query-from rope-all down norm int8 int4"),
     *head(tune, "v1-fp32"),
-    *some(strata(tune, "v1-fp32"), "batch tile decode"),
+    *strata(tune, "v1-fp32"),
+    *some(modules(tune, "v1-bf16"), "query rope-all head-zeroed down int4"),
+    *some(modules(tune, "v0-fp32"), "head-zeroed down-from norm int4"),
+    *some(modules(tune, "latest-fp32"), "head-zeroed query-from norm down"),
+    *some(head(tune, "latest-fp32"), "narrow-head stale-head"),
+    *some(strata(tune, "latest-fp32"), "tile"),
+    *some(strata(tune, "v0-fp32"), "decode"),
     *modules(row, "v1-fp32"),
     *head(row, "v1-fp32"),
     *strata(row, "v1-fp32"),

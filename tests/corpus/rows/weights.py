@@ -39,7 +39,14 @@ def from_start(make: Any, group: str) -> list[Case]:
             source="verl PR#7070",
             **more,
         ),
-        make("without-9", kept, engine_weights="step1-without-9", truth=truth(TENSORS, module="layers.9"), **more),
+        make(
+            "without-9",
+            kept,
+            engine_weights="step1-without-9",
+            truth=truth(TENSORS, module="layers.9"),
+            probe=True,
+            **more,
+        ),
         make(
             "without-norms",
             kept,
@@ -61,6 +68,7 @@ def from_start(make: Any, group: str) -> list[Case]:
             kept,
             engine_weights="step1-without-mlp-12",
             truth=truth(TENSORS, module="layers.12.mlp"),
+            probe=True,
             **more,
         ),
         make("without-q-proj", kept, engine_weights="step1-without-q-proj", truth=truth(TENSORS), **more),
@@ -70,6 +78,7 @@ def from_start(make: Any, group: str) -> list[Case]:
             group=group,
             engine_weights="layer-7",
             truth=truth(UNKNOWN, TENSORS, module="layers.7"),
+            probe=True,
             size="5 % of a layer",
         ),
         make(
@@ -78,6 +87,7 @@ def from_start(make: Any, group: str) -> list[Case]:
             group=group,
             engine_weights="gate-20",
             truth=truth(UNKNOWN, TENSORS, module="layers.20.mlp"),
+            probe=True,
             size="5 % of a matrix",
         ),
     ]
@@ -217,7 +227,10 @@ def replicas(make: Any, group: str) -> list[Case]:
 
 
 ROWS: list[Case] = [
-    *some(from_start(tune, "v1-fp32"), "behind behind-small without-3-17 without-norms without-embedding"),
+    *some(
+        from_start(tune, "v1-fp32"),
+        "behind behind-small without-3-17 without-norms without-embedding without-mlp-12 gate-20",
+    ),
     *some(in_flight(tune, "v1-fp32"), "claimed partial-update"),
     *stale(tune, "v1-fp32"),
     *some(blocks(tune, "v1-fp32"), "foreign-blocks hash-collision"),

@@ -18,12 +18,17 @@ from tracekit.scores import PROCESSED, RAW
 CODE: Code = "bfloat16 head"
 LEAST_NATS = 8.0
 LEAST_SHARE = 0.25
+PROVED = 0.3  # of the error of probed logits that a bfloat16 head leaves
 _TAILS = (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 _SMALLEST_UNIT = 0.02
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
-    """Name the head where something is to be explained and rounded logits explain it."""
+    """Name the head where something is to be explained and rounded logits explain it, or its probe proves it."""
+    modules = evidence.run.modules
+    if modules is not None and modules.narrow_head < PROVED:
+        nan, numbers = float("nan"), {"left": modules.narrow_head}
+        return [Explanation(CODE, INFERENCE_PATH, margin=nan, share=nan, numbers=numbers, names=["lm_head"])]
     if not evidence.diverges:
         return []
     lens = RAW if evidence.lens == RAW else PROCESSED

@@ -1,7 +1,8 @@
 """The residuals grow with the position, whatever the rollout: rotary embeddings, windows and the like differ.
 
-By likelihood: residuals whose scale is c (p / P)^k, p the position and P the last, against those of one scale, and
-against those that are clean up to some position and of one scale after it, as of a fault that is switched on there.
+By likelihood: residuals whose scale is c (p / P)^k, p the position and P the last, against those of one scale,
+against those that are clean up to some position and of one scale after it, as of a fault that is switched on there, and
+against those of two scales that a change in time sets apart.
 """
 
 from __future__ import annotations
@@ -13,33 +14,28 @@ from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.cited import cited
 from tracekit.diagnose.explain.place import place_of_onsets
 from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.scales import Telling, changes_in_time, telling
 from tracekit.diagnose.semantic import MARGIN
-from tracekit.diagnose.student import log_density
 
 CODE: Code = "grows with position"
 
 _POWERS = (0.5, 1.0, 2.0)
-_SCALES = np.geomspace(1.0, 1e4, 81)
 _STEPS = 24
 _MOST_TOKENS = 4096
 _LEAST_GROWTH = 2.0  # of the scale, from the first quarter of the positions to the last
-_MOST_EXPLAINED = 0.5
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Name the growth where it beats one scale, and a step, by `MARGIN` nats."""
-    if not evidence.diverges or any(e.share != e.share or e.share > _MOST_EXPLAINED for e in evidence.found):
+    tokens = telling(evidence, _MOST_TOKENS)
+    if tokens is None:
         return []
-    use = np.flatnonzero(evidence.usable & (evidence.run.trainer.gain(evidence.lens) > 0))
-    use = use[:: -(-use.size // _MOST_TOKENS) or 1]
-    if not use.size:
-        return []
-    z, position = evidence.d[use] / evidence.judged.sigma[use], evidence.run.position[use]
-    degrees = evidence.judged.floor.degrees
+    position = evidence.run.position[tokens.index]
     relative = (position + 1) / (position.max() + 1)
-    growing = max(_best(z, relative**power, degrees) for power in _POWERS)
-    margin = growing - max(_best(z, np.ones_like(z), degrees), _step(z, position, degrees))
-    growth = _growth(np.abs(z), position)
+    growing = max(tokens.one(relative**power) for power in _POWERS)
+    in_time = (tokens.two(change)[0] for change in changes_in_time(evidence.run, tokens))
+    margin = growing - max(tokens.one(), _step(tokens, position), *in_time)
+    growth = _growth(np.abs(tokens.z), position)
     if margin < MARGIN or growth < _LEAST_GROWTH:
         return []
     return [
@@ -55,15 +51,9 @@ def detect(evidence: Evidence) -> list[Explanation]:
     ]
 
 
-def _best(z: F8, shape: F8, degrees: float) -> float:
-    """Log-likelihood of residuals with scale c × shape, but no less than that of the noise, at the best c; nats."""
-    scale = np.maximum(_SCALES[:, None] * shape, 1.0)
-    return float((log_density(z / scale, degrees) - np.log(scale)).sum(axis=1).max())
-
-
-def _step(z: F8, position: I8, degrees: float) -> float:
+def _step(tokens: Telling, position: I8) -> float:
     starts = np.unique(np.quantile(position, np.linspace(0, 1, _STEPS, endpoint=False)).astype(np.int64))
-    return max(_best(z, (position >= start).astype(float), degrees) for start in starts)
+    return max(tokens.one((position >= start).astype(float)) for start in starts)
 
 
 def _growth(sizes: F8, position: I8) -> float:

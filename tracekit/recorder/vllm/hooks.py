@@ -71,7 +71,7 @@ def wrap(owner: Any, name: str, around: Method, purpose: object = None) -> None:
     install(owner, name, make, purpose)
 
 
-def after(owner: type, name: str, hook: Callable[..., None]) -> None:
+def after(owner: type, name: str, hook: Callable[..., None], purpose: object = None) -> None:
     """Call `hook(self, result, *args, **kwargs)` after `owner.name`; whatever the hook raises stays with us."""
 
     def make(original: Method, installed: Hook) -> Method:
@@ -86,7 +86,7 @@ def after(owner: type, name: str, hook: Callable[..., None]) -> None:
 
         return method
 
-    install(owner, name, make)
+    install(owner, name, make, purpose)
 
 
 def add(owner: type, name: str, method: Method) -> None:

@@ -1,7 +1,8 @@
 """Hooks at the module boundaries of a model that hand over what goes in and what comes out.
 
-What is tapped are the children of each decoder layer, the final norm, and what makes logits of hidden states; their
-names are those of the model's implementation in transformers, too (vllm/model_executor/models/llama.py and its like).
+What is tapped are the children of each decoder layer and the final norm; their names are those of the model's
+implementation in transformers, too (vllm/model_executor/models/llama.py and its like). What makes logits is more than a
+module: each generation hands over what its sampler gets.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ class Taps:
             if key := _key(name):
                 module.register_forward_pre_hook(never_raise(self._before(key)), with_kwargs=True)
                 module.register_forward_hook(never_raise(self._after(key)))
-            elif name.endswith("logits_processor"):
-                module.register_forward_hook(never_raise(self._head))
 
     def _before(self, key: str) -> Callable[..., None]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -60,12 +59,6 @@ class Taps:
             self._keep(f"{key}.output", made)
 
         return hook
-
-    def _head(self, _module: Any, args: tuple[Any, ...], output: Any) -> None:
-        states = [value for value in args if _is_state(value)]
-        if self._is_open() and states and _is_state(output):
-            self._keep(f"{HEAD}.input", states[0])
-            self._keep(f"{HEAD}.output", output)
 
 
 def _key(name: str) -> str | None:

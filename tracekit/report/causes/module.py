@@ -9,6 +9,11 @@ from tracekit.report.causes.saying import Saying, always
 
 def _module(found: Explanation, verdict: Verdict) -> str:
     numbers = found.numbers
+    if "fitted" in numbers:
+        return (
+            f"Attention gives other outputs on recorded inputs in all layers: with {numbers['fitted']:,.0f} as base "
+            f"of the rotary embedding in place of {numbers['base']:,.0f}, {numbers['left']:.1%} of that is left."
+        )
     if "excess" not in numbers:
         return (
             f"The modules {'; '.join(found.names)} give other outputs on their recorded inputs than their weights do: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
@@ -17,6 +19,15 @@ def _stale(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _foreign(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"{plural(len(found.rollouts), 'rollout')} began on prefix-cache blocks that no request of the same tokens had "
+        f"computed: behind the tokens of the prompt whose blocks they are mean |d| is "
+        f"{numbers['d_abs_behind_other']:.2g} nats, behind their own {numbers['d_abs']:.2g}."
+    )
+
+
 def _position(found: Explanation, verdict: Verdict) -> str:
     return (
         f"The difference grows with the position, to {found.numbers['growth']:.1f} times in the last quarter of the "
@@ -24,8 +35,24 @@ def _position(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _circumstance(what: str) -> Callable[[Explanation, Verdict], str]:
+    def sentence(found: Explanation, verdict: Verdict) -> str:
+        numbers = found.numbers
+        return (
+            f"The tokens that leave their replay are those {what.format(name=found.names[0])}: they are off by "
+            f"{numbers['scale']:.3g} times the noise, all others by {numbers['rest']:.3g}; why is not known."
+        )
+
+    return sentence
+
+
 def _low_head(found: Explanation, verdict: Verdict) -> str:
     numbers = found.numbers
+    if "left" in numbers:
+        return (
+            "The engine's head works in bfloat16: a bfloat16 head leaves "
+            f"{numbers['left']:.1%} of what its logits are off by on their recorded input."
+        )
     return (
         f"The engine's head works in bfloat16: with rounded logits mean |d| is {numbers['d_abs_after']:.2g} in place "
         f"of {numbers['d_abs_before']:.2g} nats."
@@ -63,6 +90,8 @@ def _numbers(found: Explanation, verdict: Verdict) -> str:
 
 
 def _checkpoint(found: Explanation, verdict: Verdict) -> str:
+    if "modules" in found.numbers:
+        return _by_module(found)
     numbers, (believed, *others) = found.numbers, found.names[: 1 if found.code == "unknown weights" else 2]
     whose = f"engine {numbers['engine']:.0f} under weight version {numbers['version']:.0f}"
     count = f"{numbers['tensors']:.0f} of {plural(int(numbers['of']), 'tensor')}"
@@ -73,6 +102,15 @@ def _checkpoint(found: Explanation, verdict: Verdict) -> str:
     if found.code == "kept tensors":
         return f"In {whose} {count} that an update changes have the values of {others[0]}, not of {believed}: {listed}."
     return f"In {whose} {count} are neither those of {believed} nor of any folder that is known: {listed}."
+
+
+def _by_module(found: Explanation) -> str:
+    believed, other, *modules = found.names
+    listed = ", ".join(modules[:_FEW]) + (f" and {len(modules) - _FEW} more" if len(modules) > _FEW else "")
+    return (
+        f"{plural(len(modules), 'module')} of {found.numbers['of']:.0f} on recorded inputs gave what the weights of "
+        f"{other} give, not those of {believed}: {listed}."
+    )
 
 
 def _weights(which: str) -> Saying:
@@ -117,6 +155,7 @@ PATH_WORDS: dict[Code, Saying] = {
         _low_head,
         always("run the engine's head in float32 (hf_overrides head_dtype, or the framework's own switch)"),
         "a bfloat16 head",
+        proof="proved by its recorded input",
     ),
     "stale prefix blocks": Saying(
         _stale,
@@ -125,10 +164,30 @@ PATH_WORDS: dict[Code, Saying] = {
         ),
         "stale prefix blocks",
     ),
+    "foreign blocks": Saying(
+        _foreign,
+        always("use a longer hash for prefix caching (prefix_caching_hash_algo), or enable_prefix_caching=False"),
+        "blocks of another prompt",
+    ),
     "grows with position": Saying(
         _position,
         always("give engine and trainer the same rope_parameters, sliding_window and max_position_embeddings"),
         "a growth with the position",
+    ),
+    "certain batch sizes": Saying(
+        _circumstance("sampled in batches {name}"),
+        always("compare the kernels that the engine chooses for these batch sizes; a batch-invariant mode has one"),
+        "certain batch sizes",
+    ),
+    "decode steps": Saying(
+        _circumstance("of decode steps, in which no prompt of theirs was computed"),
+        always("compare the engine's decode attention with its prefill (another attention backend)"),
+        "decode steps",
+    ),
+    "from a position on": Saying(
+        _circumstance("from position {name} on, whatever the rollout"),
+        always("give engine and trainer the same sliding_window and rope_parameters; try another attention backend"),
+        "an edge in the position",
     ),
     "one engine": _where(_ENGINE),
     "one weight version": _where(_VERSION),

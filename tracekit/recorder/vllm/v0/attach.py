@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.guard import failed, never_raise, say_off
-from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.settings import logprobs_option, probe_folder
 from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
 from tracekit.recorder.vllm.events import Dispatch, Moves, Preempted, Step
 from tracekit.recorder.vllm.hooks import after, wrap
 from tracekit.recorder.vllm.opening import PLACE, recording_of
 from tracekit.recorder.vllm.snapshot import vllm_version
+from tracekit.recorder.vllm.v0 import probe as v0_probe
 from tracekit.recorder.vllm.v0 import sampler as v0_sampler
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
 
@@ -95,6 +96,8 @@ def attach() -> None:
     wrap(MQLLMEngine, "cleanup", _cleanup)
     for name in CONTROL:
         wrap(LLMEngine, name, control.recorded(recording_of))
+    if (folder := probe_folder()) is not None:
+        v0_probe.attach(folder)
 
 
 def _on_config(_args: Any, _config: Any, *_a: Any, **_k: Any) -> None:

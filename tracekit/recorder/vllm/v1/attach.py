@@ -19,6 +19,7 @@ from tracekit.recorder.vllm.hooks import Hook, after, install, wrap
 from tracekit.recorder.vllm.opening import PLACE, recording_of
 from tracekit.recorder.vllm.v1 import column as v1_column
 from tracekit.recorder.vllm.v1 import probe as v1_probe
+from tracekit.recorder.vllm.v1 import probe2 as v1_probe2
 from tracekit.recorder.vllm.v1 import sampler as v1_sampler
 from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
 from tracekit.recorder.vllm.v1 import weights as v1_weights
@@ -73,6 +74,7 @@ def attach() -> None:
     v1_weights.attach(core, _of)
     if (folder := probe_folder()) is not None:
         v1_probe.attach(folder)
+        v1_probe2.attach(folder)
     option = logprobs_option()
     if option != "client":
         v1_sampler.attach(option)
