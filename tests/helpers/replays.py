@@ -58,5 +58,6 @@ def timeline_for(replay: Replay, *, updated_at: int, engine: int = 0) -> dict[st
     hit |= {"max_weight_version": [0, 0], "num_blocks": [3, 5], "num_tokens": [48, 80]}
     event = {"engine": [engine] * 2, "engine_step": [updated_at] * 2, "begin_ns": [10, 20], "end_ns": [20, 30]}
     event |= {"kind": ["weights", "label"], "weight_version": [1, 1], "text": ["reload_weights", "step-1"]}
-    spans = {name: [0] for name in ("engine", "request", "kind", "begin_ns", "end_ns", "first_step", "last_step")}
+    spans = {"engine": [engine] * 2, "request": [0] * 2, "kind": [0, 1], "begin_ns": [0, 10], "end_ns": [10, 30]}
+    spans |= {name: [0, 0] for name in ("first_step", "last_step", "num_tokens", "num_computed")}
     return {"steps": pa.table(columns), "hits": pa.table(hit), "events": pa.table(event), "spans": pa.table(spans)}

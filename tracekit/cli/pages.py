@@ -30,7 +30,7 @@ def shown(found: Replay, texts: Mapping[int, str] | None = None) -> Shown:
     return Shown(found.result, _columns(found.tokens), _own_texts(found) if texts is None else texts, timeline)
 
 
-def write_page(path: Path, page: str) -> None:
+def write_page(path: Path, page: str | bytes) -> None:
     """Write a page into a new file and say so.
 
     Raises:
@@ -39,7 +39,7 @@ def write_page(path: Path, page: str) -> None:
     from tracekit.trace.output import new_file
 
     with new_file(path) as file:
-        file.write(page.encode())
+        file.write(page if isinstance(page, bytes) else page.encode())
     click.echo(f"{path}: {path.stat().st_size:,} bytes", err=True)
 
 

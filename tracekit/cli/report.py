@@ -9,31 +9,45 @@ import click
 
 @click.command("report")
 @click.argument("replay", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new HTML file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new HTML file.")
+@click.option("--perfetto", type=click.Path(path_type=Path), metavar="FILE",
+              help="Also, or only, the engines' timeline for Perfetto; a name that ends in .gz is packed.")  # fmt: skip
 @click.option(
     "--tokenizer",
     metavar="DIR|NAME",
     help="Show the texts of tokens, from this model folder  [default: ids]",
 )
-def command(replay: Path, output: Path, tokenizer: str | None) -> None:
+def command(replay: Path, output: Path | None, perfetto: Path | None, tokenizer: str | None) -> None:
     """Make one self-contained page of REPLAY, from `tracekit replay -o`: it opens from a disk, without a network.
 
     \b
     tracekit replay trace.arrow -o replay.arrow
     tracekit report replay.arrow -o report.html --tokenizer MODEL
+    tracekit report replay.arrow --perfetto timeline.json.gz
     """
     from tracekit.cli.models import model_folder
     from tracekit.cli.pages import shown, write_page
-    from tracekit.errors import UnreadableTraceError
+    from tracekit.errors import UnreadableTraceError, UsageError
     from tracekit.replay.output import read_replay
     from tracekit.replay.texts import texts_of
     from tracekit.report.page.render import to_html
+    from tracekit.report.perfetto import to_perfetto
     from tracekit.trace.output import check_output
 
-    check_output(output)
+    if not (output or perfetto):
+        raise UsageError("say what to write: -o FILE for the page, --perfetto FILE for the timeline")
+    for path in filter(None, (output, perfetto)):
+        check_output(path)
     try:
         found = read_replay(replay)
     except OSError as error:
         raise UnreadableTraceError(replay, error) from None
     texts = texts_of(found.tokens.column("token_id").to_numpy(), model_folder(tokenizer)) if tokenizer else {}
-    write_page(output, to_html(shown(found, texts)))
+    page = shown(found, texts)
+    if output:
+        write_page(output, to_html(page))
+    if perfetto:
+        if not page.timeline:
+            raise UsageError(f"this replay holds no timeline, replay the trace again: {replay}")
+        packed = perfetto.suffix == ".gz"
+        write_page(perfetto, to_perfetto(page.result, page.tokens, page.timeline, packed=packed))
