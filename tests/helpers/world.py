@@ -36,6 +36,8 @@ class Sampler:
     presence_penalty: float = 0.0
     barred: tuple[int, ...] = ()
     low_head: bool = False
+    biased: tuple[int, int, float] | None = None  # first and last id, and what is added to their logits
+    before: float = 0.0  # deviation of what moves logits before a low head rounds them
 
     def params(self) -> Params:
         """As a request names it, which says nothing of masks and heads."""
@@ -46,9 +48,13 @@ class Sampler:
     def logprobs(self, logits: np.ndarray, output: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Raw and processed logprobs of one row; -inf where a token is dropped."""
         x = logits.astype(np.float64)
+        if self.before:
+            x += self.before * np.random.default_rng(output[-1:] or 0).standard_normal(x.size)
         if self.low_head:
             x = torch.tensor(x).float().bfloat16().double().numpy()
         x[list(self.barred)] = -np.inf
+        if self.biased:
+            x[self.biased[0] : self.biased[1] + 1] += self.biased[2]
         raw = x - np.logaddexp.reduce(x)
         seen = set(PROMPT.tolist()) | set(output)
         for token in seen:

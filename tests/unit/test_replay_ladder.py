@@ -10,16 +10,20 @@ from tracekit.diagnose.data import (
     KV_KEPT,
     KV_RECOMPUTED,
     MASTERS,
+    NARROW_HEAD,
     OTHER_PRECISION,
     OTHER_SHAPE,
     PROFILE,
+    ROUNDED_SAMPLING,
     TRAINER,
     WEIGHTS_AFTER,
     WEIGHTS_BEFORE,
 )
+from tracekit.diagnose.explain import head
+from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.verdict import judge
-from tracekit.replay.ladder import LADDER, Scene, parameters_in_use, plan_further
+from tracekit.replay.ladder import LADDER, Scene, parameters_in_use, plan_further, rounded
 from tracekit.replay.ladder import plan_passes as plan_of
 from tracekit.replay.scorers import Model
 from tracekit.scoring.params import Params
@@ -131,3 +135,16 @@ def test_other_weights_are_scored_only_where_a_first_look_shows_something_on_the
     assert before.only == after.only == (0, 1, 2) and before.cost == 0.15
     assert len({trainer.forward, before.forward, after.forward}) == 3
     assert plan_further(trainer, Scene(set()), verdict) == []  # there are no other weights
+
+
+def test_a_narrow_head_and_rounded_parameters_are_scored_where_they_may_explain_something():
+    run = make_run(Made(shift=0.6))
+    trainer, scene = plan_passes("float32", [NUCLEUS])[0], Scene({"temperature", "truncation"}, rounds=True)
+    (asked,) = plan_further(trainer, scene, judge(run).verdict)
+    assert asked.name == ROUNDED_SAMPLING
+    assert asked.sampling(NUCLEUS) == Params(temperature=0.69921875, top_p=0.8984375) == rounded(NUCLEUS)
+    assert plan_further(trainer, replace(scene, rounds=False), judge(run).verdict) == []
+    assert plan_further(trainer, scene, judge(make_run(Made())).verdict) == []
+    suspected = Explanation(head.CODE, "inference path", margin=30.0, share=0.2)
+    (asked, _) = plan_further(trainer, scene, replace(judge(run).verdict, causes=[suspected]))
+    assert (asked.name, asked.model) == (NARROW_HEAD, Model("float32", "float32", head="bfloat16"))

@@ -92,6 +92,23 @@ def test_the_head_is_float32_while_the_body_is_not(folders: dict[str, Path], nam
     assert np.abs(scores.raw_logprob - own_logprobs(model, sequence)).max() > 1e-3, "a bfloat16 head differs"
 
 
+def test_a_narrow_head_rounds_what_goes_in_and_what_comes_out(folders: dict[str, Path]) -> None:
+    sequence = some_sequences(1)[0]
+    scorer = Scorer.load(folders["llama"], dtype="float32", head="bfloat16", device="cpu")
+    (scores,) = score(scorer, [sequence], max_batch_tokens=64)
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32).eval()
+    with torch.inference_mode():
+        ((hidden, _),) = scorer.body.run([whole(sequence)], 64, share=True, kvs={})
+        logits = hidden.bfloat16() @ model.get_output_embeddings().weight.bfloat16().T
+        assert hidden.dtype == torch.float32 and logits.dtype == torch.bfloat16
+        by_hand = logits.float().log_softmax(dim=-1)
+    targets = torch.from_numpy(sequence.token_ids.astype(np.int64))
+    by_hand = by_hand[-len(targets) :].gather(1, targets[:, None]).squeeze(1)
+    same = np.abs(scores.raw_logprob - by_hand.numpy()) < 2e-6
+    assert same.mean() > 0.7, "but for sums in another order at the edge of two numbers"
+    assert np.abs(scores.raw_logprob - own_logprobs(model, sequence)).max() > 1e-3
+
+
 def test_a_tied_head_leaves_the_embedding_in_the_bodys_dtype(folders: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders["llama-tied"], dtype=torch.bfloat16).eval()
     embedding = model.get_input_embeddings()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
 from tracekit.diagnose.explain import (
+    biased,
     calibration,
     checkpoint,
     circumstance,
@@ -23,6 +24,8 @@ from tracekit.diagnose.explain import (
     module,
     position,
     reading,
+    rounded,
+    rounded_sampling,
     sentinels,
     stale,
     state,
@@ -55,9 +58,12 @@ class Cause:
 
 # lowest layer first: a detector sees what those before it found
 CAUSES: tuple[Cause, ...] = (
+    Cause(rounded.CODE, SEMANTIC, rounded.detect),
     *(Cause(code, SEMANTIC, values.detect) for code in transformed.CODES),
     Cause(first.CODE, SEMANTIC, values.detect),
     Cause(hidden.CODE, SEMANTIC, values.detect),
+    Cause(biased.CODE, SEMANTIC, values.detect),
+    Cause(rounded_sampling.CODE, SEMANTIC, values.detect),
     *(Cause(code, SEMANTIC, values.detect) for code in fitted.CODES.values()),
     Cause(sentinels.CODE, SEMANTIC, sentinels.detect),
     Cause(reading.CODE, SEMANTIC, reading.detect),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb, exp, lgamma, log
+from math import exp, log, log1p
 
 import numpy as np
 
-from tracekit.diagnose.data import Run
+from tracekit.diagnose.data import F8, Run
 from tracekit.diagnose.noise import FALSE_ROLLOUTS, TokenNoise
 from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.shift import log_e_of_run
@@ -25,7 +25,7 @@ def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
     rollouts = len(run.rollouts)
     hit = len(np.unique(run.rollout[judged.beyond]))
     single = binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
-    tokens = _poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
+    tokens = poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
     sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
     pooled = min((change.chance for change in changes), default=1.0)
     return min(NUM_TESTS * min(single, tokens, sustained, pooled), 1.0)
@@ -33,10 +33,18 @@ def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
 
 def binomial_tail(at_least: int, n: int, p: float) -> float:
     """Return how likely at least so many of `n` happen, each with probability `p`."""
-    below = sum(exp(log(comb(n, k)) + k * log(p) + (n - k) * log(1 - p)) for k in range(at_least))
-    return max(1.0 - below, 0.0)
+    k = np.arange(1, n + 1)
+    return _tail(n * log1p(-p) + np.cumsum(np.log((n - k + 1) / k) + log(p) - log1p(-p)), at_least)
 
 
-def _poisson_tail(at_least: int, mean: float) -> float:
-    below = sum(exp(k * log(mean) - mean - lgamma(k + 1)) for k in range(at_least)) if mean > 0 else 1.0
-    return max(1.0 - below, 0.0)
+def poisson_tail(at_least: int, mean: float) -> float:
+    """Return how likely at least so many happen, where `mean` are expected."""
+    if mean <= 0:
+        return float(at_least <= 0)
+    k = np.arange(1, max(at_least, int(mean)) + 20 * int(mean**0.5 + 10))  # what lies beyond is nothing beside it
+    return _tail(-mean + np.cumsum(log(mean) - np.log(k)), at_least)
+
+
+def _tail(log_chance: F8, at_least: int) -> float:
+    """Sum of the chances of `at_least` and more, of which [k − 1] is that of k: small ones keep their digits."""
+    return 1.0 if at_least <= 0 else min(float(np.exp(log_chance[at_least - 1 :]).sum()), 1.0)

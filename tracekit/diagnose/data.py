@@ -42,6 +42,8 @@ KV_KEPT = "kv.kept"  # KV of older weights kept, on a sample of the rollouts whe
 KV_BORROWED = "kv.borrowed"  # rollouts whose first blocks are of another prompt, behind that one's tokens
 WEIGHTS_BEFORE = "weights.before"  # each token under the weights before its own, where the first look diverges
 WEIGHTS_AFTER = "weights.after"  # the same under those after
+NARROW_HEAD = "head.bfloat16"  # the trainer's, with a head in bfloat16, where the first look suspects that
+ROUNDED_SAMPLING = "sampling.rounded"  # sampling parameters rounded to bfloat16, where that changes any
 MASTERS = "weights.masters"  # the stored weights, not cast as the engine received them; in float32, on a sample
 
 
@@ -90,6 +92,7 @@ class Run:
     strata: Strata | None = None  # None where the trace has no steps
     dtype: str = ""  # of the body in the trainer's pass
     engine_dtype: str | None = None  # of the weights as the engine received them, where the trace tells
+    vocab_size: int = 0  # words that the scorer divides by; 0 where that is not known
     head_dtype: str | None = None  # that the engine computes logits in, where the trace tells
     reran: Reran | None = None  # what the engine said when the tokens were forced through it again
     modules: Modules | None = None  # each module against its recorded input, where the engine was probed

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, Mask, Run
+from tracekit.diagnose.density import Density
 from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.facts import Facts
 from tracekit.diagnose.noise import TokenNoise
 from tracekit.diagnose.onset import RolloutOnsets
-from tracekit.diagnose.semantic import Semantic
+from tracekit.diagnose.semantic import NEITHER, Semantic
+from tracekit.diagnose.trial import Trial, Tried
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Evidence:
         rollouts: the onsets of every rollout under that lens.
         diverges: whether they are beyond what chance gives a clean run.
         facts: what the trace says beside its tokens.
+        tried: what hypotheses about the values are tried on.
         found: explanations of the causes that stand before this one in the table.
     """
 
@@ -39,7 +42,17 @@ class Evidence:
     rollouts: Sequence[RolloutOnsets]
     diverges: bool
     facts: Facts
+    tried: Tried
     found: Sequence[Explanation] = ()
+
+    @property
+    def asks(self) -> bool:
+        """Whether there are values that no reading explains, or that leave the one that does."""
+        return self.semantic.kind == NEITHER or self.diverges
+
+    def trial(self, lens: str, *, least_noise: float = 0.0) -> Trial | None:
+        """Return the profiled tokens under a lens and the run's noise, or so much at least; None for none."""
+        return self.tried.on(lens, Density.of(self.noise[lens].floor).wider(least_noise))
 
     @property
     def judged(self) -> TokenNoise:

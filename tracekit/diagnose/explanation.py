@@ -9,12 +9,15 @@ from tracekit.diagnose.data import Layer
 from tracekit.diagnose.onset import Onset
 
 Code = Literal[
+    "rounded logprobs",
     "shifted by one",
     "values of another row",
     "another unit",
     "constant offset",
     "most likely token's value",
     "hidden mask",
+    "hidden bias",
+    "rounded sampling values",
     "other temperature",
     "other top_p",
     "other top_k",

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, OTHER_PRECISION, OTHER_SHAPE, Mask, Run
-from tracekit.diagnose.residual import MEDIAN, RESOLUTION, SUM, free_tokens, residuals, response
+from tracekit.diagnose.residual import MEDIAN, RESOLUTION, free_tokens, residuals, response, sum_noise
 from tracekit.diagnose.shift import Shifts, find_shifts
 from tracekit.diagnose.student import two_sided_quantile
 from tracekit.scores import PROCESSED, RAW
@@ -96,7 +96,8 @@ class TokenNoise:
     d: F8  # replayed − recorded, nats, of the compared semantic
     z: F8  # how far the record is from its replay, in deviations of clean noise; NaN where one of the two is missing
     sigma: F8  # nats: |d| / |z|, so that d / sigma is z but for its sign
-    telling: Mask  # tokens with a choice, that float32 resolves, and a finite record
+    resolved: Mask  # tokens with a choice, that float32 resolves, and whose kept set noise does not blur
+    telling: Mask  # those of them that have a finite record
     beyond: Mask
     shifts: Shifts  # one entry per rollout
     floor: NoiseFloor
@@ -134,7 +135,8 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
     # where noise is as wide as the kept set, its edge decides, and tokens are no longer alike in their units
     cut = (run.kept_mass < 1) | (scores.kept_count < scores.kept_count.max(initial=0))
     blurred = (semantic == PROCESSED) & cut & (np.nan_to_num(response(scores, semantic)) * scale > 1)
-    telling = _telling(run, semantic) & np.isfinite(z) & ~blurred
+    resolved = _resolved(run, semantic) & ~blurred
+    telling = resolved & np.isfinite(z)
     length = run.token_id.size / max(len(run.rollouts), 1)
     # sigma is a robust deviation, the one in which a t of scale 1 measures more than 1
     robust_of_t = two_sided_quantile(0.5, DEGREES) / MEDIAN
@@ -166,14 +168,16 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
         detectable_bulk=float(allowed) * median,
     )
     shifts = find_shifts(z * robust_of_t, telling, run.rollout, len(run.rollouts), DEGREES)
-    return TokenNoise(d=d, z=z, sigma=sigma, telling=telling, beyond=beyond, shifts=shifts, floor=floor)
+    return TokenNoise(
+        d=d, z=z, sigma=sigma, resolved=resolved, telling=telling, beyond=beyond, shifts=shifts, floor=floor
+    )
 
 
 _CONTROLS = (OTHER_SHAPE, OTHER_PRECISION)
 
 
 def _controls(run: Run) -> _Controls:
-    telling = _telling(run, RAW)
+    telling = _resolved(run, RAW) & run.valid
     found = []
     for name in _CONTROLS:
         z = residuals(run, run.trainer, RAW, run.scores[name].raw_logprob, 1.0).smooth[telling]
@@ -204,16 +208,16 @@ def _spacing(dtype: str, size: float) -> float:
     return SPACING.get(dtype, SPACING["bfloat16"]) * float(2.0 ** np.floor(np.log2(max(size, 1.0))))
 
 
-def _telling(run: Run, semantic: str) -> Mask:
+def _resolved(run: Run, semantic: str) -> Mask:
     """Tokens with a choice whose log odds float32 resolves to a percent."""
     rest = -np.expm1(np.minimum(run.trainer.logprob(semantic), 0.0))
-    telling: Mask = free_tokens(run.trainer, semantic) & (rest > 100 * RESOLUTION) & run.valid
-    return telling
+    resolved: Mask = free_tokens(run.trainer, semantic) & (rest > 100 * RESOLUTION)
+    return resolved
 
 
 def _sigma(run: Run, semantic: str, d: F8, z: F8, scale: float) -> F8:
     """[N] nats; of a token that is bit-equal, what noise does to it to first order."""
-    first_order = np.hypot(run.trainer.gain(semantic) * scale, SUM)
+    first_order = np.hypot(run.trainer.gain(semantic) * scale, sum_noise(run))
     with np.errstate(invalid="ignore", divide="ignore"):
         secant = np.abs(d) / np.abs(z)
     return np.where(np.isfinite(secant) & (secant > 0), secant, first_order)

@@ -228,6 +228,8 @@ def trainer_as_engine(run: Run) -> Run:
     assert view is not None
     own = rollouts_of_trainer(run)
     keep = np.isin(run.rollout, own)
+    at = np.cumsum(keep) - 1
+    profile = None if run.profile is None else run.profile[keep[run.profile.index]]
     old = np.where(usable(view, view.old_logprob) & view.paired, view.old_logprob, np.nan)
     return replace(
         run,
@@ -242,8 +244,10 @@ def trainer_as_engine(run: Run) -> Run:
         kept_mass=run.kept_mass[keep],
         rank=np.zeros_like(run.rank[keep]),
         scores={name: scores.each(lambda values: values[keep]) for name, scores in run.scores.items()},
-        settings=None,
-        profile=None,
+        settings=None if run.settings is None else run.settings[keep],
+        profile=None if profile is None else replace(profile, index=at[profile.index]),
+        engine_dtype=run.dtype,  # the trainer's body, whose head is float32
+        head_dtype="float32",
         strata=None,
         reran=None,
         modules=None,

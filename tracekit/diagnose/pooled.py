@@ -24,6 +24,8 @@ Axis = Literal["engine_step", "output_index"]
 LEAST = 8  # rollouts
 _PLACES = 256  # where a change is looked for
 _FLIPS = 1999
+_MORE_FLIPS = 20  # times as many where fewer than `_FEW` of the first are as large: a small chance wants many
+_FEW = 5
 _EDGE = 0.03  # share of the tokens that must lie on either side
 _DROP = 4.0  # of the squared statistic: what the confidence set leaves open
 
@@ -97,9 +99,7 @@ def _along(run: Run, z: F8, use: Mask, axis: Axis, engine: int | None, num_looks
     deviation = np.where(deviation > 0, deviation, np.inf)
     statistic = sums.sum(axis=0) / deviation
     best = int(np.argmax(np.abs(statistic)))
-    flips = np.random.default_rng(0).integers(0, 2, (_FLIPS, sums.shape[0])) * 2.0 - 1.0
-    largest = np.abs(flips @ (sums / deviation)).max(axis=1)
-    chance = (1 + np.count_nonzero(largest >= abs(statistic[best]) * (1 - 1e-12))) / (_FLIPS + 1)
+    chance = _chance(sums / deviation, abs(float(statistic[best])))
     open_ = places[statistic**2 >= statistic[best] ** 2 - _DROP]
     after = x >= places[best]
     return Change(
@@ -109,11 +109,22 @@ def _along(run: Run, z: F8, use: Mask, axis: Axis, engine: int | None, num_looks
         first=int(open_.min()),
         last=int(open_.max()),
         rises=bool(statistic[best] > 0),
-        chance=min(float(chance) * num_looks, 1.0),
+        chance=min(chance * num_looks, 1.0),
         num_rollouts=sums.shape[0],
         median_before=float(np.median(size[~after])),
         median_after=float(np.median(size[after])),
     )
+
+
+def _chance(scaled: F8, statistic: float) -> float:
+    """How often the largest sum over all places is as large, with the signs of the rollouts, [R, place], by chance."""
+    random = np.random.default_rng(0)
+    found = tried = 0
+    while tried < _FLIPS or (found < _FEW and tried < _FLIPS * _MORE_FLIPS):
+        signs = random.integers(0, 2, (_FLIPS, scaled.shape[0])) * 2.0 - 1.0
+        found += int(np.count_nonzero(np.abs(signs @ scaled).max(axis=1) >= statistic * (1 - 1e-12)))
+        tried += _FLIPS
+    return (1 + found) / (1 + tried)
 
 
 def _places(x: I8) -> I8:

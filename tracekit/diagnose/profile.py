@@ -41,6 +41,16 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """A bias on the logits of a range of ids that nobody asked for."""
+
+    first: int
+    last: int
+    by: float
+    own: Mask  # [n] whether the recorded token is in the range
+
+
+@dataclass(frozen=True)
 class Spread:
     """What a sampler would have drawn in place of the profiled tokens, [n] each; NaN where the profile cannot tell."""
 
@@ -64,7 +74,14 @@ class _Kept:
     known: Mask
 
 
-def predict(profile: Profile, settings: Settings, *, low_head: bool = False, barred: I8 | None = None) -> Predicted:
+def predict(
+    profile: Profile,
+    settings: Settings,
+    *,
+    low_head: bool = False,
+    barred: I8 | None = None,
+    bias: Bias | None = None,
+) -> Predicted:
     """Apply sampling parameters as vLLM V1 does: penalties, temperature, min-p, top-k, top-p.
 
     Args:
@@ -72,8 +89,9 @@ def predict(profile: Profile, settings: Settings, *, low_head: bool = False, bar
         settings: of the same tokens.
         low_head: round the raw logits to bfloat16 first, as a head in that precision does.
         barred: token ids that a mask bars.
+        bias: on the raw logits.
     """
-    kept = _distribution(profile, settings, low_head, barred)
+    kept = _distribution(profile, settings, low_head, barred, bias)
     last = np.where(kept.stays, kept.gaps, np.inf).min(axis=1)
     inside = kept.whole | (kept.own_gap >= last)
     log_forced = np.where(inside, kept.log_mass, np.logaddexp(kept.log_mass, kept.own_gap))
@@ -90,7 +108,7 @@ def predict(profile: Profile, settings: Settings, *, low_head: bool = False, bar
 
 def spread(profile: Profile, settings: Settings) -> Spread:
     """Describe the distribution that `predict` takes the recorded token's logprob from."""
-    kept = _distribution(profile, settings, False, None)
+    kept = _distribution(profile, settings)
     rest, rest_mean, rest_square = kept.rest
     p_rest = np.where(kept.whole, rest * np.exp(-kept.log_mass), 0.0)
     finite = np.where(kept.stays, kept.gaps, 0.0)
@@ -104,17 +122,22 @@ def spread(profile: Profile, settings: Settings) -> Spread:
     return Spread(kept.log_mass - mean + listed, variance + listed, likelier + listed, own + listed)
 
 
-def _distribution(profile: Profile, settings: Settings, low_head: bool, barred: I8 | None) -> _Kept:
+def _distribution(
+    profile: Profile, settings: Settings, low_head: bool = False, barred: I8 | None = None, bias: Bias | None = None
+) -> _Kept:
     logits, own = profile.logits, profile.own
     if low_head:
         logits, own = to_bfloat16(logits), to_bfloat16(own)
+    if bias is not None:
+        logits = logits + bias.by * ((profile.ids >= bias.first) & (profile.ids <= bias.last))
+        own = own + bias.by * bias.own
     penalizes = any((getattr(settings, name) != NEUTRAL[name]).any() for name in PENALTIES)
     if penalizes:
         logits = _penalized(logits, profile.seen, settings)
         own = _penalized(own[:, None], profile.own_seen[:, None], settings)[:, 0]
     if barred is not None:
         logits = np.where(np.isin(profile.ids, barred), -np.inf, logits)
-    if penalizes or barred is not None:
+    if penalizes or barred is not None or bias is not None:
         logits = -np.sort(-logits, axis=1)
     beta, best = 1 / settings.temperature, logits[:, 0]
     gaps = (logits - best[:, None]) * beta[:, None]

@@ -4,8 +4,9 @@ Noise on the logits moves the log odds of a token, log p − log(1 − p), by ne
 response of a logprob to first order, `gain`, is (1 − p) times that of the log odds, and what is nearly certain answers
 exponentially where a first-order unit would expect a straight line. So residuals are differences of log odds. A token
 whose 1 − p is below what float32 resolves next to 1 has none to speak of: `RESOLUTION` stands beside 1 − p, and counts
-as noise of its own. So does what a float32 sum over a vocabulary loses, `SUM`: up to 1e-5 nats on the log-softmax of
-vLLM 0.18.1 on a CPU.
+as noise of its own. So does what a float32 sum over a vocabulary loses (`sum_noise`): torch's log_softmax on a CPU
+drops what is small beside the sum so far, so that flat distributions come out too high by up to 3e-10 nats per word
+(1e-5 of 49,152 words, 7e-5 of 262,144), all of their tokens alike.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from tracekit.scores import PROCESSED, RAW, Scores, Values
 
 # two spacings of float32 next to 1: log-softmax adds the weights of the others to that of the most likely token
 RESOLUTION = 2.0**-22
-SUM = 2.0**-18  # nats that a logprob may be off by whatever the logits
+_SUM = 2.0**-18  # nats that a logprob may be off by whatever the logits, where the vocabulary is small or not known
+_SUM_PER_WORD = 2.0**-33
 
 # A jump is only looked for where smooth noise would have to be this many of its deviations: looking everywhere would
 # let the nearest of three values pass for the right one and make the noise look smaller than it is.
 JUMP_BEYOND = 3.0
 MEDIAN = 0.6745  # of |x| for a standard normal
+
+
+def sum_noise(run: Run) -> float:
+    """Return what a float32 sum over the run's vocabulary may cost a logprob, nats."""
+    return max(_SUM, _SUM_PER_WORD * run.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def residuals(run: Run, scores: Scores[Values], semantic: str, other: F8, logit_
     slope = response(scores, semantic)
     slope = np.where(np.isnan(slope) | (slope > 2 / temperature), np.sqrt(2) / temperature, slope)
     smooth = _log_odds(other) - _log_odds(own)
-    smooth /= _unit(own, other, slope * logit_noise)
+    lost = sum_noise(run)
+    smooth /= _unit(own, other, slope * logit_noise, lost)
     edges = scores.edge_logprobs
     at_own = np.isclose(edges, own[:, None], rtol=1e-6, atol=1e-6)  # nothing truncates, or one token alone is kept
     edges = np.where(np.isfinite(edges) & ~at_own & (semantic != RAW), edges, np.nan)
@@ -102,17 +110,17 @@ def _log_odds(logprob: F8) -> F8:
     return odds
 
 
-def _unit(one: F8, other: F8, noise: F8) -> F8:
+def _unit(one: F8, other: F8, noise: F8, lost: float) -> F8:
     """[N] what noise does to the difference of log odds: all of it where either of the two can show it."""
     rest = -np.expm1(np.minimum(np.minimum(one, other), 0.0))
-    unit: F8 = np.hypot(noise * rest, SUM) / (rest + RESOLUTION)
+    unit: F8 = np.hypot(noise * rest, lost) / (rest + RESOLUTION)
     return unit
 
 
 def _at_edge(run: Run, edge: F8, other: F8, logit_noise: F8 | float) -> F8:
     """[N] residual at one value of a jump: in log odds, or as a choice before truncation, whichever is smaller."""
-    noise = np.sqrt(2) * logit_noise / run.temperature
-    odds = np.abs(_log_odds(other) - _log_odds(edge)) / _unit(edge, other, noise)
+    noise, lost = np.sqrt(2) * logit_noise / run.temperature, sum_noise(run)
+    odds = np.abs(_log_odds(other) - _log_odds(edge)) / _unit(edge, other, noise, lost)
     before = (1 - np.exp(np.minimum(edge, 0.0)) * run.kept_mass) * noise
-    nearer: F8 = np.fmin(odds, np.abs(other - edge) / np.hypot(before, SUM))
+    nearer: F8 = np.fmin(odds, np.abs(other - edge) / np.hypot(before, lost))
     return nearer

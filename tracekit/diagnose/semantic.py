@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ class Semantic:
         return RAW if self.closest == RAW else PROCESSED
 
 
-def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
+def tell_semantic(run: Run, noise: Mapping[str, TokenNoise]) -> Semantic:
     """Rank the readings by likelihood and say whether the best one explains the values.
 
     Args:
@@ -103,7 +104,7 @@ def tell_semantic(run: Run, noise: dict[str, TokenNoise]) -> Semantic:
     return Semantic(kind, best.name, margin, second.name, excess, int(use.sum()), ranked, declared, contradicts)
 
 
-def differ(run: Run, one: str, other: str, noise: dict[str, TokenNoise]) -> bool:
+def differ(run: Run, one: str, other: str, noise: Mapping[str, TokenNoise]) -> bool:
     """Whether two readings give different numbers on any token of this run, noise aside."""
     a, b = predicted(run, one), predicted(run, other)
     both = np.isfinite(a) & np.isfinite(b)
@@ -129,7 +130,7 @@ def _weigh(reading: Reading, run: Run, use: Mask) -> Hypothesis:
     return Hypothesis(reading.name, fit.log_likelihood, deviation, mean)
 
 
-def _excess(best: Hypothesis, noise: dict[str, TokenNoise]) -> float:
+def _excess(best: Hypothesis, noise: Mapping[str, TokenNoise]) -> float:
     if best.name in noise:
         return noise[best.name].floor.excess
     floor = noise[PROCESSED].floor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tracekit.diagnose.data import F8, Mask, Run
@@ -25,6 +27,12 @@ def sentinels(run: Run) -> Mask:
     found: Mask = (run.valid & (recorded <= IMPOSSIBLE)) | (far & (recorded == 0.0))
     found |= far & (always & (counts >= REPEATED))[inverse] & _is_round(recorded)
     return found
+
+
+def without(run: Run, which: Mask) -> Run:
+    """Return the run as if nothing had been recorded for some tokens, [N], and for those that have the same values."""
+    recorded = run.rollout_logprob
+    return replace(run, rollout_logprob=np.where(np.isin(recorded, recorded[which]), np.nan, recorded))
 
 
 def _is_round(values: F8) -> Mask:

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from tracekit.diagnose.causes import explain
-from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import INFERENCE_PATH, NONE, SEMANTIC, Layer, Run
 from tracekit.diagnose.events import CLEAR, Coincidence, coincide, events_of
 from tracekit.diagnose.evidence import Evidence
@@ -16,25 +15,23 @@ from tracekit.diagnose.explain import reading
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.facts import GRAVE, Facts, Noted
 from tracekit.diagnose.kv import KvHypothesis, test_kv
+from tracekit.diagnose.look import Look, OnPath, look
 from tracekit.diagnose.masters import Masters, masters_factor
 from tracekit.diagnose.metrics import Metrics, measure
 from tracekit.diagnose.modules import Modules
-from tracekit.diagnose.noise import NoiseFloor, TokenNoise, measure_noises
-from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest, find_onsets
+from tracekit.diagnose.noise import NoiseFloor, TokenNoise
+from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest
 from tracekit.diagnose.parts import Parts, split
 from tracekit.diagnose.party import Party, not_judged, three_parties
-from tracekit.diagnose.pooled import Change, find_changes
+from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.remarks import Remark, findings, limits
-from tracekit.diagnose.semantic import NEITHER, SAME, Semantic, tell_semantic
+from tracekit.diagnose.semantic import Semantic
+from tracekit.diagnose.sentinels import without
+from tracekit.diagnose.trial import Tried
 from tracekit.diagnose.withheld import withheld
 from tracekit.scores import PROCESSED
 
-CHANCE = 0.01  # share of clean runs that may be called divergent
 EXPLAINED = 0.9  # of what a perfect replay would gain: what is left is noise
-
-OnPath = Literal["none", "unexplained", "leaves replay"]
-"""Nothing; values in bulk further off than noise under every reading; rollouts that leave their replay from some token
-on."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,9 @@ def judge(
         clip: low and high part of the objective's clip range around 1, where it is known.
     """
     facts = facts or Facts()
-    noise = measure_noises(run)
-    semantic = tell_semantic(run, noise)
-    lens = expect if semantic.kind == SAME else semantic.lens
-    judged = noise[lens]
+    seen, causes = _explained(run, expect, facts)
+    semantic, lens, judged, rollouts, on_path = seen.semantic, seen.lens, seen.judged, seen.rollouts, seen.on_path
     before, after = (_metrics(run, name) for name in (expect, lens))
-    rollouts = find_onsets(run, run.trainer.logprob(lens), judged)
-    changes = find_changes(run, judged.z, judged.telling)
-    chance = chance_of(run, judged, changes)
-    on_path = _on_path(semantic, chance)
-    causes = explain(Evidence(run, noise, semantic, expect, lens, rollouts, on_path != "none", facts))
     layer: Layer = NONE if on_path == "none" else INFERENCE_PATH
     since_rollout = None if layer == NONE else earliest(rollouts)
     since = None if since_rollout is None else rollouts[since_rollout].onset
@@ -140,7 +130,7 @@ def judge(
         layer=layer,
         cause=causes[0].code if causes else on_path,
         causes=causes,
-        withheld=[*withheld(run, semantic, noise, facts), *not_judged(party)],
+        withheld=[*withheld(run, semantic, seen.noise, facts), *not_judged(party)],
         since=since,
         since_rollout=since_rollout,
         semantic=semantic,
@@ -150,8 +140,8 @@ def judge(
         noise=judged.floor,
         rollouts=rollouts,
         num_with_onset=sum(r.onset is not None for r in rollouts),
-        chance=chance,
-        changes=changes,
+        chance=seen.chance,
+        changes=seen.changes,
         coincidences=_coincidences(run, rollouts, facts),
         kv=kv,
         masters=masters_factor(run, lens),
@@ -164,6 +154,22 @@ def judge(
         party=party,
     )
     return Judgement(verdict, judged)
+
+
+def _explained(run: Run, expect: str, facts: Facts) -> tuple[Look, list[Explanation]]:
+    """Look at a run and ask why; where all that is off is values that are no logprobs, the rest is judged by itself."""
+    tried, seen = Tried(run), look(run, expect)
+    if seen.on_path != "none" and tried.sentinels.any():
+        beside = look(without(run, tried.sentinels), expect)
+        causes = _ask(run, expect, facts, tried, beside) if beside.on_path == "none" else []
+        if causes:
+            return beside, causes
+    return seen, _ask(run, expect, facts, tried, seen)
+
+
+def _ask(run: Run, expect: str, facts: Facts, tried: Tried, seen: Look) -> list[Explanation]:
+    diverges = seen.on_path != "none"
+    return explain(Evidence(run, seen.noise, seen.semantic, expect, seen.lens, seen.rollouts, diverges, facts, tried))
 
 
 def _coincidences(run: Run, rollouts: list[RolloutOnsets], facts: Facts) -> list[Coincidence]:
@@ -192,10 +198,3 @@ def _metrics(run: Run, lens: str) -> Metrics:
     kept = scores.kept_count if lens == PROCESSED else np.zeros_like(scores.kept_count)
     outside = np.isneginf(scores.processed_logprob) if lens == PROCESSED else np.zeros(kept.size, dtype=bool)
     return measure(run.rollout_logprob, scores.logprob(lens), kept, outside)
-
-
-def _on_path(semantic: Semantic, chance: float) -> OnPath:
-    """What the inference path has to answer for, the semantic put right."""
-    if semantic.kind == NEITHER:
-        return "unexplained"
-    return "leaves replay" if chance < CHANCE else "none"

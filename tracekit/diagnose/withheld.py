@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from tracekit.diagnose.data import Run
@@ -11,7 +13,7 @@ from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.semantic import UNDECIDED, Semantic, differ
 
 
-def withheld(run: Run, semantic: Semantic, noise: dict[str, TokenNoise], facts: Facts) -> list[Remark]:
+def withheld(run: Run, semantic: Semantic, noise: Mapping[str, TokenNoise], facts: Facts) -> list[Remark]:
     """Say what was not judged.
 
     Args:

@@ -19,19 +19,24 @@ from tracekit.diagnose.data import (
     KV_KEPT,
     KV_RECOMPUTED,
     MASTERS,
+    NARROW_HEAD,
+    NONE,
     OTHER_PRECISION,
     OTHER_SHAPE,
     PROFILE,
+    ROUNDED_SAMPLING,
     TRAINER,
     WEIGHTS_AFTER,
     WEIGHTS_BEFORE,
 )
+from tracekit.diagnose.explain import head
 from tracekit.diagnose.noise import SPACING
-from tracekit.diagnose.verdict import Verdict
+from tracekit.diagnose.verdict import EXPLAINED, Verdict
 from tracekit.replay.borrowed import Prompts
 from tracekit.replay.scorers import Model
 from tracekit.replay.stages import AS_RECORDED, KEPT, RECOMPUTED, KvHow
 from tracekit.scoring.params import Params
+from tracekit.scoring.rounding import ROUNDED, round_sampling
 
 NOISE_SHARE = 0.45
 NOISE_TOKENS = 8192  # the noise floor is measured on this many tokens at most
@@ -95,6 +100,7 @@ class Scene:
     Attributes:
         used: the kinds of sampling parameters in use; see `parameters_in_use`.
         mixed: KV of some rollout is of more than one version's weights.
+        rounds: some sampling parameter is none that bfloat16 holds.
         masters: the folders hold weights that are wider than what the engine received.
         before: pairs of weights and the other ones that came before them, by their numbers.
         after: the same with those that came after.
@@ -103,6 +109,7 @@ class Scene:
 
     used: Set[str]
     mixed: bool = False
+    rounds: bool = False
     masters: bool = False
     before: tuple[tuple[int, int], ...] = ()
     after: tuple[tuple[int, int], ...] = ()
@@ -166,6 +173,7 @@ def _other_precision(model: Model) -> Model:
 
 _NO_PENALTIES = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "logit_bias": ()}
 
+
 LADDER = (
     Rung(TRAINER, lambda trainer: trainer),
     Rung(PROFILE, lambda trainer: replace(trainer, num_tokens=READING_TOKENS, profile=True)),
@@ -214,6 +222,20 @@ LADDER = (
 )
 
 
+def rounded(params: Params) -> Params:
+    """Return sampling parameters as a sampler sees them that keeps them in bfloat16."""
+    return replace(params, **round_sampling({name: getattr(params, name) for name in ROUNDED}, "bfloat16"))
+
+
+def _asks_why(verdict: Verdict) -> bool:
+    """Whether something is off that no cause explains."""
+    return verdict.layer != NONE and sum(cause.share for cause in verdict.causes if cause.share > 0) < EXPLAINED
+
+
+def _few(trainer: Pass, **changes: object) -> Pass:
+    return replace(trainer, num_tokens=READING_TOKENS, cost=WEIGHTS_SHARE, at_least=KV_ROLLOUTS, **changes)  # type: ignore[arg-type]
+
+
 def _on_path(verdict: Verdict) -> bool:
     return verdict.layer == INFERENCE_PATH or verdict.left not in (None, "none")
 
@@ -245,6 +267,16 @@ FURTHER = (
         WEIGHTS_AFTER,
         lambda trainer, scene, verdict: _other_weights(trainer, scene.after, verdict),
         lambda scene, verdict: bool(scene.after) and _on_path(verdict),
+    ),
+    Further(
+        NARROW_HEAD,
+        lambda trainer, scene, verdict: _few(trainer, model=replace(trainer.model, head="bfloat16")),
+        lambda scene, verdict: any(cause.code == head.CODE for cause in verdict.causes),
+    ),
+    Further(
+        ROUNDED_SAMPLING,
+        lambda trainer, scene, verdict: _few(trainer, sampling=rounded),
+        lambda scene, verdict: scene.rounds and _asks_why(verdict),
     ),
 )
 

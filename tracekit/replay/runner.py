@@ -20,7 +20,7 @@ from tracekit.replay.annotated import annotated_view
 from tracekit.replay.borrowed import borrowed_prompts, starts_of
 from tracekit.replay.budget import within
 from tracekit.replay.keeping import Kept
-from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes
+from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes, rounded
 from tracekit.replay.leaks import leak_scores
 from tracekit.replay.located import Located, locate
 from tracekit.replay.naming import Folders
@@ -165,6 +165,7 @@ def replay(
     plan = plan_passes(received, shape, scene)
     units = plan_units(rollouts.rollouts, plan, group)
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
+    vocab_size = scorer.vocab_size
     del scorer  # what the plan loads next must not lie in memory beside it
     reran = None
     if engine or python:
@@ -196,6 +197,7 @@ def replay(
         profile=profile_of(rollouts.rollouts, found),
         strata=strata_of(trace, rollouts.rollouts),
         dtype=dtype,
+        vocab_size=vocab_size,
         engine_dtype=rollouts.dtype,
         head_dtype=rollouts.head_dtype,
         reran=reran,
@@ -231,6 +233,7 @@ def _scene(here: Located, packing: str) -> Scene:
     rollouts = here.rollouts.rollouts
     return Scene(
         used=parameters_in_use(r.sequence.params for r in rollouts),
+        rounds=any(rounded(r.sequence.params) != r.sequence.params for r in rollouts),
         mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts),
         masters=any(weights.is_cast for weights in here.weights),
         before=neighbours(here.oldest, -1),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracekit.diagnose.chance import NUM_TESTS
+from tracekit.diagnose.look import CHANCE
 from tracekit.diagnose.remarks import Remark
 from tracekit.diagnose.result import Data, Weights
 from tracekit.diagnose.semantic import SAME, UNDECIDED
-from tracekit.diagnose.verdict import CHANCE, Verdict
+from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
 from tracekit.report.causes.table import change, sentence
 

@@ -1,4 +1,4 @@
-"""An output embedding whose logits are float32, and exact where a logprob rests on them."""
+"""Output embeddings: one whose logits are float32, and exact where a logprob rests on them, and a narrow one."""
 
 from __future__ import annotations
 
@@ -54,6 +54,25 @@ class Float32Head(nn.Module):
         if self.bias is not None:
             exact += self.bias[columns]
         logits[rows.unsqueeze(1), columns] = exact.float()
+
+
+class RoundedHead(nn.Module):
+    """The same in a narrow type, as an engine computes it whose head has no other: inputs, weights and logits rounded.
+
+    Products are exact in float32, and are added up in it, as kernels of a narrow type do.
+    """
+
+    def __init__(self, head: Float32Head, dtype: str) -> None:
+        super().__init__()
+        self._dtype = getattr(torch, dtype)
+        self.weight = nn.Parameter(head.weight.to(self._dtype).float(), requires_grad=False)
+        self.bias = None if head.bias is None else head.bias.to(self._dtype).float()
+        self.token_ids: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] hidden states to [..., V] logits that the narrow type holds, as float32."""
+        logits = nn.functional.linear(hidden.to(self._dtype).float(), self.weight, self.bias)
+        return logits.to(self._dtype).float()
 
 
 def _multiplies_halves(weight: Tensor) -> bool:

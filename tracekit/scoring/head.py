@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tracekit.errors import ModelError
-from tracekit.scoring.float32_head import Float32Head
+from tracekit.scoring.float32_head import Float32Head, RoundedHead
 
 _PROBE_LENGTH = 12
 
@@ -24,13 +24,13 @@ class SplitModel:
     """Body and head of a causal LM, to be run one after the other.
 
     Takes the model over: its forward is of no other use afterwards. A tied embedding keeps the
-    body's dtype.
+    body's dtype. A `head` in another dtype than float32 is put in once the cut is proved.
 
     Raises:
         ModelError: the architecture cannot be cut this way, or the two halves do not give the model's own logits.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, head: str = "float32") -> None:
         self.architecture = type(model).__name__
         self._model: Any = model
         self.body: Any = model.base_model
@@ -41,8 +41,11 @@ class SplitModel:
         self.device: torch.device = embedding.weight.device
         self.dtype = str(model.dtype).removeprefix("torch.")
         with torch.inference_mode():
-            self._head = Float32Head(embedding)
+            self._head: Float32Head | RoundedHead = Float32Head(embedding)
             self._split_and_prove()
+            if head != "float32":
+                self._head = RoundedHead(self._head, head)
+                model.set_output_embeddings(self._head)
 
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         """Run the body: [B, L] token ids to [B, L, H] hidden states in the body's dtype.

@@ -140,7 +140,7 @@ def meaning(make: Any, group: str) -> list[Case]:
             "bias",
             "hidden mask",
             faults=(Fault("hidden_bias", {"first": 280, "num": 200, "by": 1.5}),),
-            truth=truth("hidden mask", "constant offset"),
+            truth=truth("hidden bias", "hidden mask", "constant offset"),
             size="+1.5 on 200 ids",
             **more,
         ),
@@ -208,7 +208,7 @@ def meaning(make: Any, group: str) -> list[Case]:
             "rounding",
             sampling=NUCLEUS if t else {"temperature": 0.7, "top_p": 0.9},
             faults=(Fault("rounded_values"),),
-            truth=truth("rounded values", "other temperature"),
+            truth=truth("rounded sampling values", "other temperature"),
             size="0.7 → 0.69921875",
             **more,
         ),
@@ -230,8 +230,8 @@ ROWS: list[Case] = [
     ),
     *some(
         meaning(tune, "v1-fp32"),
-        "raw processed-for-raw mask mask-from wrong-entry shifted zeros minus-9999 nan "
-        "rounded-values sampled-otherwise",
+        "raw processed-for-raw mask mask-from bias wrong-entry shifted permuted zeros minus-9999 minus-1e10 nan "
+        "bits rounded-logprobs rounded-values sampled-otherwise",
     ),
     *sampler(row, "v1-fp32"),
     *meaning(row, "v1-fp32"),

@@ -13,14 +13,13 @@ from math import erfc, exp, sqrt
 import numpy as np
 
 from tracekit.diagnose.data import SEMANTIC
-from tracekit.diagnose.density import Density
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.profile import spread
 from tracekit.diagnose.semantic import NEITHER
 from tracekit.diagnose.settings import F8, Settings
-from tracekit.diagnose.trial import Trial, choices, trial_of
+from tracekit.diagnose.trial import Trial, choices
 from tracekit.scores import PROCESSED
 
 CODE: Code = "drawn otherwise"
@@ -33,7 +32,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
     """Test whether tokens were drawn as their requests say, where the recorded values agree with the replay."""
     if evidence.diverges or evidence.semantic.kind == NEITHER or evidence.found:
         return []
-    trial = trial_of(evidence.run, Density.of(evidence.noise[PROCESSED].floor))
+    trial = evidence.trial(PROCESSED)
     if trial is None or trial.index.size < LEAST_TOKENS:
         return []
     scored = trial.settings  # also where raw values agree, which tell nothing of how tokens were drawn

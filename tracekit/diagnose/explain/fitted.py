@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.diagnose.data import SEMANTIC
-from tracekit.diagnose.density import Density
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.fitting import fit, with_values
-from tracekit.diagnose.part import Part, best_part
+from tracekit.diagnose.part import Part
 from tracekit.diagnose.semantic import MARGIN, NEITHER
 from tracekit.diagnose.settings import F8, Settings, neutral
-from tracekit.diagnose.trial import Trial, choices, trial_of
+from tracekit.diagnose.trial import Trial, choices
 from tracekit.scores import PROCESSED, RAW
 
 CODES: dict[str, Code] = {
@@ -37,21 +36,18 @@ _MOST = {"top_p": 1.0, "min_p": 1.0}
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Fit the parameters together, and weigh each against doing without it."""
-    trial = trial_of(evidence.run, Density.of(evidence.noise[PROCESSED].floor).wider(PROFILED))
+    trial = evidence.trial(PROCESSED, least_noise=PROFILED)
     if trial is None or not _is_asked(evidence, trial):
         return []
     fitted = fit(trial)
     if not fitted.values:
         return []
-    run, index = evidence.run, trial.index
     settings = with_values(trial.settings, fitted.values)
     before, after = trial.weigh(trial.settings), trial.weigh(settings)
-    part = best_part(after - before, run.engine_step[index], run.rollout[index])
-    usual = trial.density.usual(trial.predict(trial.settings).gain)
-    perfect = float((usual - before).sum())
-    share = part.nats / perfect if perfect > 0 else 0.0
-    if part.nats < LEAST_NATS or (
-        share < LEAST_SHARE and (evidence.diverges or not _is_clear(trial, fitted.values, part))
+    tried = trial.attempt(after, before, trial.density.usual(trial.predict(trial.settings).gain))
+    part = tried.part
+    if not tried.enough(LEAST_NATS, LEAST_SHARE) and (
+        part.nats < LEAST_NATS or evidence.diverges or not _is_clear(trial, fitted.values, part)
     ):
         return []
     nats = {name: _alone(trial, fitted.values, name, after, part) for name in fitted.values}
@@ -66,7 +62,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
                 CODES[name],
                 SEMANTIC,
                 margin=min([nats[name], *(short for short in rivals.values() if short >= MARGIN)]),
-                share=min(share, 1.0) * nats[name] / sum(nats.values()),
+                share=tried.share * nats[name] / sum(nats.values()),
                 **place_of(evidence, moved),
                 numbers={**_numbers(trial, settings, part, name, value), "nats": nats[name]},
                 names=[name],

@@ -1,23 +1,22 @@
 """A mask that no request names: tokens whose mass is missing from the sum that the engine divides by.
 
 Ids that were never drawn, and without which the replay gives the recorded values; frameworks bar what lies beyond a
-tokenizer within the model's own code, for one.
+tokenizer within the model's own code, for one. Ranges are looked for under noise wide enough that one which is nearly
+right shows, and weighed under the run's own.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, I8, SEMANTIC
-from tracekit.diagnose.density import Density
+from tracekit.diagnose.data import I8, SEMANTIC
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
-from tracekit.diagnose.part import best_part
+from tracekit.diagnose.onset import earliest
 from tracekit.diagnose.profile import predict
-from tracekit.diagnose.semantic import NEITHER
-from tracekit.diagnose.settings import Settings, neutral
-from tracekit.diagnose.trial import Trial, trial_of
+from tracekit.diagnose.ranges import WIDE, Blurred, few, in_words, mass_of
+from tracekit.diagnose.trial import Attempt
 from tracekit.scores import PROCESSED, RAW
 
 CODE: Code = "hidden mask"
@@ -26,12 +25,11 @@ LEAST_SHARE = 0.3
 _TRIED = 16  # ranges of ids that were never drawn, those first that should have been drawn most often
 _MOST = 4  # ranges that make up one mask
 _LEAST_RANGE = 0.05  # of what the ranges before it explain
-_NOISE = 0.02
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Bar one range of ids after the other as long as the values fit better without it."""
-    if evidence.semantic.kind != NEITHER and not evidence.diverges:
+    if not evidence.asks:
         return []
     results = [_mask(evidence, lens) for lens in (RAW, PROCESSED)]
     found = [explanation for explanation in results if explanation is not None]
@@ -39,46 +37,33 @@ def detect(evidence: Evidence) -> list[Explanation]:
 
 
 def _mask(evidence: Evidence, lens: str) -> Explanation | None:
-    run = evidence.run
-    # of tokens that profiles do not list one by one a mask takes more or less than is known
-    trial = trial_of(run, Density.of(evidence.noise[lens].floor).wider(_NOISE))
+    trial = evidence.trial(lens)
     if trial is None:
         return None
-    settings = neutral(trial.index.size) if lens == RAW else trial.settings
-    start = predict(trial.profile, settings)
-    before = weights = trial.density.at(trial.recorded - start.logprob, start.gain)
-    perfect = float((trial.density.usual(start.gain) - before).sum())
-    mass, ranges = _mass(trial), []
-    barred = np.empty(0, np.int64)
-    for _ in range(_MOST):
-        tried = [
-            (_weigh(trial, settings, np.union1d(barred, ids)), ids) for ids in _never_drawn(run.token_id, mass, barred)
-        ]
-        if not tried:
-            break
-        own, ids = max(tried, key=lambda pair: best_part(pair[0] - weights, *_order(evidence, trial)).nats)
-        ids = _trimmed(trial, settings, barred, ids)
-        own = _weigh(trial, settings, np.union1d(barred, ids))
-        gained = best_part(own - weights, *_order(evidence, trial)).nats
-        if gained < max(LEAST_NATS, _LEAST_RANGE * float((weights - before).sum())):
-            break
-        barred, weights = np.union1d(barred, ids), np.maximum(own, weights) if barred.size else own
-        ranges.append(ids)
+    ranges = _ranges(Blurred(few(trial), WIDE), _drawn(evidence))
     if not ranges:
         return None
-    weights = _weigh(trial, settings, barred)
-    part = best_part(weights - before, *_order(evidence, trial))
-    share = part.nats / perfect if perfect > 0 else 0.0
-    if part.nats < LEAST_NATS or share < LEAST_SHARE:
+    own, barred = Blurred(trial), np.concatenate(ranges)
+    start, told = trial.predict(trial.settings), predict(trial.profile, trial.settings, barred=barred)
+    before, after = own.weigh(start), own.weigh(told)
+    found = trial.attempt(after, before, own.usual(start))
+    if not found.enough(LEAST_NATS, LEAST_SHARE):
         return None
-    told = predict(trial.profile, settings, barred=barred)
-    moved = part.which & (weights > before + 1.0)
+    return _explanation(evidence, own, ranges, found, found.part.which & (after > before + 1.0))
+
+
+def _explanation(
+    evidence: Evidence, own: Blurred, ranges: list[I8], found: Attempt, moved: np.typing.NDArray[np.bool_]
+) -> Explanation:
+    trial, barred, part = own.trial, np.concatenate(ranges), found.part
+    start, told = trial.predict(trial.settings), predict(trial.profile, trial.settings, barred=barred)
     gone = -np.expm1(-np.maximum(told.logprob - start.logprob, 0.0))[part.which]
+    mass = mass_of(trial)
     return Explanation(
         CODE,
         SEMANTIC,
         margin=part.nats,
-        share=min(share, 1.0),
+        share=found.share,
         **place_of(evidence, trial.index[moved if moved.any() else part.which]),
         numbers={
             "nats": part.nats,
@@ -87,29 +72,38 @@ def _mask(evidence: Evidence, lens: str) -> Explanation | None:
             "expected": float(sum(mass.get(int(i), 0.0) for i in barred)),
             "num_tokens": float(np.count_nonzero(part.which)),
         },
-        names=[
-            f"{ids[0]}" if ids.size == 1 else f"{ids[0]} to {ids[-1]}"
-            for ids in sorted(ranges, key=lambda r: int(r[0]))
-        ],
+        names=in_words(ranges),
     )
 
 
-def _order(evidence: Evidence, trial: Trial) -> tuple[I8, I8]:
-    return evidence.run.engine_step[trial.index], evidence.run.rollout[trial.index]
+def _ranges(wide: Blurred, drawn: I8) -> list[I8]:
+    """Ranges of ids without which the values fit better, one after the other."""
+    trial = wide.trial
+    start = trial.predict(trial.settings)
+    before = weights = wide.weigh(start)
+    mass, ranges = mass_of(trial), list[I8]()
+    barred = np.empty(0, np.int64)
+    for _ in range(_MOST):
+        tried = [(wide.barring(np.union1d(barred, ids)), ids) for ids in _never_drawn(drawn, mass, barred)]
+        if not tried:
+            break
+        _, ids = max(tried, key=lambda pair: trial.attempt(pair[0], weights, before).part.nats)
+        ids = _trimmed(wide, barred, ids)
+        own = wide.barring(np.union1d(barred, ids))
+        gained = trial.attempt(own, weights, before).part.nats
+        if gained < max(LEAST_NATS, _LEAST_RANGE * float((weights - before).sum())):
+            break
+        barred, weights = np.union1d(barred, ids), np.maximum(own, weights) if barred.size else own
+        ranges.append(ids)
+    return ranges
 
 
-def _weigh(trial: Trial, settings: Settings, barred: I8) -> F8:
-    told = predict(trial.profile, settings, barred=barred)
-    return trial.density.at(trial.recorded - told.logprob, told.gain)
-
-
-def _mass(trial: Trial) -> dict[int, float]:
-    """How often each id should have been drawn, of those that profiles list."""
-    told = trial.predict(neutral(trial.index.size))
-    p = np.exp(trial.profile.logits - trial.profile.logits[:, :1] + told.first[:, None])
-    ids, inverse = np.unique(trial.profile.ids, return_inverse=True)
-    sums = np.bincount(inverse.ravel(), weights=np.nan_to_num(p).ravel())
-    return {int(i): float(s) for i, s in zip(ids, sums, strict=True) if i >= 0}
+def _drawn(evidence: Evidence) -> I8:
+    """Ids that were drawn since the first onset: a mask may have come under way."""
+    first = earliest(evidence.rollouts)
+    onset = None if first is None else evidence.rollouts[first].onset
+    late = evidence.run.engine_step >= (0 if onset is None else onset.engine_step)
+    return np.unique(evidence.run.token_id[late])
 
 
 def _never_drawn(drawn: I8, mass: dict[int, float], barred: I8) -> list[I8]:
@@ -122,15 +116,15 @@ def _never_drawn(drawn: I8, mass: dict[int, float], barred: I8) -> list[I8]:
     return [ids[usable & (group == g)] for g in np.argsort(-totals)[:_TRIED] if totals[g] > 0]
 
 
-def _trimmed(trial: Trial, settings: Settings, barred: I8, ids: I8) -> I8:
+def _trimmed(wide: Blurred, barred: I8, ids: I8) -> I8:
     """The range without what lies at its ends and does not belong to it, by likelihood."""
     step = max(ids.size // 2, 1)
-    best = float(_weigh(trial, settings, np.union1d(barred, ids)).sum())
+    best = float(wide.barring(np.union1d(barred, ids)).sum())
     while step:
         changed = False
         for shorter in (ids[step:], ids[:-step]):
             if shorter.size:
-                value = float(_weigh(trial, settings, np.union1d(barred, shorter)).sum())
+                value = float(wide.barring(np.union1d(barred, shorter)).sum())
                 if value > best:
                     best, ids, changed = value, shorter, True
                     break

@@ -1,4 +1,4 @@
-"""Values that are no logprobs: what a framework or an engine writes where it has none."""
+"""Values that are no logprobs: what a framework or an engine writes where it has none, and what is no number."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.semantic import NEITHER
-from tracekit.diagnose.sentinels import IMPOSSIBLE, sentinels
+from tracekit.diagnose.sentinels import IMPOSSIBLE, REPEATED
 
 CODE: Code = "sentinel values"
 ENOUGH = 0.5  # of a perfect replay
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
-    """Count and name them: impossible values, zeros of tokens that were not certain, values that come back."""
-    run, which = evidence.run, sentinels(evidence.run)
+    """Count and name them: impossible values, NaN, zeros of tokens that were not certain, values that come back."""
+    run, which = evidence.run, evidence.tried.sentinels.copy()
     if sum(e.share for e in evidence.found if e.share == e.share) >= ENOUGH:
         which &= run.rollout_logprob <= IMPOSSIBLE  # a shifted zero is the value of a token that was certain
     # and to an engine with other weights other tokens are certain: a zero counts among values that agree
     others = np.bincount(run.rollout, weights=evidence.judged.beyond & ~which, minlength=len(run.rollouts))
     which &= (run.rollout_logprob != 0.0) | ((others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER))
     # where noise is wider than the kept set, it makes a token the only one that is kept
-    which &= (run.rollout_logprob != 0.0) | evidence.judged.telling
+    which &= (run.rollout_logprob != 0.0) | evidence.judged.resolved
+    if np.count_nonzero(~run.valid) >= REPEATED:  # what is missing here and there is withheld, and no convention
+        which |= ~run.valid
     tokens = np.flatnonzero(which)
     if not tokens.size:
         return []

@@ -9,6 +9,7 @@ import numpy as np
 from tracekit.diagnose.data import F8, SEMANTIC, Mask, Run
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.neighbours import shifted
 from tracekit.diagnose.onset import onset_at
 from tracekit.diagnose.view import TrainerView
 
@@ -64,15 +65,6 @@ def _others(evidence: Evidence, run: Run, view: TrainerView) -> Iterator[Explana
     if np.count_nonzero(hits) < _MOST * np.count_nonzero(differs & ~_edges(run)):
         code, names = "trainer holds other values", []
     yield _named(evidence, code, differs, names)
-
-
-def shifted(run: Run, values: F8, by: int) -> F8:
-    """[N] the value of the token `by` places before, in the same rollout; NaN where there is none."""
-    moved = np.roll(values, by)
-    inside = np.roll(run.rollout, by) == run.rollout
-    inside[:by] = False if by > 0 else inside[:by]
-    inside[by:] = False if by < 0 else inside[by:]
-    return np.where(inside, moved, np.nan)
 
 
 def _edges(run: Run) -> Mask:

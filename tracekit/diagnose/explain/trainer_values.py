@@ -10,8 +10,8 @@ import numpy as np
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import F8, INFERENCE_PATH, SEMANTIC, Layer, Mask, Run
 from tracekit.diagnose.evidence import Evidence
-from tracekit.diagnose.explain.trainer_held import shifted
 from tracekit.diagnose.explanation import Code, Explanation
+from tracekit.diagnose.neighbours import shifted
 from tracekit.diagnose.noise import TokenNoise, measure_noise
 from tracekit.diagnose.onset import earliest, find_onsets
 from tracekit.diagnose.party import AGREES, is_copied, rollouts_of_trainer, trainer_as_engine, usable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tracekit.diagnose.evidence import Evidence
-from tracekit.diagnose.explain import first, fitted, hidden, transformed
+from tracekit.diagnose.explain import biased, first, fitted, hidden, rounded_sampling, transformed
 from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.semantic import MARGIN
 
@@ -14,8 +14,17 @@ ENOUGH = 0.95  # of a perfect replay: what explains as much needs no rival that 
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Return what explains most; what is as good stands among its alternatives."""
+    if sum(e.share for e in evidence.found) >= ENOUGH:
+        return []
     found: list[list[Explanation]] = []
-    for detector in (transformed.detect, first.detect, hidden.detect, fitted.detect):
+    for detector in (
+        rounded_sampling.detect,
+        transformed.detect,
+        first.detect,
+        hidden.detect,
+        biased.detect,
+        fitted.detect,
+    ):
         explanations = detector(evidence)
         if explanations:
             found.append(explanations)

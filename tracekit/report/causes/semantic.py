@@ -30,6 +30,14 @@ def _hidden_mask(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _hidden_bias(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"The engine adds {numbers['by']:+.2f} to the logits of token ids {found.names[0]}, which no request asks for: "
+        f"{numbers['drawn']:.0f} of {plural(int(numbers['num_tokens']), 'token')} were drawn from them."
+    )
+
+
 def _drawn_otherwise(found: Explanation, verdict: Verdict) -> str:
     numbers = found.numbers
     return (
@@ -46,6 +54,11 @@ SEMANTIC_WORDS: dict[Code, Saying] = {
         _hidden_mask,
         always("let the trainer leave the same ids out, or name them in the request (allowed_token_ids)"),
         "a hidden mask",
+    ),
+    "hidden bias": Saying(
+        _hidden_bias,
+        always("let the trainer add the same bias, or name it in the request (logit_bias)"),
+        "a hidden bias",
     ),
     "other reading": Saying(
         _other_reading, lambda found, verdict: _REMEDY.get(found.names[0], _OTHER_REMEDY), "another reading"

@@ -59,6 +59,22 @@ def _offset(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _rounded(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"All {plural(int(numbers['num_tokens']), 'recorded value')} were rounded to {found.names[0]} after they were "
+        f"computed, which moves them by up to {numbers['largest']:.2g} nats."
+    )
+
+
+def _rounded_sampling(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"The sampler rounds its parameters to bfloat16 ({', '.join(found.names)}): with rounded ones mean |d| is "
+        f"{numbers['d_abs_after']:.2g} in place of {numbers['d_abs_before']:.2g} nats."
+    )
+
+
 def _first(found: Explanation, verdict: Verdict) -> str:
     return (
         f"The recorded values are the {found.names[0]} logprobs of each position's most likely token, also for "
@@ -81,6 +97,14 @@ VALUE_WORDS: dict[Code, Saying] = {
         code: Saying(_fitted, always("give the engine's sampler and the trainer the same sampling parameters"), noun)
         for code, (_, noun) in _NAMES.items()
     },
+    "rounded logprobs": Saying(
+        _rounded, always("carry logprobs in float32 from the sampler to the loss"), "rounded logprobs"
+    ),
+    "rounded sampling values": Saying(
+        _rounded_sampling,
+        always("keep sampling parameters in float32 on both sides, or choose values that bfloat16 holds"),
+        "rounded sampling values",
+    ),
     "shifted by one": Saying(_shifted, _JOIN, "a shift by one"),
     "values of another row": Saying(_other_row, _JOIN, "another request's values"),
     "another unit": Saying(_other_unit, always("convert them to nats"), "another unit"),
