@@ -14,6 +14,7 @@ from tracekit import cache
 NONE, SEMANTIC, PATH, OBJECTIVE = "none", "semantic", "inference path", "objective"
 TUNE, REPORT, SHORT = "tune", "report", "short"
 RECIPE = "1"  # raised when the same rows would be recorded in another way
+PROBE_RECIPE = 2  # the same of rows with probed states
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Ask:
     tokens: int = 20
     sampling: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = "plain"
-    """plain | shared:N | long:N, with N tokens; see `inside.prompts`."""
+    """plain | shared:N | long:N | spread:N, with N tokens; see `inside.prompts`."""
     during: tuple[tuple[int, Do], ...] = ()
     """What is done before output token k of these requests."""
     lora: str = ""
@@ -108,7 +109,9 @@ class Case:
         row = dataclasses.asdict(self)
         for later in ("truth", "kind", "expect", "size", "source", "weights", "why"):
             del row[later]
-        if not self.probe:
+        if self.probe:
+            row["probe"] = PROBE_RECIPE
+        else:
             del row["probe"]
         return cache.short_hash(RECIPE, json.dumps(row, sort_keys=True))
 

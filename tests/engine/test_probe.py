@@ -16,8 +16,8 @@ pytestmark = pytest.mark.engine
 FAULTY = "model.layers.1.mlp"
 
 
-def recorded(folder: Path, model: Path, module: str, *options: object) -> Trace:
-    return record("v1", folder / "trace.arrow", job("probed.py", model, "bfloat16", module, 1.1), *options)
+def recorded(folder: Path, model: Path, module: str, *options: object, engine: str = "v1") -> Trace:
+    return record(engine, folder / "trace.arrow", job("probed.py", model, "bfloat16", module, 1.1), *options)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,14 @@ def test_the_module_that_is_off_is_named_with_its_proof(tiny_model: Path, tmp_pa
     (tmp_path / "states" / "strange" / "000000.safetensors").write_bytes(b"no states")
     with pytest.raises(ReplayRefused, match="not states that a recorder kept"):
         replay(trace, tiny_model, expect="raw", probes=tmp_path / "states")
+
+
+@pytest.mark.parametrize("engine", ["v0", "latest"])
+def test_other_engines_are_probed_alike(engine: str, tiny_model: Path, tmp_path: Path) -> None:
+    trace = recorded(tmp_path, tiny_model, FAULTY, "--probe", tmp_path / "states", engine=engine)
+    expect = "processed" if engine == "v0" else "raw"
+    verdict = replay(trace, tiny_model, expect=expect, probes=tmp_path / "states").result.verdict
+    assert (verdict.layer, verdict.cause) == ("inference path", "module")
+    assert verdict.causes[0].names == ["layers.1.mlp"] and verdict.since.output_index == 0
+    assert verdict.modules.num_requests == 4 and "lm_head" in {module.name for module in verdict.modules.modules}
+    assert verdict.modules.graft[1].d_abs_mean < verdict.modules.graft[0].d_abs_mean / 2

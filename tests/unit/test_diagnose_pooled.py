@@ -116,5 +116,12 @@ def test_what_counts_as_an_event():
     assert np.array_equal(np.flatnonzero(events["block edge"]) % LENGTH, np.tile([11, 27, 43], 16))
     assert np.array_equal(np.flatnonzero(events["batch change"]) % LENGTH, np.full(16, 30))
     strata = run.strata
+    none = np.zeros(run.rollout.size, dtype=np.int64)
+    more = {"num_drafts": none + (run.output_index == 3), "num_chunks": none + 1 + (run.rollout == 1)}
+    more["adapters"] = none + (run.output_index >= 7)
+    events = events_of(replace(run, strata=replace(strata, **more)))
+    assert np.flatnonzero(events["verified drafts"]).tolist() == (np.arange(16) * LENGTH + 3).tolist()
+    assert np.flatnonzero(events["first token of a prompt in chunks"]).tolist() == [LENGTH]
+    assert np.flatnonzero(events["adapter change"]).tolist() == (np.arange(16) * LENGTH + 7).tolist()
     cached = replace(run, strata=replace(strata, num_cached=np.where(run.rollout < 2, 16, 0)))
     assert np.flatnonzero(events_of(cached)["first token after cached blocks"]).tolist() == [0, LENGTH]

@@ -89,3 +89,19 @@ def test_a_trace_without_steps_tells_nothing(tmp_path: Path) -> None:
     for name in ("num_cached", "oldest_found", "newest_found", "batch_size", "prefill"):
         assert (getattr(found, name) == -1).all(), name
     assert not found.num_preempted.any()
+
+
+def test_drafts_chunks_and_adapters_are_told(tmp_path: Path) -> None:
+    made = make_tables(3, 4, prompt_tokens=5)
+    scheduled = made["scheduled"]
+    scheduled["num_draft"][(scheduled["request"] == 0) & (scheduled["engine_step"] == 2)] = 3
+    more = (scheduled["request"] == 1) & (scheduled["engine_step"] == 1)
+    scheduled["flags"][more] = PREFILL
+    # request 2, which is there in the first two steps alone, has an adapter
+    made["requests"]["lora_id"] = np.ma.masked_array(np.array([0, 0, 7], "u4"), mask=[True, True, False])
+    keep = (scheduled["request"] != 2) | (scheduled["engine_step"] < 2)
+    made["scheduled"] = {name: column[keep] for name, column in scheduled.items()}
+    found = strata(tmp_path / "t.arrow", made)
+    assert found.num_drafts[:4].tolist() == [0, 0, 3, 0]
+    assert found.num_chunks[:8].tolist() == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert (found.adapters[:4] > 0).tolist() == [True, True, False, False]

@@ -67,6 +67,9 @@ class Strata:
     batch_size: I8  # requests in the step that sampled it
     prefill: I8  # 1 where that step computed prompt tokens of its request, too, else 0
     num_preempted: I8  # how often its request was thrown out before
+    num_drafts: I8 | None = None  # drafted tokens that this step verified for its request
+    num_chunks: I8 | None = None  # steps that computed prompt tokens of its request, up to this one
+    adapters: I8 | None = None  # number of the set of adapters in the step's batch, 0 for none
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether onsets fall on what the trace recorded: cached boundary, block edge, chunk edge, weights, preemption, batch.
+"""Whether onsets fall on what the trace recorded: cached boundary, block edge, chunks, weights, drafts and the like.
 
 An event is a token at which something happened; an onset coincides with a kind of event where it lies on such a token,
 or at most `REACH` after it: what happens at a token may show a little later. Were onsets to fall anywhere among the
@@ -61,6 +61,12 @@ def events_of(run: Run, block_size: int | None = None) -> dict[str, Mask]:
         found["preemption"] = changes(strata.num_preempted)
         found["batch change"] = changes(strata.batch_size)
         found["prefill in the step"] = same & (strata.prefill == 1)
+        if strata.num_drafts is not None:
+            found["verified drafts"] = strata.num_drafts > 0
+        if strata.num_chunks is not None:
+            found["first token of a prompt in chunks"] = ~same & (strata.num_chunks > 1)
+        if strata.adapters is not None:
+            found["adapter change"] = changes(strata.adapters)
     return {kind: mask for kind, mask in found.items() if mask.any()}
 
 

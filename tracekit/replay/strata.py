@@ -29,7 +29,7 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
     step = np.concatenate([r.engine_step for r in rollouts])
     whose = np.unique(pair_key(engine, request))
     steps = _columns(trace.table("steps"), ("engine", "engine_step", "num_requests"))
-    row, scheduled = _of(whose, trace.table("scheduled"), ("num_computed", "num_tokens", "flags"))
+    row, scheduled = _of(whose, trace.table("scheduled"), ("num_computed", "num_tokens", "num_draft", "flags"))
     token = np.searchsorted(whose, pair_key(engine, request)) * _STEPS + step
     flags = scheduled["flags"]
     out, ran = (flags & tables.PREEMPTED) != 0, (flags & tables.PREEMPTED) == 0
@@ -41,6 +41,7 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
     cached = scheduled["num_computed"][began][at]
     oldest, newest = _found(whose, trace.table("cache"), admission)
     thrown_out = np.sort(row[out])
+    computing = np.sort(row[ran & ((flags & tables.PREFILL) != 0)])
     return Strata(
         num_cached=np.where(known, cached[last.clip(0)], -1) if cached.size else np.full(token.size, -1),
         oldest_found=oldest,
@@ -50,6 +51,10 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
         ),
         prefill=_looked_up(row[ran], ((flags[ran] & tables.PREFILL) != 0).astype(np.int64), token),
         num_preempted=np.searchsorted(thrown_out, token) - np.searchsorted(thrown_out, token // _STEPS * _STEPS),
+        num_drafts=_looked_up(row[ran], scheduled["num_draft"][ran], token),
+        num_chunks=np.searchsorted(computing, token, side="right")
+        - np.searchsorted(computing, token // _STEPS * _STEPS),
+        adapters=_adapters(trace, pair_key(engine, step)),
     )
 
 
@@ -62,6 +67,24 @@ def _found(whose: I8, table: pa.Table, admission: I8) -> tuple[I8, I8]:
     np.minimum.at(oldest, at, rows["min_weight_version"][mine])  # one that is not known, -1, makes all unknown
     np.maximum.at(newest, at, rows["max_weight_version"][mine])
     return _looked_up(keys, oldest, admission), _looked_up(keys, np.where(oldest < 0, -1, newest), admission)
+
+
+def _adapters(trace: Trace, wanted: I8) -> I8:
+    """[N] a number for the set of adapters in each step's batch, 0 for none."""
+    own = _columns(trace.table("requests"), ("engine", "request", "lora_id"))
+    every = _columns(trace.table("scheduled"), ("engine", "request", "engine_step"))
+    adapter = _looked_up(
+        pair_key(own["engine"], own["request"]), own["lora_id"], pair_key(every["engine"], every["request"])
+    )
+    named = adapter > 0
+    if not named.any():
+        return np.zeros_like(wanted)
+    steps = pair_key(every["engine"], every["engine_step"])[named]
+    pairs = np.unique(np.column_stack([steps, adapter[named]]), axis=0)
+    which, at = np.unique(pairs[:, 0], return_inverse=True)
+    sets = np.zeros(which.size, dtype=np.int64)
+    np.add.at(sets, at, (pairs[:, 1] * 0x9E3779B1) & 0xFFFFFFFF)  # sums of such multiples tell sets apart
+    return np.maximum(_looked_up(which, sets, wanted), 0)
 
 
 def _looked_up(keys: I8, values: I8, wanted: I8) -> I8:

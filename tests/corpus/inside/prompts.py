@@ -34,7 +34,8 @@ def texts(use, seed, num):
 
 
 def prompts(kind, use, seed, num, tokenizer):
-    """Token ids of `num` prompts: plain; shared:N, which have N tokens in common; long:N, of N tokens."""
+    """Token ids of `num` prompts: plain; shared:N, which have N tokens in common; long:N, of N tokens; spread:N, of N
+    tokens, N + 3 and so on."""
     name, _, length = kind.partition(":")
     own = [tokenizer.encode(text) for text in texts(use, seed, num)]
     if name == "plain":
@@ -42,4 +43,5 @@ def prompts(kind, use, seed, num, tokenizer):
     filler = [token for text in texts(use, seed + 1, 60) for token in tokenizer.encode(text + ". ")]
     if name == "shared":
         return [filler[: int(length)] + ids for ids in own]
-    return [(ids + filler[7 * number :])[: int(length)] for number, ids in enumerate(own)]
+    more = 3 if name == "spread" else 0
+    return [(ids + filler[7 * number :])[: int(length) + more * number] for number, ids in enumerate(own)]

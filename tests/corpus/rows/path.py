@@ -224,6 +224,31 @@ def strata(make: Any, group: str) -> list[Case]:
             truth=Truth(PATH, ("decode steps", MODULE), 1, f"layers.{layer}.self_attn"),
             **more,
         ),
+        # without states of modules: where it is, is all that can be told
+        make(
+            "batch-sizes",
+            k,
+            faults=one("batch_kernel", layer=layer, more_than=5, by=1.25, at_most=16),
+            steps=(Ask(num=4), Ask(num=10)),
+            truth=Truth(PATH, ("certain batch sizes",), 1),
+            group=group,
+        ),
+        make(
+            "decode-alone",
+            k,
+            faults=one("decode_kernel", layer=layer, by=1.3),
+            truth=Truth(PATH, ("decode steps",), 1),
+            group=group,
+        ),
+        make(
+            "edge",
+            k,
+            faults=one("position_kernel", layer=layer, after=after + 30, by=1.3),
+            steps=(Ask(prompt=f"spread:{after}"),),
+            truth=Truth(PATH, ("from a position on",), 4),
+            source="vllm#54035",
+            group=group,
+        ),
     ]
 
 

@@ -1,5 +1,9 @@
-"""Run prompts on an engine of one process, one of its modules put off by a hook: MODEL DTYPE MODULE|none FACTOR."""
+"""Run prompts on an engine of one process, one of its modules put off by a hook: MODEL DTYPE MODULE|none FACTOR.
 
+Of vLLM V0 and V1.
+"""
+
+import importlib.util
 import os
 import sys
 
@@ -10,6 +14,8 @@ if __name__ == "__main__":
     from vllm import LLM, SamplingParams
 
     model, dtype, module, factor = sys.argv[1:]
+    v0 = importlib.util.find_spec("vllm.core") is not None
+    own = {"enable_chunked_prefill": True} if v0 else {"logprobs_mode": "raw_logprobs"}
     llm = LLM(
         model=model,
         dtype=dtype,
@@ -17,11 +23,12 @@ if __name__ == "__main__":
         max_model_len=128,
         max_num_batched_tokens=32,
         enable_prefix_caching=False,
-        logprobs_mode="raw_logprobs",
+        max_num_seqs=16,
+        **own,
         skip_tokenizer_init=True,
     )
     if module != "none":
-        core = llm.llm_engine.engine_core.engine_core
+        core = llm.llm_engine if v0 else llm.llm_engine.engine_core.engine_core
         net = core.model_executor.driver_worker.worker.model_runner.get_model()
 
         def scaled(_module, _args, output):
