@@ -33,6 +33,9 @@ PREFILL = 4  # computes prompt (or recomputed) tokens
 PARTIAL = 8  # a chunk that does not reach the end: samples nothing
 PREEMPTED = 16  # thrown out in this step; num_tokens is 0
 
+# losses.reason of the rows of requests that were left out as a whole
+SHED = "shed: the recorder's window was filling up, and a hole in every request is worse than some that are missing"
+
 TABLES: dict[str, dict[str, str]] = {
     "engines": {  # a row is an engine that was recorded; one that was attached to again has another
         "engine": "u4",  # its number in this trace, from 0; every other table refers to it

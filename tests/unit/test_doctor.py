@@ -1,6 +1,7 @@
 """``tracekit doctor`` on sound traces, and on traces that break each rule once: the rule and the place are named."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from tracekit.audit.findings import SEVERITIES
 from tracekit.audit.rows import read_engines
 from tracekit.cli.doctor import command
 from tracekit.report.doctor import to_lines
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
-from tracekit.trace.batch import BatchMeta, to_record_batch
-from tracekit.trace.ledger import Loss
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, SHED, TABLES
+from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, to_record_batch
+from tracekit.trace.ledger import Loss, loss_table
 from tracekit.trace.reader import open_trace
 from tracekit.trace.segments import segment_paths
 from tracekit.trace.spool import SpoolWriter
@@ -46,6 +47,43 @@ def asking(**engine):
     tables["tokens"]["raw_logprob"] = tables["tokens"]["rollout_logprob"].copy()
     tables["tokens"]["processed_logprob"] = tables["tokens"]["rollout_logprob"] / np.float32(0.7)
     return tables
+
+
+def make_shed(tables, index):
+    """The row of a request that was shed."""
+    names = ("request", "time_ns", "request_id", "external_id", "index")
+    return {**{name: tables["requests"][name][index : index + 1] for name in names}, "reason": ["full"]}
+
+
+def shed(tables, number):
+    """Leave a request out as a recorder does that sheds it; return its rows by table."""
+    gone, tables["shed"] = {}, make_shed(tables, number)
+    for name in ("requests", "tokens", "scheduled", "finishes"):
+        keep = np.flatnonzero(tables[name]["request"] != number)
+        gone[name] = len(tables[name]["request"]) - len(keep)
+        tables[name] = {
+            column: [values[i] for i in keep] if isinstance(values, list) else values[keep]
+            for column, values in tables[name].items()
+        }
+    return gone
+
+
+@pytest.mark.parametrize("harmed", [False, True])
+def test_requests_that_were_shed_excuse_nothing_of_the_others(tmp_path, harmed):
+    tables = asking()
+    gone = shed(tables, 1)
+    if harmed:
+        put(tables, "tokens", 5, rollout_logprob=np.float32(0.25))
+    produced = Counter(count_rows(tables)) + Counter(gone)
+    with SpoolWriter(tmp_path / "spool") as writer:
+        first = to_record_batch(tables, 0)
+        losses = loss_table([Loss(0, 1, 1, SHED, gone)]).to_struct_array().combine_chunks()
+        batch = batch_of_structs({name: rows_of(first, name) for name in first.schema.names} | {"losses": losses})
+        writer.append(batch, BatchMeta(0, ENGINE_ID, 2, dict(produced), gone, True))
+        writer.sync()
+    report = examine(open_trace(tmp_path / "spool"))
+    assert ("logprob-positive" in {one.check.id for one in report.violations}) == bool(report.violations) == harmed
+    assert report.exit_code == (1 if harmed else 3) and "shed" in str(report.losses[0])
 
 
 def report_of(path, tables, view=None, **spool):
@@ -164,6 +202,7 @@ CORRUPTIONS = [
     ("time-of-output", (None, 3), step(3, output_ns=1_050_000_000)),
     ("time-of-finish", (1, 7), lambda t: put(t, "finishes", 1, time_ns=5)),
     ("time-of-admission", (1, 0), lambda t: put(t, "requests", 1, time_ns=1_010_000_000)),
+    ("shed-whole", (1, 7), lambda t: t.update(shed=make_shed(t, 1))),
     ("time-before-engine", (0, None), lambda t: put(t, "requests", 0, time_ns=5)),
 ]
 

@@ -17,7 +17,7 @@ class Line:
 
     opened: ClassVar[list[Any]] = []
 
-    def __init__(self, address: str, engine_id: str, access: Any) -> None:
+    def __init__(self, address: str, engine_id: str, **_: Any) -> None:
         self.address, self.engine_id = address, engine_id
         self.on_command: Any = None
         self.tables: dict[str, Any] = {}
@@ -34,6 +34,9 @@ class Line:
 
     def num_lost(self, table: str) -> int:
         return 0
+
+    def is_short(self) -> bool:
+        return False
 
     def close(self, timeout_secs: float) -> None:
         pass

@@ -41,6 +41,9 @@ class Encoder:
     def take_orphans(self) -> dict[str, int]:
         return {}
 
+    def take_shed(self) -> dict[str, int]:
+        return {}
+
 
 class Sink:
     def __init__(self) -> None:

@@ -26,6 +26,15 @@ def test_a_rank_counts_only_where_no_parameter_changes_the_order_of_tokens(tmp_p
         assert rollout.rank.tolist() == (recorded.tolist() if comparable else [0] * 6)
 
 
+def test_requests_that_were_shed_are_counted_as_lost(tmp_path):
+    tables = make_tables(2, 6)
+    names = ("request", "time_ns", "request_id", "external_id", "index")
+    row = {name: tables["requests"][name][:1] for name in names} | {"reason": ["full"], "request": np.array([2])}
+    write_trace(tmp_path / "t.arrow", [{**tables, "shed": row}])
+    data = read_rollouts(open_trace(tmp_path / "t.arrow")).data()
+    assert [(one.why, one.count) for one in data.skipped_requests] == [("shed", 1)] and data.lost
+
+
 @pytest.mark.parametrize(("kind", "meaning"), [("v0", "after temperature and truncation"), ("v1", "raw: V1 leaves")])
 def test_prompt_logprobs_alone_are_told_apart_from_none(tmp_path, kind, meaning):
     params = {"temperature": 0.7, "prompt_logprobs": 0}

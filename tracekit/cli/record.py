@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 @click.option("--logprobs", metavar="client|engine|both", help="Also those no client asks for; raw and processed.")
 @click.option("--probe", type=click.Path(path_type=Path), metavar="DIR",
               help="Also keep the first requests' states at module boundaries in this new folder.")  # fmt: skip
+@click.option("--lossless", is_flag=True, help="Let the engine wait where the daemon cannot keep up; drop nothing.")
+@click.option("--max-stall-ms", type=click.IntRange(min=0), metavar="MS",
+              help="The longest that it waits at once; 0: no limit  [default: 60000]")  # fmt: skip
 @click.option("--completions", type=click.Path(path_type=Path), help="Also write what the client received (JSONL).")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The trace to write; nothing is overwritten  [default: trace.arrow]")  # fmt: skip
@@ -53,6 +56,9 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     from tracekit.trace.output import check_output
 
     cmd, logprobs, probe = given.pop("cmd"), given.pop("logprobs"), given.pop("probe")
+    lossless, max_stall_ms = given.pop("lossless"), given.pop("max_stall_ms")
+    if max_stall_ms is not None and not lossless:
+        raise UsageError("--max-stall-ms goes with --lossless")
     if cmd and any(given.values()):
         raise UsageError("--model, --prompts, --sampling, --engine-arg and --completions do not go with a command")
     if output and daemon:
@@ -73,6 +79,10 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
             argv, environ = rollout(Path(folder), engine, python, taken, **given)
         if logprobs is not None:
             environ["TRACEKIT_LOGPROBS"] = logprobs
+        if lossless:
+            environ["TRACEKIT_LOSSLESS"] = "1"
+        if max_stall_ms is not None:
+            environ["TRACEKIT_MAX_STALL_MS"] = str(max_stall_ms)
         if probe is not None:
             environ["TRACEKIT_PROBE"] = str(probe.absolute())
         ended = into_trace(argv, environ, output) if output else through_daemon(argv, environ, str(daemon))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Why = Literal[
+    "shed",
     "no request row",
     "missing tokens",
     "missing logprobs",
@@ -40,6 +41,7 @@ def _not_recomputed(because: str) -> Reason:
 
 # what is lost has an exit code of its own, and what nobody asked for cannot be judged by anyone
 REASONS: dict[Why, Reason] = {
+    "shed": Reason("that the recorder left out as a whole, because its window was filling up", is_loss=True),
     "no request row": Reason("whose own row is missing from the trace", is_loss=True),
     "missing tokens": Reason("with missing token rows", is_loss=True),
     "missing logprobs": Reason("with missing logprobs", is_loss=True),

@@ -10,8 +10,9 @@ Threads and queues of one recorded engine::
     Session.append ─► deque ─────┤ 4,096 events                 │ ◄─ commands: Commands.take
       full: counted as lost      ▼                              ▼
                                Stream.put, every 500 ms ─► Window ─► next_unsent
-                                 or 8,192 tokens             256 MiB; full: counted as lost
+                                 or 8,192 tokens             256 MiB; over 3/4 new requests are shed,
+                                                             full: counted as lost
 
 Nobody waits for the column to its right: the engine's thread appends references, and a daemon that is slow or away
-costs rows, which are counted, and never the engine's time.
+costs rows, which are counted, and never the engine's time. A lossless recorder (`pace`) is the other way round.
 """

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from tracekit.recorder.guard import say_once
+from tracekit.recorder.pace import Pace, Stall
 from tracekit.rpc.idle import Marker
+from tracekit.tables import SHED
 
 Tables = dict[str, dict[str, Any]]
 Claim = Callable[[int], None]  # takes the number of a batch
@@ -51,6 +53,9 @@ class Encoder(Protocol):
     def take_orphans(self) -> dict[str, int]:
         """Return the rows by table whose request is not known, since the last call."""
 
+    def take_shed(self) -> dict[str, int]:
+        """Return the rows by table of requests that were left out as a whole, since the last call."""
+
     def num_live(self) -> int:
         """Return the requests that have not come to their end."""
 
@@ -81,12 +86,20 @@ class Session:
         sink: takes encoded tables.
         marker: where to mark that the engine is idle; None: nowhere.
         max_events: that may wait for the encoder; beyond, the newest are dropped and counted; None: `MAX_EVENTS`.
+        pace: makes the engine wait instead of dropping anything; None: it never waits.
     """
 
     def __init__(
-        self, encoder: Encoder, sink: Sink, marker: Marker | None = None, *, max_events: int | None = None
+        self,
+        encoder: Encoder,
+        sink: Sink,
+        marker: Marker | None = None,
+        *,
+        max_events: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._given_max = max_events
+        self._pace = pace
         self._encoder = encoder
         self._sink = sink
         self._events: deque[Any] = deque()
@@ -113,7 +126,7 @@ class Session:
         """
         if self._closing:
             return
-        if self._is_full():
+        if self._is_full() and not (self._pace is not None and self._pace.holds()):
             self.lose(event, "recorder queue full")
             return
         self._events.append(event)
@@ -132,6 +145,10 @@ class Session:
                 lost[table] = lost.get(table, 0) + count
         if self._at_rest:
             self._stir()
+
+    def wait(self) -> Stall | None:
+        """Let a lossless recorder catch up, on the engine's thread; return how long it took, None where it did not."""
+        return None if self._pace is None else self._pace.wait(self._events)
 
     def hurry(self) -> None:
         """Let the background thread have a look now: the engine may have fallen idle."""
@@ -156,7 +173,10 @@ class Session:
         deadline = time.monotonic() + timeout_secs
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout_secs)
+        self._thread.join(timeout_secs if self._pace is None else timeout_secs / 2)
+        if self._pace is not None and self._thread.is_alive():
+            self._pace.end()  # what still finds no place is lost and counted
+            self._thread.join(max(0.1, deadline - time.monotonic()))
         self._sink.close(max(0.1, deadline - time.monotonic()))
 
     def _forget(self) -> None:
@@ -232,6 +252,8 @@ class Session:
         orphans = self._encoder.take_orphans()
         if orphans:
             self._sink.lose(orphans, "admission of the request was lost")
+        if shed := self._encoder.take_shed():
+            self._sink.lose(shed, SHED)
         pending = self._encoder.pending()
         try:
             tables = self._encoder.take()

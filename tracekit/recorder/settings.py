@@ -5,6 +5,7 @@ The file has lines of the form `key = "value"`; a variable wins.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from tracekit.rpc.credentials import Access
 
 # whose logprobs are recorded: those the client asked for; every token's; every token's, raw and processed
 LOGPROBS = ("client", "engine", "both")
+MIN_WINDOW = 64 << 10
 
 
 def daemon_address() -> str | None:
@@ -44,9 +46,30 @@ def probe_folder() -> str | None:
     return _setting("TRACEKIT_PROBE", "probe") or None
 
 
+def is_lossless() -> bool:
+    """`TRACEKIT_LOSSLESS` or `lossless`: whether the engine waits where rows would be dropped."""
+    return (_setting("TRACEKIT_LOSSLESS", "lossless") or "0").lower() in ("1", "true", "yes", "on")
+
+
+def max_stall_secs() -> float:
+    """`TRACEKIT_MAX_STALL_MS` or `max_stall_ms`: how long it waits at once, a minute if not told; 0: for ever."""
+    return _number("TRACEKIT_MAX_STALL_MS", "max_stall_ms", 60_000) / 1000 or math.inf
+
+
+def window_bytes() -> int:
+    """`TRACEKIT_WINDOW_BYTES` or `window_bytes`: what is kept for the daemon, 256 MiB unless told."""
+    return max(_number("TRACEKIT_WINDOW_BYTES", "window_bytes", 256 << 20), MIN_WINDOW)
+
+
 def run_name() -> str | None:
     """`TRACEKIT_RUN` or `run`: the caller's name of the run, or None where nobody named one."""
     return _setting("TRACEKIT_RUN", "run") or None
+
+
+def _number(variable: str, key: str, default: int) -> int:
+    """A whole number from 0; the default where nothing or nonsense is said."""
+    value = _setting(variable, key) or ""
+    return int(value) if re.fullmatch(r"[0-9]{1,15}", value) else default
 
 
 def _setting(variable: str, key: str) -> str | None:

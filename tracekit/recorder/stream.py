@@ -21,6 +21,10 @@ from tracekit.rpc.identity import id_of
 SPLIT_BYTES = 2 << 20  # a larger batch is cut by rows, below what a message may hold
 FIRST_DELAY_SECS = 0.05
 MAX_DELAY_SECS = 2.0
+MAX_BYTES = 256 << 20
+SHORT = 0.75  # share of the window beyond which whole new requests are shed
+ROOM = 0.5  # share at which who gave up waiting begins to wait again
+LOOK_SECS = 0.1
 
 WINDOW_FULL = "the recorder's window is full"
 
@@ -60,6 +64,7 @@ class Stream:
         max_bytes: un-acked bytes to keep; the newest batch is dropped and counted beyond it.
         on_state: called from the thread with "connected", "disconnected" or "refused".
         trainer: whether it is no engine that speaks, but a trainer that annotates.
+        lossless: whether `put` waits where the window is full, instead of dropping; see `waits`.
 
     Attributes:
         engine_id: 32 hex digits, one per engine process.
@@ -73,15 +78,18 @@ class Stream:
         token: str,
         *,
         access: Access = Access(),  # noqa: B008 - it cannot change
-        max_bytes: int = 256 << 20,
+        max_bytes: int = MAX_BYTES,
         on_state: Callable[[str], None] | None = None,
         trainer: bool = False,
+        lossless: bool = False,
     ) -> None:
         self.address = address
         self.engine_id = id_of(token)
         self._token = token
         self._access = access
         self._trainer = trainer
+        self._lossless = lossless
+        self._gave_up = False
         self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
@@ -122,6 +130,23 @@ class Stream:
             if self._state is _State.OPEN and not self._ended:
                 self._window.answer(result)
                 self._cond.notify_all()
+
+    def is_short(self) -> bool:
+        """Whether the window is so full that new requests are better left out; not where it is waited for room."""
+        with self._cond:
+            return not self._waits() and self._window.share() > SHORT
+
+    def waits(self) -> bool:
+        """Whether `put` waits for room in the window: not once it is known that there will be none."""
+        with self._cond:
+            return self._waits()
+
+    def stop_waiting(self, for_good: bool = False) -> None:
+        """Drop and count what finds no place, until half of the window is free again, or for good."""
+        with self._cond:
+            self._gave_up = True
+            self._lossless = self._lossless and not for_good
+            self._cond.notify_all()
 
     def last_seq(self) -> int:
         """Return the number of the last batch or loss."""
@@ -177,7 +202,7 @@ class Stream:
         if not rows:
             return
         with self._cond:
-            reason = self._refusal(0)
+            reason = self._wait_for(0)
         payload = b""
         if not reason:
             try:
@@ -192,7 +217,7 @@ class Stream:
         if len(payload) > messages.MAX_PAYLOAD_BYTES:
             reason = "one row is larger than a batch may be"
         with self._cond:
-            reason = reason or self._refusal(len(payload))
+            reason = reason or self._wait_for(len(payload))
             if reason:
                 self._window.lose(rows, reason)
             else:
@@ -205,6 +230,16 @@ class Stream:
     def _refusal(self, size: int) -> str:
         """Why a payload of `size` bytes cannot be kept; empty where it can."""
         return self._ended or ("" if self._window.fits(size) else WINDOW_FULL)
+
+    def _waits(self) -> bool:
+        self._gave_up = self._gave_up and self._window.share() > ROOM
+        return self._lossless and not self._gave_up and not self._ended and self._state is _State.OPEN
+
+    def _wait_for(self, size: int) -> str:
+        """Return the same, after a lossless stream has waited for the room."""
+        while (reason := self._refusal(size)) == WINDOW_FULL and len(self._window) and self._waits():
+            self._cond.wait(LOOK_SECS)
+        return reason
 
     def _begin(self) -> None:
         if self._thread is None and not self._ended:

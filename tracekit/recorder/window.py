@@ -67,6 +67,10 @@ class Window:
         """Whether a payload of `size` bytes can be kept."""
         return self._bytes + size + ITEM_BYTES <= self.max_bytes
 
+    def share(self) -> float:
+        """Return how much of the window is in use, 0 to 1."""
+        return self._bytes / self.max_bytes
+
     def add(self, payload: bytes, rows: Mapping[str, int]) -> None:
         """Keep a packed batch until it is acked; `rows` is its rows by table."""
         self.produced.update(rows)

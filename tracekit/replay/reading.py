@@ -58,6 +58,8 @@ def read_rollouts(trace: Trace) -> Rollouts:
             skipped["sampling parameter", parameter] += 1
         else:
             found.append(_rollout(part, row, sampling, of_request.get(key, ())))
+    if num_shed := trace.rows("shed"):
+        skipped["shed", None] = num_shed
     left_out = [Skipped(why, parameter, count) for (why, parameter), count in sorted(skipped.items(), key=str)]
     if not found:
         reasons = "; ".join(f"{skip.count} {skip.what}" for skip in left_out)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tracekit.errors import TraceCorruptError
-from tracekit.tables import TABLES
+from tracekit.tables import SHED, TABLES
 from tracekit.trace.runs import is_count, is_counts, joined, touched
 from tracekit.trace.schema import row_schema
 from tracekit.trace.tally import Tally
@@ -25,6 +25,7 @@ GAP = "gap: batches that never reached the disk"
 COUNTED = "counted as produced, in no batch"
 OPEN_END = "open end: the engine never said goodbye, rows after its last batch are unknown"
 CORRUPT = "corrupt: damaged bytes in the spool"
+_OF_ALL_REQUESTS = {"requests", "scheduled", "cache"}  # rows that stand for a part of what all requests share
 FOUND = (GAP, COUNTED, OPEN_END)  # by arithmetic, again and again
 IDLE_END = "killed, or left running, while idle: it never said goodbye, and nothing of it is missing"
 
@@ -195,11 +196,14 @@ def settled(reported: Iterable[Loss], found: Iterable[Loss]) -> list[Loss]:
 
 
 def lost_tables(losses: Iterable[Loss], engine: int) -> set[str]:
-    """Return the tables of an engine that have lost rows; all of them where nobody knows which."""
+    """Return the tables of an engine that have lost rows; all of them where nobody knows which.
+
+    Of requests that were shed all rows are missing: where tables say the same of the others, they still must.
+    """
     found: set[str] = set()
     for loss in losses:
         if loss.engine in (None, engine):
-            found |= set(loss.rows) or set(TABLES)
+            found |= _OF_ALL_REQUESTS if loss.reason == SHED else set(loss.rows) or set(TABLES)
     return found
 
 

@@ -17,6 +17,7 @@ from tracekit.audit.doctor import (
     finishes,
     hits,
     prompts,
+    shed,
     steps,
     tokens,
     topk,
@@ -44,6 +45,7 @@ CHECKS: tuple[Check[Callable[[EngineRows], Iterator[Broken]]], ...] = (
     *fingerprints.CHECKS,
     *finishes.CHECKS,
     *clock.CHECKS,
+    *shed.CHECKS,
 )
 ALL: tuple[Check[Any], ...] = (counters.CONSERVED, *CHECKS, *client_checks.OF_FILE, *client_checks.CHECKS)
 

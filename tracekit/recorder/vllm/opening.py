@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from tracekit.recorder import settings
 from tracekit.recorder.guard import say_once
+from tracekit.recorder.pace import Pace
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import access, daemon_address, logprobs_complaint
 from tracekit.recorder.vllm.describe import Described, engine_row
@@ -50,8 +52,12 @@ def open_recording(
         return None
     if complaint := logprobs_complaint():
         say_once(complaint)
-    stream = Stream(address, new_token(), access=access())
-    session = Session(rows(), stream, Marker(socket_of(address), stream.engine_id))
+    lossless, size = settings.is_lossless(), settings.window_bytes()
+    stream = Stream(address, new_token(), access=access(), max_bytes=size, lossless=lossless)
+    encoder = rows()
+    encoder.is_short = stream.is_short
+    pace = Pace(stream, settings.max_stall_secs()) if lossless else None
+    session = Session(encoder, stream, Marker(socket_of(address), stream.engine_id), pace=pace)
     recording = make(session)
     Commands(stream, session, recording.label)
     for owner in owners:

@@ -67,6 +67,13 @@ class Recording:
         never_raise(self.start_versions)(read=False)
         self.session.close(timeout_secs)
 
+    def wait(self) -> None:
+        """Let a lossless recorder catch up, between two steps, and record what it took."""
+        stall = self.session.wait()
+        if stall is not None:
+            row = {"engine_step": self.engine_step, **stall._asdict()}
+            self.session.append(TableRow("stalls", row))
+
     def meet(self, described: Iterable[dict[str, Any]], read: Callable[[], Iterable[dict[str, Any]]]) -> None:
         """Take what the workers tell of themselves, and the fingerprints of their weights: later ones compare to them.
 

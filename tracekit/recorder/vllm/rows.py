@@ -29,7 +29,16 @@ REMEMBER_FINISHED = 4096
 class LiveRequest:
     """What an encoder keeps of a request."""
 
-    __slots__ = ("asked", "next_position", "num_prompt", "num_prompt_topk", "num_topk", "number", "was_scheduled")
+    __slots__ = (
+        "asked",
+        "next_position",
+        "num_prompt",
+        "num_prompt_topk",
+        "num_topk",
+        "number",
+        "shed",
+        "was_scheduled",
+    )
 
     def __init__(self, number: int, num_prompt: int, asked: bool, params: Any = None) -> None:
         self.number = number
@@ -39,6 +48,7 @@ class LiveRequest:
         self.num_prompt = num_prompt
         self.next_position = num_prompt
         self.was_scheduled = False
+        self.shed = False  # its rows are counted and not kept
 
 
 R = TypeVar("R", bound=LiveRequest)
@@ -55,13 +65,18 @@ class Rows(Columns, Generic[R]):
     """Numbers requests and collects rows until they are taken; used by the recorder's background thread only.
 
     A generation of vLLM says how its requests and steps become rows; all else is the same for all.
+
+    Attributes:
+        is_short: asked at each admission, whether the request is to be left out as a whole.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._live: dict[str, R] = {}
         self._finished: OrderedDict[str, R] = OrderedDict()
+        self.is_short: Callable[[], bool] = lambda: False
         self._orphans: dict[str, int] = {}
+        self._shed: dict[str, int] = {}
         self._num_requests = 0
         self.handlers: dict[type, Handler] = {
             TableRow: Handler(self._add_row, lambda event: {event.table: 1}),
@@ -85,6 +100,11 @@ class Rows(Columns, Generic[R]):
         """Rows by table whose request is not in the trace (its admission was lost), since the last call."""
         orphans, self._orphans = self._orphans, {}
         return orphans
+
+    def take_shed(self) -> dict[str, int]:
+        """Rows by table of requests that were left out as a whole, since the last call."""
+        shed, self._shed = self._shed, {}
+        return shed
 
     def num_live(self) -> int:
         """Return the requests that have not come to their end."""
@@ -158,15 +178,20 @@ class Rows(Columns, Generic[R]):
         """
         request = event.request
         extra = getattr(request.sampling_params, "extra_args", None)
+        who = {"request": live.number, "time_ns": event.time_ns, "request_id": request.request_id}
+        who |= {"external_id": external_id, "index": index or 0}
+        self._live[request.request_id] = live
+        self._num_requests += 1
+        if self.is_short():
+            live.shed = True
+            self._append("shed", {**who, "reason": "the recorder's window was filling up"})
+            self._miss(live, {"requests": 1})
+            return
         self._append(
             "requests",
             {
-                "request": live.number,
-                "time_ns": event.time_ns,
-                "request_id": request.request_id,
-                "external_id": external_id,
+                **who,
                 "parent_id": None if index is None else external_id,
-                "index": index or 0,
                 "prompt_token_ids": list(prompt),
                 "num_mm_features": num_mm_features,
                 "sampling_params": dumps(sampling),
@@ -175,8 +200,6 @@ class Rows(Columns, Generic[R]):
                 "labels": dumps({**(request.trace_headers or {}), **(extra or {})}),
             },
         )
-        self._live[request.request_id] = live
-        self._num_requests += 1
 
     def _append_step(
         self, at: Dispatch, output_ns: int, num_requests: int, num_scheduled_tokens: int, kv_usage: float
@@ -201,20 +224,29 @@ class Rows(Columns, Generic[R]):
         request = self._retire(request_id)
         if request is None:
             return
+        if request.shed:
+            self._miss(request, {"finishes": 1})
+            return
         if num_output_tokens is None:
             num_output_tokens = request.next_position - request.num_prompt
         row = {"request": request.number, "engine_step": engine_step, "time_ns": time_ns, "reason": reason}
         self._append("finishes", {**row, "num_output_tokens": num_output_tokens})
 
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
-        request = self._live.get(request_id) or self._finished.get(request_id)
-        if request is None:
-            self._count_orphans({table: num_rows})
+        request = self._known(request_id)
+        if request is None or request.shed:
+            self._miss(request, {table: num_rows})
+            return None
         return request
 
-    def _count_orphans(self, rows: dict[str, int]) -> None:
+    def _known(self, request_id: str) -> R | None:
+        return self._live.get(request_id) or self._finished.get(request_id)
+
+    def _miss(self, request: R | None, rows: dict[str, int]) -> None:
+        """Count rows of a request that was shed, or that is not known."""
+        missed = self._orphans if request is None else self._shed
         for table, count in rows.items():
-            self._orphans[table] = self._orphans.get(table, 0) + count
+            missed[table] = missed.get(table, 0) + count
 
     def _add_hits(self, engine_step: int, hits: list[Hit]) -> None:
         counts = Counter(hit.request_id for hit in hits)

@@ -188,6 +188,7 @@ def _on_output(
     moved, recording.moves = recording.moves, []
     sampled = outputs[0].outputs
     recording.session.append(Step(at, seq_group_metadata_list, sampled, time.monotonic_ns(), moves=moved))
+    recording.wait()
 
 
 def _on_preempt(scheduler: Any, mode: Any, group: Any, *_args: Any, **_kwargs: Any) -> None:

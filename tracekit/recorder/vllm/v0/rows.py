@@ -82,7 +82,10 @@ class V0Rows(Rows[V0Request]):
         request.scheduled = RESUMED
         if event.recomputes:
             request.computed, request.epoch = 0, self._blocks.epoch
-        self._preempted.append(request.number)
+        if request.shed:
+            self._miss(request, {"scheduled": 1})
+        else:
+            self._preempted.append(request.number)
 
     def _add_step(self, event: Step) -> None:
         at, scheduled, outputs = event.at, event.scheduled, event.outputs
@@ -90,16 +93,18 @@ class V0Rows(Rows[V0Request]):
         self._blocks.follow(at.engine_step)
         scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
-        unknown = sum(bool(s.do_sample) for q, s, _ in found if q is None)
-        if unknown:
-            self._count_orphans({"tokens": unknown})
-        shares = [self._part(q, s) for q, s, _ in found]
+        for q, s, _ in found:
+            if q is None and s.do_sample:
+                self._miss_token(s)
+        # the blocks of a request that is shed are there like any others
+        shares = [self._part(self._known(s.request_id), s) for s in scheduled]
         hits = self._blocks.step(at.engine_step, at.weight_version, event.moves, shares)
         num_tokens = self._add_scheduled(at.engine_step, [(q, s) for q, s, _ in found if q is not None])
+        num_tokens += self._pass_shed([s for q, s, _ in found if q is None])
         self._add_hits(at.engine_step, hits)
         for (q, s, output), share in zip(found, shares, strict=True):
             if q is None:
-                self._count_orphans(_count_prompt(prompt_topk_of(s.sampling_params), output))
+                self._miss(self._known(s.request_id), _count_prompt(prompt_topk_of(s.sampling_params), output))
             elif output.prompt_logprobs:
                 self._add_prompt(at.engine_step, q, share.first + 1, output.prompt_logprobs)
         sampled = [q is not None and s.do_sample for q, s, _ in found]
@@ -129,6 +134,21 @@ class V0Rows(Rows[V0Request]):
             request.computed = end
             request.scheduled = 0
         return sum(end - first for first, end in spans)
+
+    def _miss_token(self, group: Any) -> None:
+        request = self._known(group.request_id)
+        num_topk = topk_of(group.sampling_params) if request is not None else 0
+        self._miss(request, {"tokens": 1, "topk": num_topk} if num_topk else {"tokens": 1})
+
+    def _pass_shed(self, groups: list[Any]) -> int:
+        """Follow requests that are shed; return the tokens computed for them."""
+        total = 0
+        for group in groups:
+            if (request := self._known(group.request_id)) is not None:
+                first, request.computed = self._span(request, group)
+                request.scheduled = 0
+                total += request.computed - first
+        return total
 
     def _part(self, request: V0Request | None, group: Any) -> Part:
         if request is None:

@@ -53,6 +53,7 @@ class V1Recording(V1Weights):
         event = make(Step, (at, scheduled, outputs, now, *took))
         if at is not None:
             self.session.append(event)
+            self.wait()
             if not self.requests:
                 self.session.hurry()
         elif scheduled.total_num_scheduled_tokens:

@@ -148,6 +148,10 @@ class V1Rows(Rows[V1Request]):
             columns["rollout_logprob"] += chosen
             columns["rank"] += ranks
             self._add_topk([q for q, _, ids, _ in picked for _ in ids], positions, index, logprobs)
+            if len(picked) < len(found):
+                for r, row in rows.items():
+                    if (known := self._known(r)) is not None and known.shed and known.num_topk:
+                        self._miss(known, {"topk": len(raw_ids[row]) * known.num_topk})
         for name in ("raw_logprob", "processed_logprob"):
             columns[name] += both.get(name) or [None] * len(flags)
         for request, _, _, n in picked:
@@ -183,9 +187,9 @@ class V1Rows(Rows[V1Request]):
 
     def _add_prompts(self, engine_step: int, event: Step) -> None:
         for request_id, prompt in prompt_arrays(event.prompts):
-            request = self._live.get(request_id) or self._finished.get(request_id)
-            if request is None:
-                self._count_orphans(prompt.num_rows(None))
+            request = self._known(request_id)
+            if request is None or request.shed:
+                self._miss(request, prompt.num_rows(request))
                 continue
             prompt.append_to(self._columns, request, engine_step)
 
