@@ -19,6 +19,7 @@ STUB = ROOT / "tracekit/rpc/messages.pyi"
 PYTHON_TYPES = {
     FieldDescriptorProto.TYPE_BOOL: "bool",
     FieldDescriptorProto.TYPE_BYTES: "bytes",
+    FieldDescriptorProto.TYPE_DOUBLE: "float",
     FieldDescriptorProto.TYPE_FIXED32: "int",
     FieldDescriptorProto.TYPE_STRING: "str",
     FieldDescriptorProto.TYPE_UINT32: "int",

@@ -74,6 +74,7 @@ class Collector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         mismatch = self._watch.mismatch
+        assert mismatch is not None  # where there are metrics, it is compared from the beginning
         outcomes = CounterMetricFamily("tracekitd_annotations", "With old_logprobs, by outcome.", labels=["outcome"])
         for outcome, count in list(mismatch.outcomes.items()):
             outcomes.add_metric([outcome], count)

@@ -57,12 +57,12 @@ class Daemon:
         self._writer = Writer(spool, self._writer_failed)
         self._roller = Roller(spool, config)
         self._stats = Stats()
-        self._watch = None if config.metrics is None else Watch()
+        self._watch = Watch(compare=config.metrics is not None)
         self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed, self._watch)
         self._metrics: Any = None
         self._health = health.aio.HealthServicer()
         self._listeners = [Listener(address, config) for address in config.listen]
-        control = ControlService(self.catalog, self._recorder, str(config.spool.absolute()))
+        control = ControlService(self.catalog, self._recorder, self._watch, str(config.spool.absolute()))
         shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         for listener in self._listeners:
             listener.server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
@@ -78,7 +78,7 @@ class Daemon:
         for listener in self._listeners:
             await listener.start()
             self.addresses.append(listener.address)
-        if self.config.metrics is not None and self._watch is not None:
+        if self.config.metrics is not None:
             collector = metrics.Collector(self._stats, self.catalog, self._writer, self._watch)
             self._metrics = metrics.serve(self.config.metrics, collector)
             say(f"metrics at http://{self.config.metrics.rpartition(':')[0]}:{self._metrics.server_port}/metrics")

@@ -212,8 +212,9 @@ class RecorderService:
 class ControlService:
     """`tracekit.v1.Control`: what people and tools ask."""
 
-    def __init__(self, catalog: Catalog, recorder: RecorderService, spool: str) -> None:
+    def __init__(self, catalog: Catalog, recorder: RecorderService, watch: Watch, spool: str) -> None:
         self._catalog = catalog
+        self._watch = watch
         self._recorder = recorder
         self._spool = spool
 
@@ -223,8 +224,10 @@ class ControlService:
             protocol=messages.PROTOCOL, schema=SCHEMA_VERSION, version=__version__, spool=self._spool
         )
 
-    async def list_engines(self, _request: messages.ListEnginesRequest, _context: Any) -> messages.ListEnginesReply:
+    async def list_engines(self, request: messages.ListEnginesRequest, _context: Any) -> messages.ListEnginesReply:
         """List the engines that were ever seen, in the order of their numbers."""
+        if request.live:
+            self._watch.compare()
         return messages.ListEnginesReply(
             engines=[
                 messages.EngineInfo(
@@ -235,6 +238,7 @@ class ControlService:
                     open=engine.open,
                     ended=engine.ended,
                     trainer=engine.trainer,
+                    live=self._watch.live(engine.number) if request.live else None,
                 )
                 for engine in self._catalog.engines()
             ]

@@ -134,7 +134,7 @@ def test_memory_is_bounded_whatever_comes(monkeypatch):
 
 
 def test_a_fault_of_it_is_said_once_and_stops_nothing_else(monkeypatch, capsys):
-    watch = Watch()
+    watch = Watch(compare=True)
     monkeypatch.setattr(Mismatch, "see", lambda *_: 1 / 0)
     batch, number, engine_id = engine(make_tables(engine=make_engine()))
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_a_fault_of_it_is_said_once_and_stops_nothing_else(monkeypatch, capsys):
 def test_stalls_are_summed_by_engine():
     columns = {"engine_step": [3, 4], "begin_ns": [10**9, 5 * 10**9], "end_ns": [3 * 10**9, 6 * 10**9]}
     batch = to_record_batch({"stalls": {**columns, "gave_up": [0, 1]}}, 2)
-    watch = Watch()
+    watch = Watch(compare=True)
     watch.see(batch, BatchMeta(2, ENGINE_ID, 1))
     watch.see(batch, BatchMeta(2, ENGINE_ID, 2))
     assert watch.stall_secs == {2: 6.0}

@@ -32,7 +32,7 @@ def serve(tmp_path):
 def test_a_daemon_of_another_protocol_is_a_mismatch(serve):
     reply = messages.DescribeReply(protocol=1).SerializeToString()
     address = serve({"Describe": grpc.unary_unary_rpc_method_handler(lambda request, context: reply)})
-    with pytest.raises(ProtocolMismatchError, match="the daemon speaks protocol 1, this tracekit 3: unix:"):
+    with pytest.raises(ProtocolMismatchError, match="the daemon speaks protocol 1, this tracekit 4: unix:"):
         wait_ready(address, 30)
 
 

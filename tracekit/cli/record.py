@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The trace to write; nothing is overwritten  [default: trace.arrow]")  # fmt: skip
 @click.option("--daemon", metavar="ADDR", help="Send to a daemon that runs already; the trace is its own.")
+@click.option("--follow", is_flag=True, help="Show the engines meanwhile: tokens a second, weights, requests, losses.")
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(engine: str | None, python: Path | None, output: Path | None, daemon: str | None, **given: Any) -> int:
     """Record what a vLLM engine really does: prompts through an engine environment, or your own command.
@@ -50,12 +51,13 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     runs in its own environment), and trace.arrow. Exit codes: 0 recorded, 1 failed, 3 recorded but rows were lost; the
     job's own where it failed, and what it did until then is in the trace.
     """
+    from tracekit.cli.following import followed
     from tracekit.cli.prepare import check_targets, own_command, rollout
     from tracekit.jobs.recorded import into_trace, through_daemon
     from tracekit.recorder.settings import LOGPROBS
     from tracekit.trace.output import check_output
 
-    cmd, logprobs, probe = given.pop("cmd"), given.pop("logprobs"), given.pop("probe")
+    cmd, logprobs, probe, follow = (given.pop(name) for name in ("cmd", "logprobs", "probe", "follow"))
     lossless, max_stall_ms = given.pop("lossless"), given.pop("max_stall_ms")
     if max_stall_ms is not None and not lossless:
         raise UsageError("--max-stall-ms goes with --lossless")
@@ -85,7 +87,11 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
             environ["TRACEKIT_MAX_STALL_MS"] = str(max_stall_ms)
         if probe is not None:
             environ["TRACEKIT_PROBE"] = str(probe.absolute())
-        ended = into_trace(argv, environ, output) if output else through_daemon(argv, environ, str(daemon))
+        beside = {"beside": followed} if follow else {}
+        if output:
+            ended = into_trace(argv, environ, output, **beside)
+        else:
+            ended = through_daemon(argv, environ, str(daemon), **beside)
     return _tell(ended, output)
 
 

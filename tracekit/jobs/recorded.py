@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,15 @@ class Ended(NamedTuple):
     """What nobody took, where the daemon is somebody else's."""
 
 
-def into_trace(argv: list[str], environ: Mapping[str, str], output: Path) -> Ended:
+Beside = Callable[[str], AbstractContextManager[int | None]]
+"""Is handed the daemon's address, and lasts as long as the job; gives where the job writes, None: as we do."""
+
+
+def _nothing(_address: str) -> AbstractContextManager[int | None]:
+    return nullcontext()
+
+
+def into_trace(argv: list[str], environ: Mapping[str, str], output: Path, beside: Beside = _nothing) -> Ended:
     """Run `argv` beside a tracekitd of its own, which leaves the trace `output`, or none where no engine reported.
 
     Raises:
@@ -40,11 +49,12 @@ def into_trace(argv: list[str], environ: Mapping[str, str], output: Path) -> End
         DaemonError: tracekitd did not start, or could not seal.
     """
     with Sidecar(output) as sidecar:
-        code = run_job(argv, sidecar.environ(environ))
+        with beside(sidecar.address) as terminal:
+            code = run_job(argv, sidecar.environ(environ), terminal)
         return Ended(code, sidecar.stop() == EXIT_OK, [])
 
 
-def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) -> Ended:
+def through_daemon(argv: list[str], environ: Mapping[str, str], address: str, beside: Beside = _nothing) -> Ended:
     """Run `argv` with the daemon at `address`, whose trace is its own.
 
     Raises:
@@ -53,7 +63,8 @@ def through_daemon(argv: list[str], environ: Mapping[str, str], address: str) ->
     if path := socket_of(address):
         address = f"unix:{path.absolute()}"  # the job may go elsewhere
     before = _notes(address)
-    code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": address}))
+    with beside(address) as terminal:
+        code = run_job(argv, through_plugins({**environ, "TRACEKIT_DAEMON": address}), terminal)
     new = sorted(path for path, _ in _notes(address).items() - before.items())
     return Ended(code, not new, list(map(_read, new)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -18,8 +19,13 @@ def through_plugins(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "VLLM_PLUGINS": ",".join(filter(None, [allowed, "tracekit"]))}
 
 
-def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
+def run_job(argv: list[str], environ: Mapping[str, str], terminal: int | None = None) -> int:
     """Run the job to its end; what asks us to end reaches it as it would without us, and we wait for it to clean up.
+
+    Args:
+        argv: the command.
+        environ: all of its environment.
+        terminal: a descriptor for what it would write on a terminal; None: that terminal.
 
     Returns:
         Its exit status; 128 + N where signal N ended it, as a shell would say.
@@ -38,7 +44,8 @@ def run_job(argv: list[str], environ: Mapping[str, str]) -> int:
 
     with answered_by(hand_on):
         try:
-            process = subprocess.Popen(argv, env=dict(environ))
+            out, err = (terminal if os.isatty(fd) else None for fd in (1, 2))
+            process = subprocess.Popen(argv, env=dict(environ), stdout=out, stderr=err)
         except OSError as error:
             raise UsageError(f"the command cannot be started ({error.strerror}): {argv[0]}") from None
         for number in early:

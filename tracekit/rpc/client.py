@@ -68,9 +68,9 @@ class ControlClient:
             )
         return reply
 
-    def list_engines(self) -> list[messages.EngineInfo]:
-        """Return every engine that the daemon has seen, in the order of their numbers."""
-        return list(self._ask("ListEngines").engines)
+    def list_engines(self, *, live: bool = False) -> list[messages.EngineInfo]:
+        """Return every engine that the daemon has seen, in the order of their numbers; `live`: with its newest step."""
+        return list(self._ask("ListEngines", live=live).engines)
 
     def flush(self) -> None:
         """Return when everything that the daemon has received is on its disk."""

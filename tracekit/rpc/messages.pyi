@@ -170,7 +170,12 @@ class DescribeReply(_Message):
     ) -> None: ...
 
 class ListEnginesRequest(_Message):
-    def __init__(self) -> None: ...
+    live: bool
+    def __init__(
+        self,
+        *,
+        live: bool = ...,
+    ) -> None: ...
 
 class EngineInfo(_Message):
     engine_id: str
@@ -180,6 +185,7 @@ class EngineInfo(_Message):
     open: bool
     ended: bool
     trainer: bool
+    live: Live
     def __init__(
         self,
         *,
@@ -190,6 +196,29 @@ class EngineInfo(_Message):
         open: bool = ...,
         ended: bool = ...,
         trainer: bool = ...,
+        live: Live | None = ...,
+    ) -> None: ...
+
+class Live(_Message):
+    engine_step: int
+    weight_version: int
+    num_requests: int
+    num_waiting: int
+    kv_usage: float
+    compared_tokens: int
+    ratio_mean: float
+    mismatch_kl: float
+    def __init__(
+        self,
+        *,
+        engine_step: int = ...,
+        weight_version: int = ...,
+        num_requests: int = ...,
+        num_waiting: int = ...,
+        kv_usage: float = ...,
+        compared_tokens: int = ...,
+        ratio_mean: float = ...,
+        mismatch_kl: float = ...,
     ) -> None: ...
 
 class ListEnginesReply(_Message):
