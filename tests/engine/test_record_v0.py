@@ -1,15 +1,19 @@
 """vLLM 0.8.5's V0 engine: the trace holds what the client of that run received, and the run is as without it."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.engine import EXAMPLES, engine_environ, record, run_cli
 from helpers.traced import OneEngine, assert_alternatives, completions, numbers, prompts
 from tracekit.engines.env import EngineEnv
+from tracekit.replay.runner import replay
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
 from tracekit.trace.reader import Trace
 
@@ -197,7 +201,7 @@ def test_each_token_has_the_weights_that_computed_it(preempted: Any) -> None:
     trace, view, _ = preempted
     weights = trace.table("weights").to_pylist()
     assert [(w["weight_version"], w["method"], w["num_changed"]) for w in weights] == [
-        (1, "scale_norm", 1),
+        (1, "scale_norm", 2),
         (2, "load_weights", 1),
         (3, "apply_model", 1),
         (4, "direct access", 1),  # written between two runs
@@ -210,6 +214,28 @@ def test_each_token_has_the_weights_that_computed_it(preempted: Any) -> None:
             assert row["weight_version"] == sum(step <= row["engine_step"] for step in changed)
     (reset,) = (c for c in trace.table("control").to_pylist() if c["name"] == "reset_prefix_cache")
     assert reset["answer"] == "true"
+
+
+def test_replay_scores_over_the_kv_that_each_rollout_had_and_finds_nothing(
+    v0_recorded: tuple[Path, Trace], tiny_model: Path, tmp_path: Path
+) -> None:
+    trace = v0_recorded[1].only(PREEMPTING)
+    folders = {}
+    for version, norm in enumerate((None, 1.01, 1.02, 1.02 * 0.99)):
+        folders[version] = shutil.copytree(tiny_model, tmp_path / str(version))
+        tensors = load_file(folders[version] / "model.safetensors")
+        own = tensors["model.norm.weight"].float()
+        if norm is not None:
+            tensors["model.norm.weight"] = own * norm if version == 1 else torch.full(own.shape, norm)
+            tensors["model.layers.0.input_layernorm.weight"] = tensors["model.layers.0.input_layernorm.weight"] * 1.5
+        save_file(tensors, folders[version] / "model.safetensors", {"format": "pt"})
+    found = replay(trace, folders[0], weights=folders, dtype="float32").result
+    assert (found.verdict.layer, found.verdict.semantic.kind) == ("none", "processed"), found.verdict.cause
+    # those that were thrown out computed theirs anew, with the newer weights; the others kept it
+    kv = {other.name: other for other in found.verdict.kv}
+    for other in (kv["recomputed"], kv["kept"]):
+        assert other.num_rollouts and other.num_recorded_better == other.num_rollouts and other.median_nats > 5
+        assert other.d_abs_mean_recorded < 1e-4 < 1e-2 < other.d_abs_mean
 
 
 def test_the_driver_tells_what_it_is_and_its_weights(preempted: Any) -> None:

@@ -11,7 +11,9 @@ from vllm import EngineArgs, LLMEngine, SamplingParams
 
 
 def scale_norm(worker):
-    worker.get_model().model.norm.weight.data.mul_(1.01)
+    model = worker.get_model().model
+    model.norm.weight.data.mul_(1.01)
+    model.layers[0].input_layernorm.weight.data.mul_(1.5)  # so that keys and values change
 
 
 def main(model, out):
