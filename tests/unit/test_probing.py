@@ -81,6 +81,12 @@ def test_of_many_that_begin_together_some_are_probed_spread_over_the_batch(tmp_p
     assert "late" not in probing._names and not probing.is_over
     probing.forget(["0", "2", "5", "7"])
     assert probing.is_over
+    probing.rearm()  # the weights have changed
+    probing.admit({"x": 3, "y": 3, "z": 3})
+    assert list(probing._names)[4:] == ["x", "y"] and len(set(probing._names.values())) == 6
+    probing.stop()
+    probing.rearm()
+    assert probing.is_over
 
 
 def test_states_of_other_tokens_are_refused(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def probe_modules(
     dtype: str | None,
     device: str | None,
 ) -> Modules:
-    """Replay every probed module on its recorded input.
+    """Replay every probed module on its recorded input, of each set of weights; that which has the worst is returned.
 
     Args:
         folder: that was probed into.
@@ -77,18 +77,26 @@ def probe_modules(
         raise ReplayRefused(f"no probed request is a rollout of one version's weights: {folder}")
     dtype = dtype or str(probed[0].states[next(iter(probed[0].states))].dtype).removeprefix("torch.")
     where = pick_device(device)
+    versions = dict.fromkeys(group(p.rollout.versions[0]) for p in probed)
+    found = (
+        _under(folders[version], [p for p in probed if group(p.rollout.versions[0]) == version], known, dtype, where)
+        for version in versions
+    )
+    return max(found, key=lambda modules: modules.modules[0].excess)
+
+
+def _under(folder: Path, same: Seq[Probed], known: Mapping[Path, str], dtype: str, where: torch.device) -> Modules:
+    """What probing finds of the requests of one set of weights."""
     errors: dict[str, list[tuple[F8, F8]]] = {}
     of: dict[str, list[Probed]] = {}
-    first = group(probed[0].rollout.versions[0])
-    same = [p for p in probed if group(p.rollout.versions[0]) == first]  # one set of weights is loaded, twice
-    low, exact = load_model(folders[first], dtype=dtype, device=where), _exact(folders[first], dtype, where)
+    low, exact = load_model(folder, dtype=dtype, device=where), _exact(folder, dtype, where)
     for one in same:
         for found in module_errors(low, exact, one.token_ids[:-1], one.states):
             errors.setdefault(found.name, []).append((found.error, found.noise))
             of.setdefault(found.name, []).append(one)
     modules = weigh([(name, *_joined(own)) for name, own in errors.items()])
     named, off = suspects(modules), kinds(modules)
-    others = ((name, _exact(path, dtype, where)) for path, name in known.items() if path != folders[first].resolve())
+    others = ((name, _exact(path, dtype, where)) for path, name in known.items() if path != folder.resolve())
     worst = next((m.name for m in modules if m.name in named or m.kind in off), None)
     return Modules(
         num_requests=len(same),

@@ -136,7 +136,7 @@ def tied(make: Any, group: str) -> list[Case]:
     steps = (Ask(num=6), Do("load", "step1"), Ask(num=8))
     right = truth(TENSORS, UNKNOWN, module="lm_head")
     weights = {0: "base", 1: "step1"}
-    return [make("tied-head", "kept tensors", group=group, steps=steps, weights=weights, truth=right)]
+    return [make("tied-head", "kept tensors", group=group, steps=steps, weights=weights, truth=right, probe=True)]
 
 
 def stale(make: Any, group: str) -> list[Case]:
@@ -240,6 +240,7 @@ ROWS: list[Case] = [
     *stale(row, "v1-fp32"),
     *blocks(row, "v1-fp32"),
     *replicas(row, "v1-fp32"),
+    *tied(tune, "v1-fp32"),
     *tied(row, "v1-fp32"),
     *tied(row, "latest-fp32"),
     *some(from_start(row, "v0-fp32"), "behind layer-7"),

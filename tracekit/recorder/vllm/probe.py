@@ -14,7 +14,9 @@ from typing import Any
 
 from tracekit.recorder.vllm.taps import HEAD, Taps
 
-MAX_REQUESTS = 4
+MAX_REQUESTS = 4  # at first
+MORE_REQUESTS = 2  # after each update of the weights
+MOST_REQUESTS = 16
 MAX_POSITIONS = 192  # of a request, from its first
 MAX_LOGITS = 48  # rows of logits of a request
 
@@ -44,6 +46,7 @@ class Probing:
         self._states: dict[str, dict[str, Any]] = {}
         self._open = False
         self._left = MAX_REQUESTS
+        self._num_probed = 0
         Taps(model, self._keep, lambda: self._open)
 
     @property
@@ -51,9 +54,13 @@ class Probing:
         """Whether nothing is left to be kept."""
         return not (self._left or self._next)
 
+    def rearm(self) -> None:
+        """Probe some more requests: the weights have changed."""
+        self._left = max(self._left, min(MORE_REQUESTS, MOST_REQUESTS - self._num_probed))
+
     def stop(self) -> None:
         """Keep no more."""
-        self._left, self._next, self._open = 0, {}, False
+        self._left, self._next, self._open, self._num_probed = 0, {}, False, MOST_REQUESTS
 
     def admit(self, lengths: Mapping[str, int]) -> None:
         """Probe requests that begin in this step, from their first positions on; where they are too many, some of them.
@@ -66,7 +73,8 @@ class Probing:
         for number in range(chosen):
             name = names[number * len(names) // chosen]
             self._left -= 1
-            self._names[name] = f"{os.getpid()}-{MAX_REQUESTS - self._left}"
+            self._num_probed += 1
+            self._names[name] = f"{os.getpid()}-{self._num_probed}"
             self._next[name], self._logits[name], self._num_prompt[name] = 0, 0, lengths[name]
 
     def forget(self, names: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ def attach(folder: str) -> None:
         say_once(f"nothing is probed: this vLLM has no model runner of that kind ({error})")
         return
     hooks.wrap(GPUModelRunner, "execute_model", _execute_model(folder), PURPOSE)
+    hooks.after(GPUModelRunner, "reload_weights", on_reloaded, PURPOSE)
 
 
 def probing_of(runner: Any, folder: str) -> Probing | None:
@@ -38,6 +39,13 @@ def probing_of(runner: Any, folder: str) -> Probing | None:
         found = Probing(runner.get_model(), Path(folder))
         setattr(runner, PLACE, found)
     return found
+
+
+def on_reloaded(runner: Any, _result: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Probe requests under the new weights, too."""
+    probing = getattr(runner, PLACE, None)
+    if probing is not None:
+        probing.rearm()
 
 
 def admit_new(probing: Probing, scheduled: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from tracekit.recorder.guard import failed, say_once
 from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.probe import COMPILED, PURPOSE, Probing
-from tracekit.recorder.vllm.v1.probe import PLACE, admit_new
+from tracekit.recorder.vllm.v1.probe import PLACE, admit_new, on_reloaded
 
 
 def attach(folder: str) -> None:
@@ -28,6 +28,8 @@ def attach(folder: str) -> None:
         return
     hooks.after(GPUModelRunner, "prepare_inputs", _prepared_for(folder), PURPOSE)
     hooks.wrap(GPUModelRunner, "sample", _sample, PURPOSE)
+    if "reload_weights" in vars(GPUModelRunner):
+        hooks.after(GPUModelRunner, "reload_weights", on_reloaded, PURPOSE)
     hooks.after(GPUModelRunner, "sample_tokens", _on_sampled, PURPOSE)
 
 
