@@ -108,6 +108,7 @@ class Modules:
         kinds: kinds of which all modules are off.
         modules: all of them, the worst first.
         graft: mean |d| left by boundary, in order of layers; empty where nothing was grafted.
+        scored_with: what a verdict calls the folder whose weights replayed them.
         kept: suspects that are those of another known folder, by their outputs.
         starts: where the worst module is off first, one entry for each request in which it is.
         narrow_head: what a bfloat16 head leaves of the error of the engine's logits, as a share; NaN where the head
@@ -122,6 +123,7 @@ class Modules:
     kinds: list[str]
     modules: list[ModuleNoise]
     graft: list[Boundary]
+    scored_with: str = ""
     kept: list[OfFolder] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     narrow_head: float = float("nan")

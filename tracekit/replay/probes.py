@@ -106,6 +106,7 @@ def _under(folder: Path, same: Seq[Probed], known: Mapping[Path, str], dtype: st
         kinds=off,
         modules=modules,
         graft=list(_grafts(exact, same, named)),
+        scored_with=known.get(folder.resolve(), ""),
         kept=list(_kept(others, same[0], errors, named)),
         starts=[] if worst is None else list(_starts(of[worst], errors[worst])),
         rotary=_rotary(exact, same[0]) if ATTENTION in off else None,

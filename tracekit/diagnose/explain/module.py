@@ -52,12 +52,12 @@ def _kept(evidence: Evidence, modules: Modules, place: Place) -> Iterator[Explan
     """The weights that some modules are known to have, in place of those that they are scored with."""
     if any(e.code in (checkpoint.KEPT, checkpoint.OTHER) for e in evidence.found):
         return  # told by fingerprints, tensor by tensor
-    nan, believed = float("nan"), ", ".join(sorted(set(evidence.facts.scored.values())))
+    nan = float("nan")
     for folder in sorted({module.folder for module in modules.kept}):
         names = [module.name for module in modules.kept if module.folder == folder]
         code = checkpoint.OTHER if len(names) > MOST_KEPT * len(modules.modules) else checkpoint.KEPT
         numbers = {"modules": float(len(names)), "of": float(len(modules.modules))}
-        names = [believed, folder, *names]
+        names = [modules.scored_with, folder, *names]
         yield Explanation(code, INFERENCE_PATH, margin=nan, share=nan, **place, numbers=numbers, names=names)
 
 
