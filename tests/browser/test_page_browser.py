@@ -1,7 +1,9 @@
 """The page of a replay in a real browser, opened from a file: what it shows is what the result says."""
 
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ from helpers.replays import modules_of, replay_of, timeline_for
 from helpers.synthetic import Made, make_run
 from tracekit.cli.pages import shown
 from tracekit.replay.output import SCHEMA, Replay
+from tracekit.replay.runner import replay as trace_replay
 from tracekit.report.page.render import to_html, to_html_pair
 from tracekit.report.text import to_text
 
@@ -151,12 +154,14 @@ def test_hostile_text_is_inert(show, replays):
 @pytest.mark.parametrize("width", [360, 3840])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_any_screen(show, replays, width, scheme, tmp_path):
-    page = show(replays["shift"], viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = show(with_timeline(replays["shift"]), viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     ink, paper = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     light = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, paper)]
     assert (light[0] < light[1]) == (scheme == "light")
-    page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
+    keep = Path(os.environ.get("TRACEKIT_SCREENSHOTS") or tmp_path)
+    keep.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=keep / f"{scheme}-{width}.png", full_page=True)
 
 
 def table_of(num_rollouts, length):
@@ -268,3 +273,18 @@ def test_a_sentinel_sets_no_scale(show):
     page.click("text=Ratios as a table")
     assert float(page.locator("#ratios tbody th").last.inner_text().split(" to ")[1]) < 2
     assert "112 tokens below -5.37 not drawn" in page.inner_text("#scatter")
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("generation", ["v0", "v1"])
+def test_a_recording_of_a_real_engine_is_a_page(show, tiny_model, generation):
+    replay = trace_replay(GOLDEN / generation / "trace.arrow", tiny_model, dtype="float32", device="cpu")
+    page = show(replay)
+    steps = replay.timeline["steps"]
+    page.focus("#timeline canvas")
+    page.keyboard.press("End")
+    assert page.inner_text(".says-step").startswith(f"step {steps.column('engine_step')[-1].as_py()}, weight version")
+    assert page.inner_text(".tiles div >> nth=4").endswith(f"of {len(replay.result.verdict.rollouts)}")
+    assert page.locator(".list tbody tr").count() == len(replay.result.verdict.rollouts)

@@ -34,7 +34,7 @@ def heat_section(modules: Modules | None) -> Iterator[str]:
         cells = "".join(_cell(by_name.get(f"layers.{layer}.{kind}"), modules) for layer in layers)
         yield f'<tr><th scope="row">{esc(kind)}</th>{cells}</tr>'
     for name in sorted(name for name in by_name if layer_of(name) is None):
-        yield f'<tr><th scope="row">{esc(name)}</th>{_cell(by_name[name], modules)}</tr>'
+        yield f'<tr><th scope="row">{esc(name)}</th>{_cell(by_name[name], modules, len(layers))}</tr>'
     yield "</tbody></table></div>"
     yield f'<p class="key" aria-hidden="true">{_key()}</p>'
     rows = [(m.name, f"{m.ratio:.3g}", f"{m.worst:.3g}", f"{m.excess:.3g}") for m in modules.modules]
@@ -45,13 +45,13 @@ def heat_section(modules: Modules | None) -> Iterator[str]:
     yield "</section>"
 
 
-def _cell(module: ModuleNoise | None, modules: Modules) -> str:
+def _cell(module: ModuleNoise | None, modules: Modules, wide: int = 1) -> str:
     if module is None:
         return "<td></td>"
     level = sum(module.excess >= step for step in STEPS)
-    suspect = " suspect" if module.name in modules.suspects else ""
+    kind = f"h{level}" + (" suspect" if module.name in modules.suspects else "")
     said = f"{module.name}: {module.excess:.3g} times its kind"
-    return f'<td class="h{level}{suspect}" title="{esc(said)}"><span>{module.excess:.3g}</span></td>'
+    return f'<td class="{kind}" colspan="{max(wide, 1)}" title="{esc(said)}"><span>{module.excess:.3g}</span></td>'
 
 
 def _key() -> str:

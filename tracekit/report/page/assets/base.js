@@ -12,6 +12,8 @@ const make = (tag, props = {}, ...inner) => {
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const number = (x, digits = 5) => (Number.isFinite(x) ? x.toFixed(digits).replace("-", "−") : String(x));
 const short = (x) => (x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5 ? x.toExponential(1).replace("-", "−") : String(+x.toPrecision(3)).replace("-", "−"));
+// how much larger letters are here than the 16 pixels that pictures are measured for
+const unit = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
 const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
 const unpack = async (text, kind) => {

@@ -1,13 +1,16 @@
 // Histogram, scatter, and d along a quantity, with uPlot. Returns what draws them again.
 const drawCharts = ({ root, $, data, column, size, d, clip, isClipped }) => {
   const again = [];
-  const font = "12px system-ui, sans-serif";
-  const axis = (label, more = {}) => ({ label, font, labelFont: font, labelSize: 16, labelGap: 0, size: 34, stroke: css("--faint"), grid: { stroke: css("--rule"), width: 1 }, ticks: { stroke: css("--rule"), width: 1, size: 4 }, ...more });
+  let font, scale;
+  const measure = () => { scale = Math.max(unit(), 1); font = `${Math.round(12 * scale)}px system-ui, sans-serif`; };
+  measure();
+  const axis = (label, more = {}) => ({ label, font, labelFont: font, labelSize: 16 * scale, labelGap: 0, size: 34 * scale, stroke: css("--faint"), grid: { stroke: css("--rule"), width: 1 }, ticks: { stroke: css("--rule"), width: 1, size: 4 }, ...more });
   const draw = (name, build) => {
     const node = root.querySelector(`[data-chart="${name}"]`);
     const place = () => {
+      measure();
       node.replaceChildren();
-      build(node, { width: Math.max(node.clientWidth || node.parentElement.clientWidth, 240), height: 260, legend: { show: false }, cursor: { drag: { x: true, y: false } } });
+      build(node, { width: Math.max(node.clientWidth || node.parentElement.clientWidth, 240), height: Math.round(260 * scale), legend: { show: false }, cursor: { drag: { x: true, y: false } } });
     };
     place();
     again.push(place);
@@ -43,7 +46,7 @@ const drawCharts = ({ root, $, data, column, size, d, clip, isClipped }) => {
     series.push({ stroke: css("--blue"), fill: css("--fill"), width: 1, paths: bars, points: { show: false } });
     plot = new uPlot({
       ...base, scales: { x: { time: false, range: [low, high] } }, hooks: { draw: [limits] },
-      axes: [axis("ratio e^d, log scale", { splits: () => ticks(low, high), values: (_, all) => all.map(format) }), axis("tokens", { size: 56 })],
+      axes: [axis("ratio e^d, log scale", { splits: () => ticks(low, high), values: (_, all) => all.map(format) }), axis("tokens", { size: 56 * scale })],
       series,
     }, before.length ? [middle, before, counts] : [middle, counts], node);
   });
@@ -54,7 +57,7 @@ const drawCharts = ({ root, $, data, column, size, d, clip, isClipped }) => {
     const points = (color, size) => ({ show: true, size, fill: color, stroke: color, width: 0 });
     new uPlot({
       ...base, scales: { x: { time: false, range: [low, 0] }, y: { range: [low, 0] } },
-      axes: [axis("recorded, nats"), axis("replayed, nats", { size: 56 })],
+      axes: [axis("recorded, nats"), axis("replayed, nats", { size: 56 * scale })],
       series: [{}, { stroke: css("--faint"), width: 1, points: { show: false }, spanGaps: true },
         { paths: () => null, points: points(css("--blue"), 4) }, { paths: () => null, points: points(css("--mark"), 5) }],
     }, [order.map((i) => recorded[i]), order.map((i) => recorded[i]), order.map((i) => (isHit(i) ? null : replayed[i])), order.map((i) => (isHit(i) ? replayed[i] : null))], node);
@@ -66,7 +69,7 @@ const drawCharts = ({ root, $, data, column, size, d, clip, isClipped }) => {
     const series = [{ label: one.name }, { label: "mean |d|", stroke: css("--blue"), width: 2, points: { show: true, size: 6 } }, { label: "95 % of |d|", stroke: css("--mark"), width: 1.5, dash: [6, 4], points: { show: false } }];
     const values = [one.rows.map((r) => (r[0] + r[1]) / 2), one.rows.map((r) => r[4]), one.rows.map((r) => r[5])];
     if (data.after) { series.push({ label: "mean |d| before", stroke: css("--faint"), width: 1.5, points: { show: false } }); values.push(one.rows.map((r) => r[7])); }
-    new uPlot({ ...base, scales: { x: { time: false } }, legend: { show: true }, axes: [axis(one.name), axis("nats", { size: 64, values: (_, all) => all.map(short) })], series }, values, node);
+    new uPlot({ ...base, scales: { x: { time: false } }, legend: { show: true }, axes: [axis(one.name), axis("nats", { size: 64 * scale, values: (_, all) => all.map(short) })], series }, values, node);
   });
   const sayClip = () => {
     let hit = 0, of = 0;

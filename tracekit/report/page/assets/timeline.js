@@ -10,8 +10,8 @@ const drawTimeline = (run, openToken) => {
   canvas.setAttribute("role", "slider");
   canvas.setAttribute("aria-label", "Engine step; arrow keys move");
   node.replaceChildren(canvas);
-  const MAX_ROWS = 48, ROW = 9, GAP = 24;
-  let lane, events, rollouts, at = -1, layout = [], wide = 0, x = (step) => step;
+  const MAX_ROWS = 48;
+  let big = 1, ROW = 9, TOP = 16, FOOT = 26, lane, events, rollouts, at = -1, layout = [], wide = 0, x = (step) => step;
 
   const choose = () => {
     lane = data.lanes[+select.value || 0];
@@ -25,12 +25,14 @@ const drawTimeline = (run, openToken) => {
   };
   const again = () => {
     wide = Math.max(node.clientWidth, 240);
+    big = Math.max(unit(), 1);
+    [ROW, TOP, FOOT] = [9 * big, 16 * big, 26 * big];
     const lanes = [["mean |d|, nats", 64, drawD], ["tokens in the step", 72, drawTokens], ["requests", 48, drawRequests], ["KV in use", 36, drawKv]];
     if (lane.hits.some((n) => n)) lanes.push(["cached blocks found", 36, drawHits]);
     if (rollouts.length) lanes.push([rollouts.length < data.rollouts.filter((r) => r.engine === lane.engine).length ? `tokens of the ${rollouts.length} worst rollouts, by d` : "tokens of each rollout, by d", rollouts.length * ROW, drawRollouts]);
-    let top = 16;
-    layout = lanes.map(([name, height, draw]) => { const box = { name, draw, top: top + GAP, height }; top += GAP + height; return box; });
-    const height = top + 26, scale = devicePixelRatio || 1;
+    let top = TOP;
+    layout = lanes.map(([name, height, draw]) => { const box = { name, draw, top: top + 24 * big, height: draw === drawRollouts ? height : height * big }; top = box.top + box.height; return box; });
+    const height = top + FOOT, scale = devicePixelRatio || 1;
     canvas.width = wide * scale;
     canvas.height = height * scale;
     canvas.style.width = `${wide}px`;
@@ -39,10 +41,10 @@ const drawTimeline = (run, openToken) => {
     c.scale(scale, scale);
     const low = lane.first[0], high = lane.last[lane.last.length - 1] + 1;
     x = (step) => ((step - low) / (high - low)) * wide;
-    c.font = "12px system-ui, sans-serif";
+    c.font = `${Math.round(12 * big)}px system-ui, sans-serif`;
     for (const box of layout) {
       c.fillStyle = css("--faint");
-      c.fillText(box.name, 0, box.top - 6);
+      c.fillText(box.name, 0, box.top - 6 * big);
       c.fillStyle = css("--lane");
       c.fillRect(0, box.top, wide, box.height);
       box.draw(c, box);
@@ -52,10 +54,10 @@ const drawTimeline = (run, openToken) => {
     if (at >= 0) {
       c.fillStyle = css("--here");
       const left = x(lane.first[at]);
-      c.fillRect(left, 16, Math.max(x(lane.last[at] + 1) - left, 2), height - 42);
+      c.fillRect(left, TOP, Math.max(x(lane.last[at] + 1) - left, 2), height - TOP - FOOT);
     }
   };
-  const top = (c, box, text) => { c.fillStyle = css("--faint"); c.textAlign = "right"; c.fillText(text, wide, box.top - 6); c.textAlign = "left"; };
+  const top = (c, box, text) => { c.fillStyle = css("--faint"); c.textAlign = "right"; c.fillText(text, wide, box.top - 6 * big); c.textAlign = "left"; };
   const bar = (c, i, y, height) => { const left = x(lane.first[i]), w = x(lane.last[i] + 1) - left; c.fillRect(left, y, Math.max(w - (w > 4 ? 1 : 0), 0.5), height); };
   const each = (values, largest, box, paint) => values.forEach((value, i) => value && paint(i, (value / largest) * box.height));
   const drawD = (c, box) => {
@@ -109,25 +111,25 @@ const drawTimeline = (run, openToken) => {
       const left = x(event.engine_step), isWeights = event.kind === "weights";
       c.strokeStyle = css(isWeights ? "--ink" : "--rule");
       c.setLineDash(isWeights ? [5, 3] : [2, 3]);
-      c.beginPath(); c.moveTo(left, 16); c.lineTo(left, height - 26); c.stroke();
+      c.beginPath(); c.moveTo(left, TOP); c.lineTo(left, height - FOOT); c.stroke();
       c.setLineDash([]);
       if (!isWeights) continue;
       const text = `version ${event.weight_version}`, size = c.measureText(text).width, from = Math.min(left, wide - size);
       if (from < free) continue;
       c.fillStyle = css("--ink");
-      c.fillText(text, from, 12);
+      c.fillText(text, from, 12 * big);
       free = from + size + 8;
     }
   };
   const drawAxis = (c, height, low, high) => {
-    const rough = (high - low) / Math.max(Math.floor(wide / 90), 2), ten = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
+    const rough = (high - low) / Math.max(Math.floor(wide / (90 * big)), 2), ten = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
     const apart = [1, 2, 5, 10].map((k) => k * ten).find((k) => k >= rough) || 1;
     c.fillStyle = css("--faint");
     for (let step = Math.ceil(low / apart) * apart; step < high; step += apart) {
       const text = step.toLocaleString("en"), place = x(step);
-      if (place + c.measureText(text).width < wide - 74) c.fillText(text, place, height - 8);
+      if (place + c.measureText(text).width < wide - 74 * big) c.fillText(text, place, height - 8 * big);
     }
-    c.textAlign = "right"; c.fillText("engine step", wide, height - 8); c.textAlign = "left";
+    c.textAlign = "right"; c.fillText("engine step", wide, height - 8 * big); c.textAlign = "left";
   };
   const tell = (row) => {
     const i = at, steps = lane.first[i] === lane.last[i] ? `step ${lane.first[i]}` : `steps ${lane.first[i]} to ${lane.last[i]}`;
