@@ -63,6 +63,18 @@ def test_a_lossless_put_waits_for_an_ack_and_one_that_is_not_drops() -> None:
     assert not writer.is_alive() and stream.num_lost("tokens") == 0 and stream.last_seq() >= before + 20
 
 
+def test_a_batch_that_is_larger_than_the_window_is_cut_and_waits_in_parts() -> None:
+    stream = filled(0.1, lossless=True)
+    writer = threading.Thread(target=stream.put, args=(numbered_tokens(0, 20_000),), daemon=True)
+    writer.start()
+    while writer.is_alive():
+        with stream._cond:
+            stream._window.ack(stream._window.seq)
+            stream._cond.notify_all()
+        time.sleep(0.01)
+    assert stream.num_lost("tokens") == 0 and stream._window.produced["tokens"] >= 20_000
+
+
 @pytest.mark.parametrize("end", ["stop", "refused", "close"])
 def test_who_waits_is_let_go_where_there_will_be_no_room(end: str) -> None:
     stream = filled(1.0, lossless=True)

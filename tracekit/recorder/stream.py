@@ -18,7 +18,7 @@ from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
 from tracekit.rpc.credentials import Access
 from tracekit.rpc.identity import id_of
 
-SPLIT_BYTES = 2 << 20  # a larger batch is cut by rows, below what a message may hold
+SPLIT_BYTES = 2 << 20  # a larger batch, or one of a quarter of the window, is cut by rows: a message is larger
 FIRST_DELAY_SECS = 0.05
 MAX_DELAY_SECS = 2.0
 MAX_BYTES = 256 << 20
@@ -210,7 +210,7 @@ class Stream:
             except TracekitError as error:
                 reason = str(error)
                 say_once(f"a batch is not recorded: {reason}")
-        if len(payload) > SPLIT_BYTES and max(rows.values()) > 1:
+        if len(payload) > min(SPLIT_BYTES, self._window.max_bytes // 4) and max(rows.values()) > 1:
             self._put(slice_rows(tables, 0, 0.5), None)
             self._put(slice_rows(tables, 0.5, 1), kept)
             return
@@ -229,7 +229,9 @@ class Stream:
 
     def _refusal(self, size: int) -> str:
         """Why a payload of `size` bytes cannot be kept; empty where it can."""
-        return self._ended or ("" if self._window.fits(size) else WINDOW_FULL)
+        # one row that is larger than the window has room in an empty one, where nothing may be dropped
+        fits = self._window.fits(size) or (self._lossless and not len(self._window))
+        return self._ended or ("" if fits else WINDOW_FULL)
 
     def _waits(self) -> bool:
         self._gave_up = self._gave_up and self._window.share() > ROOM
