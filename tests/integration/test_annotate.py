@@ -14,10 +14,12 @@ import pytest
 from helpers.factories import make_engine, make_tables
 from helpers.wire import DaemonProcess, assert_conserved, batch, engine_id, hello, numbered_tokens, record
 from tracekit.client import Client
+from tracekit.report.info import to_lines
 from tracekit.rpc.client import ControlClient
 from tracekit.tables import TABLES
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
+from tracekit.trace.summary import summarize
 from tracekit.trace.tally import FIRST_TRAINER
 
 PAGE = Path(__file__).parents[2] / "docs" / "annotate.md"
@@ -49,7 +51,8 @@ def test_annotations_are_rows_of_a_trainer_and_engines_keep_their_numbers(daemon
     annotate_all(trainer, 3)
     listed(daemon, lambda found: any(e.trainer and e.durable_seq for e in found))
     identity = engine_id()
-    record(daemon.address, [hello(identity), batch(identity, 1, wire_tables(), last=True)])
+    tables = make_tables(engine=make_engine(run="job-7"))
+    record(daemon.address, [hello(identity), batch(identity, 1, tables, last=True)])
     trainer.annotate("request-0", token_ids=[1, 2, 3])
     trainer.close(60)
     assert trainer.num_dropped == 0
@@ -57,6 +60,8 @@ def test_annotations_are_rows_of_a_trainer_and_engines_keep_their_numbers(daemon
     trace = open_trace(daemon.out)
     assert trace.complete and trace.numbers == [0] and sorted(trace.tallies) == [0, FIRST_TRAINER]
     assert [row["kind"] for row in trace.engines()] == ["v1"]
+    said = [line.split() for line in to_lines(summarize(trace), [])]
+    assert ["engine", "run", "kind"] in [line[:3] for line in said] and ["0", "job-7", "v1"] in [x[:3] for x in said]
     found = trace.table("annotations").to_pylist()
     assert [row["request_id"] for row in found] == ["request-0", "request-1", "request-2", "request-0"]
     assert {row["run"] for row in found} == {"job-7"} and {row["engine"] for row in found} == {FIRST_TRAINER}

@@ -195,6 +195,16 @@ def test_only_notes_of_this_job_count_as_lost(short_path: Path) -> None:
     assert "Traceback" not in done.stderr and "yesterday" not in done.stderr
 
 
+def test_the_job_is_told_how_it_is_recorded(tmp_path: Path) -> None:
+    names = ("RUN", "LOSSLESS", "MAX_STALL_MS")
+    program = f"import os; print([os.environ.get('TRACEKIT_' + name) for name in {names}])"
+    options = ("--run", "job-7", "--lossless", "--max-stall-ms", "0")
+    for given, told in ((options, ["job-7", "1", "0"]), ((), [None, None, None])):
+        done = tracekit("record", *given, "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", program)
+        assert str(told) in done.stdout, done.stderr
+    check_refused(tracekit("record", "--max-stall-ms", "5", "--", "true"), 2, "--max-stall-ms goes with --lossless")
+
+
 def test_a_job_without_vllm_is_told_so(tmp_path: Path) -> None:
     done = tracekit("record", "-o", tmp_path / "t.arrow", "--", sys.executable, "-c", "print('hello')")
     assert done.returncode == EXIT_FAILED and done.stdout == "hello\n"

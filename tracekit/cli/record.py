@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 @click.option("--logprobs", metavar="client|engine|both", help="Also those no client asks for; raw and processed.")
 @click.option("--probe", type=click.Path(path_type=Path), metavar="DIR",
               help="Also keep the first requests' states at module boundaries in this new folder.")  # fmt: skip
+@click.option(
+    "--run", metavar="NAME", help="Your name of the run, which its engines and its trainer have in the trace."
+)
 @click.option("--lossless", is_flag=True, help="Let the engine wait where the daemon cannot keep up; drop nothing.")
 @click.option("--max-stall-ms", type=click.IntRange(min=0), metavar="MS",
               help="The longest that it waits at once; 0: no limit  [default: 60000]")  # fmt: skip
@@ -58,7 +61,7 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     from tracekit.trace.output import check_output
 
     cmd, logprobs, probe, follow = (given.pop(name) for name in ("cmd", "logprobs", "probe", "follow"))
-    lossless, max_stall_ms = given.pop("lossless"), given.pop("max_stall_ms")
+    lossless, max_stall_ms, run = given.pop("lossless"), given.pop("max_stall_ms"), given.pop("run")
     if max_stall_ms is not None and not lossless:
         raise UsageError("--max-stall-ms goes with --lossless")
     if cmd and any(given.values()):
@@ -81,6 +84,8 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
             argv, environ = rollout(Path(folder), engine, python, taken, **given)
         if logprobs is not None:
             environ["TRACEKIT_LOGPROBS"] = logprobs
+        if run is not None:
+            environ["TRACEKIT_RUN"] = run
         if lossless:
             environ["TRACEKIT_LOSSLESS"] = "1"
         if max_stall_ms is not None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracekit import tables
+from tracekit.trace.clock import wall_offsets
 from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def timeline_of(trace: Trace) -> dict[str, pa.Table]:
       version that computed them, -1 where not known.
     - `events`: a row is a weight change, a label, or a call that steers the engine.
     """
-    offset = {row["engine"]: row["wall_ns"] - row["mono_ns"] for row in trace.engines() if row.get("wall_ns")}
+    offset = wall_offsets(trace.engines())
     steps, scheduled = trace.table("steps"), _numbers(trace.table("scheduled"))
     return {
         "steps": _steps(steps, scheduled, offset),

@@ -11,6 +11,7 @@ from tracekit.report.nothing import nothing
 
 _COLUMNS = {  # fact about an engine -> its column's head
     "engine": "engine",
+    "run": "run",  # where any engine has one
     "kind": "kind",
     "engine_version": "version",
     "logprobs_mode": "logprobs",
@@ -40,8 +41,10 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
         yield f"weight versions  {_ranges(facts['weight_versions'])}"
     yield f"rows             {', '.join(f'{name} {count:,}' for name, count in facts['rows'].items() if count)}"
     yield ""
-    cells = [[_cell(engine.get(key, "?")) for key in _COLUMNS] for engine in facts["engines"]]
-    yield from grid([list(_COLUMNS.values()), *cells]) if cells else ["no engine was seen"]
+    named = any(engine.get("run") for engine in facts["engines"])
+    columns = {key: head for key, head in _COLUMNS.items() if named or key != "run"}
+    cells = [[_cell(engine.get(key, "?")) for key in columns] for engine in facts["engines"]]
+    yield from grid([list(columns.values()), *cells]) if cells else ["no engine was seen"]
     yield ""
     yield from (f"note: {note}" for note in facts["notes"])
     if facts["lacks"]:
@@ -58,7 +61,7 @@ def to_lines(facts: Mapping[str, Any], losses: Iterable[object]) -> Iterator[str
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

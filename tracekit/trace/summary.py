@@ -12,7 +12,20 @@ from tracekit.trace.batch import rows_of
 from tracekit.trace.lacking import lacking
 from tracekit.trace.reader import Trace
 
-_ENGINE_FACTS = ("engine", "engine_id", "kind", "engine_version", "recorder_version", "model", "logprobs_mode", "host")
+_ENGINE_FACTS = (
+    *(
+        "engine",
+        "engine_id",
+        "run",
+        "kind",
+        "engine_version",
+        "recorder_version",
+        "model",
+        "logprobs_mode",
+        "host",
+        "rank",
+    ),
+)
 
 
 def summarize(trace: Trace) -> dict[str, Any]:
