@@ -18,7 +18,8 @@ from tracekit.rpc.columns import Tables, count_rows, pack, slice_rows
 from tracekit.rpc.credentials import Access
 from tracekit.rpc.identity import id_of
 
-SPLIT_BYTES = 2 << 20  # a larger batch, or one of a quarter of the window, is cut by rows: a message is larger
+SPLIT_BYTES = 2 << 20  # a larger batch is cut by rows, below what a message may hold, and a quarter of the window
+SMALL_BYTES = 8 << 10  # but not below this
 FIRST_DELAY_SECS = 0.05
 MAX_DELAY_SECS = 2.0
 MAX_BYTES = 256 << 20
@@ -90,6 +91,7 @@ class Stream:
         self._trainer = trainer
         self._lossless = lossless
         self._gave_up = False
+        self._split_bytes = min(SPLIT_BYTES, max(max_bytes // 4, SMALL_BYTES))
         self.on_command: Callable[[messages.Command], None] | None = None
         self._on_state = on_state
         self._pid = os.getpid()
@@ -210,7 +212,7 @@ class Stream:
             except TracekitError as error:
                 reason = str(error)
                 say_once(f"a batch is not recorded: {reason}")
-        if len(payload) > min(SPLIT_BYTES, self._window.max_bytes // 4) and max(rows.values()) > 1:
+        if len(payload) > self._split_bytes and max(rows.values()) > 1:
             self._put(slice_rows(tables, 0, 0.5), None)
             self._put(slice_rows(tables, 0.5, 1), kept)
             return
