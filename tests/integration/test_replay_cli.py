@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from helpers.stores import ENVIRON, StoreServer
@@ -447,6 +447,37 @@ def test_a_model_of_another_vocabulary_is_refused_by_what_the_engine_said(tmp_pa
     code, out, err = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
     assert code == 1 and out == ""
     assert f"vocabulary of {VOCAB + 64}" in err and str(VOCAB) in err
+
+
+def padded(folder, recorded, rows):
+    """The recorded model with so many more rows, as trainers pad heads for their kernels."""
+    model = AutoModelForCausalLM.from_pretrained(recorded.model, dtype=torch.float32)
+    torch.manual_seed(1)
+    model.resize_token_embeddings(VOCAB + rows, mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder, model.config
+
+
+def test_a_padded_head_is_the_same_models_and_its_mass_is_missing_in_the_engine(tmp_path, recorded, tracekit):
+    folder, config = padded(tmp_path / "padded", recorded, 200)
+    tables = recorded.tables()
+    tables["engines"]["config"] = [json.dumps({"hf_config": {**config.to_dict(), "vocab_size": VOCAB}})]
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", folder, "--dtype", "float32")
+    assert code == 4 and f"The trainer's head has {VOCAB + 200} rows and the engine's {VOCAB}: the same model" in out
+    _, out, _ = tracekit(tmp_path / "t.arrow", "--model", folder, "--dtype", "float32", "--json")
+    cause = json.loads(out)["verdict"]["causes"][0]
+    assert (cause["code"], cause["layer"]) == ("padded head", "semantic") and cause["share"] > 0.9
+
+
+def test_requests_with_ids_of_an_engines_padding_are_left_out_and_withheld(tmp_path, recorded, tracekit):
+    tables = recorded.tables()
+    same = AutoConfig.from_pretrained(recorded.model).to_dict()
+    tables["engines"]["config"] = [json.dumps({"hf_config": {**same, "vocab_size": VOCAB + 24}})]
+    tables["tokens"]["token_id"][5] = VOCAB + 3
+    write_trace(tmp_path / "t.arrow", [tables])
+    code, out, _ = tracekit(tmp_path / "t.arrow", "--model", recorded.model)
+    assert code == 1 and "they hold token ids beyond the trainer's head" in out
 
 
 def test_requests_of_an_adapter_or_of_embeddings_are_left_out_which_is_no_pass(tmp_path, recorded, tracekit):

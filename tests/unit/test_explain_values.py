@@ -10,6 +10,7 @@ from helpers.synthetic import Made, make_run
 from helpers.world import Sampler, World, play, run_of
 from tracekit.diagnose.chance import binomial_tail, poisson_tail
 from tracekit.diagnose.data import NARROW_HEAD, ROUNDED_SAMPLING, TRAINER
+from tracekit.diagnose.facts import Facts
 from tracekit.diagnose.neighbours import other_row, shifted
 from tracekit.diagnose.party import trainer_as_engine
 from tracekit.diagnose.profile import to_bfloat16
@@ -145,6 +146,26 @@ def test_the_trainer_in_the_engines_place_keeps_the_profile_and_has_a_head_of_it
     assert own.profile.index.tolist() == list(range(int(second.sum())))
     kept = run.profile[second[run.profile.index]]
     assert (own.profile.own == kept.own).all() and own.settings.temperature.size == second.sum()
+
+
+def test_a_trainer_whose_head_rounds_its_logits_is_told_from_an_engine_that_does():
+    run = run_under(Sampler(), Sampler(low_head=True))
+    nothing, every = np.full(run.token_id.size, np.nan), np.ones(run.token_id.size, bool)
+    view = TrainerView("jsonl", run.rollout_logprob, *[nothing] * 6, every, run.rollout, every, nothing)
+    verdict = judge(replace(run, rollout_logprob=run.trainer.processed_logprob, view=view)).verdict
+    assert [cause.code for cause in verdict.causes] == ["trainer bfloat16 head"]
+    assert verdict.party is not None and verdict.party.fault == "trainer"
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_named_with_the_first_of_them():
+    run = run_under(NUCLEUS, NUCLEUS)
+    size = int(np.quantile(run.token_id, 0.95))
+    verdict = judge(run, facts=Facts(tokenizer_size=size)).verdict
+    beyond = np.flatnonzero(run.token_id >= size)
+    (found,) = verdict.causes
+    assert (verdict.layer, found.code, found.numbers["count"]) == ("semantic", "ids beyond the tokenizer", beyond.size)
+    assert verdict.since is not None and verdict.since.engine_step == run.engine_step[beyond].min()
+    assert judge(run, facts=Facts(tokenizer_size=int(run.token_id.max()) + 1)).verdict.causes == []
 
 
 @pytest.mark.parametrize("by", [1, -1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tracekit.diagnose.data import INFERENCE_PATH, LAYERS, SEMANTIC, Layer
 from tracekit.diagnose.evidence import Detector, Evidence
 from tracekit.diagnose.explain import (
+    beyond,
     biased,
     calibration,
     checkpoint,
@@ -22,6 +23,7 @@ from tracekit.diagnose.explain import (
     hidden,
     identity,
     module,
+    padded,
     position,
     reading,
     rounded,
@@ -58,11 +60,13 @@ class Cause:
 
 # lowest layer first: a detector sees what those before it found
 CAUSES: tuple[Cause, ...] = (
+    Cause(beyond.CODE, SEMANTIC, beyond.detect),
     Cause(rounded.CODE, SEMANTIC, rounded.detect),
     *(Cause(code, SEMANTIC, values.detect) for code in transformed.CODES),
     Cause(first.CODE, SEMANTIC, values.detect),
     Cause(hidden.CODE, SEMANTIC, values.detect),
     Cause(biased.CODE, SEMANTIC, values.detect),
+    Cause(padded.CODE, SEMANTIC, values.detect),
     Cause(rounded_sampling.CODE, SEMANTIC, values.detect),
     *(Cause(code, SEMANTIC, values.detect) for code in fitted.CODES.values()),
     Cause(sentinels.CODE, SEMANTIC, sentinels.detect),

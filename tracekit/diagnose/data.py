@@ -43,6 +43,7 @@ KV_BORROWED = "kv.borrowed"  # rollouts whose first blocks are of another prompt
 WEIGHTS_BEFORE = "weights.before"  # each token under the weights before its own, where the first look diverges
 WEIGHTS_AFTER = "weights.after"  # the same under those after
 NARROW_HEAD = "head.bfloat16"  # the trainer's, with a head in bfloat16, where the first look suspects that
+CUT_HEAD = "head.cut"  # the trainer's, without the rows of its head that the engine's has not, where something is off
 ROUNDED_SAMPLING = "sampling.rounded"  # sampling parameters rounded to bfloat16, where that changes any
 MASTERS = "weights.masters"  # the stored weights, not cast as the engine received them; in float32, on a sample
 

@@ -9,6 +9,7 @@ from tracekit.diagnose.data import Layer
 from tracekit.diagnose.onset import Onset
 
 Code = Literal[
+    "ids beyond the tokenizer",
     "rounded logprobs",
     "shifted by one",
     "values of another row",
@@ -17,6 +18,7 @@ Code = Literal[
     "most likely token's value",
     "hidden mask",
     "hidden bias",
+    "padded head",
     "rounded sampling values",
     "other temperature",
     "other top_p",
@@ -66,6 +68,7 @@ Code = Literal[
     "cached requests",
     "preempted requests",
     "module",
+    "trainer bfloat16 head",
     "trainer packed",
     "trainer padded",
     "trainer agrees with engine",

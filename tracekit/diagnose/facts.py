@@ -72,6 +72,8 @@ class Facts:
             would have it; tensors whose layout is not known are left out.
         scored: which of these each engine's version is scored with.
         skipped: requests that were left out of the replay.
+        vocab_size: rows of the engine's head, None where the trace does not tell.
+        tokenizer_size: ids that the tokenizer of the scored folder has, None where it has none that can be read.
         trainer_config: whether lint compared with a folder that was named as the trainer's.
     """
 
@@ -82,4 +84,6 @@ class Facts:
     checkpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scored: Mapping[Version, str] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
+    vocab_size: int | None = None
+    tokenizer_size: int | None = None
     trainer_config: bool = False

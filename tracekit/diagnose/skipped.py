@@ -17,6 +17,7 @@ Why = Literal[
     "adapter",
     "sampling parameter",
     "mixed kv",
+    "beyond the vocabulary",
 ]
 
 
@@ -54,6 +55,10 @@ REASONS: dict[Why, Reason] = {
     "not text": _not_recomputed("the prompt holds images or other input that replay does not load"),
     "adapter": _not_recomputed("a LoRA adapter sampled the tokens, which replay does not load"),
     "sampling parameter": _not_recomputed("{parameter} changed the logits in a way that the trace does not tell"),
+    "beyond the vocabulary": Reason(
+        "with token ids beyond the trainer's head: the engine sampled rows of its padding",
+        "they hold token ids beyond the trainer's head: the engine sampled rows of its padding",
+    ),
     "mixed kv": Reason(
         "over a cached block of KV in which the work of several weight versions meets, or of none that is known: where "
         "one ends and the other begins the trace does not tell",

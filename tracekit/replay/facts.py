@@ -11,6 +11,7 @@ from tracekit.audit.doctor.examine import examine
 from tracekit.audit.lint.from_trace import subjects_of
 from tracekit.audit.lint.model_config import CONFIG
 from tracekit.audit.lint.run import lint
+from tracekit.audit.lint.tokenizer import read_tokenizer
 from tracekit.audit.lint.trainer import read_trainer
 from tracekit.audit.lint.types import Subject
 from tracekit.audit.rows import EngineRows, read_engines
@@ -43,8 +44,14 @@ def read_facts(trace: Trace, model: Path | None = None, trainer_config: str | Pa
         settings={subject.rows.engine: dict(subject.settings) for subject in subjects if subject.rows is not None},
         changes=_changes(trace),
         fingerprints=_fingerprints(trace),
+        tokenizer_size=_tokenizer_size(model),
         trainer_config=given is not None,
     )
+
+
+def _tokenizer_size(model: Path | None) -> int | None:
+    tokenizer = None if model is None else read_tokenizer(model)
+    return max(tokenizer.ids.values()) + 1 if tokenizer and tokenizer.ids else None
 
 
 def _doctor(trace: Trace, engines: Seq[EngineRows]) -> Iterator[Noted]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import (
+    CUT_HEAD,
     INFERENCE_PATH,
     KV_BORROWED,
     KV_KEPT,
@@ -100,6 +101,7 @@ class Scene:
     Attributes:
         used: the kinds of sampling parameters in use; see `parameters_in_use`.
         mixed: KV of some rollout is of more than one version's weights.
+        rows: of the engine's head, where the trainer's has more; None where it has not.
         rounds: some sampling parameter is none that bfloat16 holds.
         masters: the folders hold weights that are wider than what the engine received.
         before: pairs of weights and the other ones that came before them, by their numbers.
@@ -110,6 +112,7 @@ class Scene:
     used: Set[str]
     mixed: bool = False
     rounds: bool = False
+    rows: int | None = None
     masters: bool = False
     before: tuple[tuple[int, int], ...] = ()
     after: tuple[tuple[int, int], ...] = ()
@@ -272,6 +275,11 @@ FURTHER = (
         NARROW_HEAD,
         lambda trainer, scene, verdict: _few(trainer, model=replace(trainer.model, head="bfloat16")),
         lambda scene, verdict: any(cause.code == head.CODE for cause in verdict.causes),
+    ),
+    Further(
+        CUT_HEAD,
+        lambda trainer, scene, verdict: _few(trainer, model=replace(trainer.model, rows=scene.rows)),
+        lambda scene, verdict: scene.rows is not None and verdict.layer != NONE,
     ),
     Further(
         ROUNDED_SAMPLING,

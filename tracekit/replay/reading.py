@@ -16,7 +16,7 @@ import numpy as np
 from tracekit.diagnose.skipped import Skipped, Why
 from tracekit.errors import ReplayRefused
 from tracekit.replay.history import Computed, histories
-from tracekit.replay.rollouts import Rollout, Rollouts
+from tracekit.replay.rollouts import Rollout, Rollouts, text_config
 from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
 from tracekit.scoring.params import parse_params, untestable
 from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
@@ -71,7 +71,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
         num_lost_rows=num_lost_rows(trace.all_losses()),
         logprobs_modes=modes,
         models=tuple(sorted({str(e["model"]) for e in engines if e.get("model")})),
-        vocab_size=_vocab_size(engines),
+        config=_config(engines),
         dtype=_dtype(engines),
         weight_changes=trace.table("weights").to_pylist(),
         head_dtype=_head_dtype(trace.table("workers").to_pylist()),
@@ -152,13 +152,13 @@ def _head_dtype(workers: Seq[Row]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _vocab_size(engines: Seq[Row]) -> int | None:
+def _config(engines: Seq[Row]) -> Mapping[str, Any]:
+    """The language model's part of the first configuration that names a vocabulary."""
     for engine in engines:
         try:
-            config = json.loads(engine.get("config") or "{}").get("hf_config", {})
+            config = json.loads(engine.get("config") or "{}").get("hf_config") or {}
         except ValueError:
             continue
-        size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-        if isinstance(size, int):
-            return size
-    return None
+        if isinstance((part := text_config(config)).get("vocab_size"), int):
+            return part
+    return {}

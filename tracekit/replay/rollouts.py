@@ -59,11 +59,17 @@ class Rollouts:
     num_lost_rows: int  # rows that the trace itself knows are missing
     logprobs_modes: tuple[str, ...]  # one for each kind of engine in the trace
     models: tuple[str, ...]  # that the engines name, each once
-    vocab_size: int | None  # of the model that the engine ran, where the trace tells
+    config: Mapping[str, Any]  # of the language model that the engine ran; empty where the trace does not tell
     dtype: str | None  # of the weights as the engines received them, where the trace tells
     weight_changes: list[dict[str, Any]]  # rows of the table `weights`
     head_dtype: str | None = None  # that the engines compute logits in, where all that tell it agree
     sample: Sample | None = None  # what these were chosen from, where time was bounded
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the engine's head, where the trace tells."""
+        size = self.config.get("vocab_size")
+        return size if isinstance(size, int) else None
 
     @property
     def versions(self) -> list[int]:
@@ -115,3 +121,9 @@ class Rollouts:
             num_kv_unknown=num_kv_unknown,
             noise_dtype=noise_dtype,
         )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a model's configuration that is the language model's."""
+    part = config.get("text_config")
+    return part if isinstance(part, Mapping) and "vocab_size" not in config else config

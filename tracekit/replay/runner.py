@@ -15,7 +15,7 @@ from tracekit import __version__
 from tracekit.diagnose.data import OTHER_PRECISION
 from tracekit.diagnose.result import Result, Scoring, Weights
 from tracekit.diagnose.verdict import judge
-from tracekit.errors import ModelError, UsageError
+from tracekit.errors import UsageError
 from tracekit.replay.annotated import annotated_view
 from tracekit.replay.borrowed import borrowed_prompts, starts_of
 from tracekit.replay.budget import within
@@ -32,7 +32,6 @@ from tracekit.replay.profiles import profile_of, settings_of
 from tracekit.replay.progress import Progress, talk
 from tracekit.replay.reading import read_rollouts
 from tracekit.replay.rerun import environment, run_again
-from tracekit.replay.rollouts import Rollouts
 from tracekit.replay.running import Mapper, join, locally, run_units, totals
 from tracekit.replay.scorers import (
     Load,
@@ -50,6 +49,7 @@ from tracekit.replay.third import add_trainer, decoder, ended_by_client
 from tracekit.replay.timeline import timeline_of
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.replay.versions import neighbours
+from tracekit.replay.vocabulary import fitting
 from tracekit.replay.workers import check_workers, on_ray, threads_each
 from tracekit.scores import PROCESSED, RAW
 from tracekit.trace.reader import open_trace
@@ -154,14 +154,14 @@ def replay(
     scorers = OneAtATime(load)
     scorer = scorers(here.first, received)
     shape = max_batch_tokens or BATCH_TOKENS.get(scorer.device.split(":")[0], BATCH_TOKENS_GPU)
-    _check_vocabulary(scorer, rollouts)
+    rollouts = fitting(rollouts, scorer, here.first)
     if scorer.packing != PACKED:
         rollouts = forget_kv(rollouts)
     secs = identity_test(scorer, rollouts.rollouts, shape)
     if budget_secs is not None:
         rollouts = within(rollouts, budget_secs, secs, started)
-    facts = replace(here.facts, skipped=rollouts.skipped)
-    scene = _scene(replace(here, rollouts=rollouts), scorer.packing)
+    facts = replace(here.facts, skipped=rollouts.skipped, vocab_size=rollouts.vocab_size)
+    scene = _scene(replace(here, rollouts=rollouts), scorer)
     plan = plan_passes(received, shape, scene)
     units = plan_units(rollouts.rollouts, plan, group)
     about = scorer.name, scorer.device, scorer.packing, scorer.arithmetic
@@ -228,25 +228,18 @@ def replay(
     return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens, timeline_of(trace))
 
 
-def _scene(here: Located, packing: str) -> Scene:
+def _scene(here: Located, scorer: ScorerLike) -> Scene:
     folders = {weights.version: weights.folder for weights in here.weights}
-    rollouts = here.rollouts.rollouts
+    rollouts, engines = here.rollouts.rollouts, here.rollouts.vocab_size
     return Scene(
         used=parameters_in_use(r.sequence.params for r in rollouts),
         rounds=any(rounded(r.sequence.params) != r.sequence.params for r in rollouts),
-        mixed=packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts),
+        rows=engines if engines and scorer.vocab_size > engines else None,
+        mixed=scorer.packing == PACKED and any(len({folders[v] for v in r.versions}) > 1 for r in rollouts),
         masters=any(weights.is_cast for weights in here.weights),
         before=neighbours(here.oldest, -1),
         after=neighbours(here.oldest, +1),
     )
-
-
-def _check_vocabulary(scorer: ScorerLike, rollouts: Rollouts) -> None:
-    if rollouts.vocab_size not in (None, scorer.vocab_size):
-        raise ModelError(
-            f"the engine ran a model with a vocabulary of {rollouts.vocab_size} and this one has {scorer.vocab_size}: "
-            f"another model ({scorer.name})"
-        )
 
 
 def _score(units: Seq[Unit], mapper: Callable[..., Mapper], kept: Kept, show_progress: bool) -> list[UnitScores]:

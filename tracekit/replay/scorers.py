@@ -30,12 +30,14 @@ class Model:
         weights: dtype that the stored weights are cast to first, as an engine received them; None: left as stored.
         in_halves: whether each sum of a float32 body's products is taken in two halves.
         head: dtype that the head computes in, float32 or bfloat16.
+        rows: of the head, that are added up; None: all.
     """
 
     dtype: str
     weights: str | None = None
     in_halves: bool = False
     head: str = "float32"
+    rows: int | None = None
 
     @property
     def arithmetic(self) -> str:
@@ -125,7 +127,13 @@ def torch_loader(device: str | None) -> Load:
     def load(folder: Path, model: Model) -> ScorerLike:
         arithmetic = IN_HALVES if model.in_halves else settled[0] if settled else None
         scorer = Scorer.load(
-            folder, dtype=model.dtype, weights=model.weights, device=device, arithmetic=arithmetic, head=model.head
+            folder,
+            dtype=model.dtype,
+            weights=model.weights,
+            device=device,
+            arithmetic=arithmetic,
+            head=model.head,
+            rows=model.rows,
         )
         if not settled:
             settled.append(bfloat16_arithmetic(scorer.model.body))

@@ -24,13 +24,14 @@ class SplitModel:
     """Body and head of a causal LM, to be run one after the other.
 
     Takes the model over: its forward is of no other use afterwards. A tied embedding keeps the
-    body's dtype. A `head` in another dtype than float32 is put in once the cut is proved.
+    body's dtype. A `head` in another dtype than float32 is put in once the cut is proved; of its
+    rows the first `rows` are used.
 
     Raises:
         ModelError: the architecture cannot be cut this way, or the two halves do not give the model's own logits.
     """
 
-    def __init__(self, model: PreTrainedModel, *, head: str = "float32") -> None:
+    def __init__(self, model: PreTrainedModel, *, head: str = "float32", rows: int | None = None) -> None:
         self.architecture = type(model).__name__
         self._model: Any = model
         self.body: Any = model.base_model
@@ -46,6 +47,7 @@ class SplitModel:
             if head != "float32":
                 self._head = RoundedHead(self._head, head)
                 model.set_output_embeddings(self._head)
+        self.vocab_size = min(rows or self.vocab_size, self.vocab_size)
 
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         """Run the body: [B, L] token ids to [B, L, H] hidden states in the body's dtype.
@@ -68,7 +70,7 @@ class SplitModel:
         rows = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         logits: Tensor = self._model(input_ids=rows, use_cache=False).logits[0]
         self._stub.hidden = self._head.token_ids = None
-        return logits.float()
+        return logits.float()[:, : self.vocab_size].contiguous()
 
     def _split_and_prove(self) -> None:
         model = self._model

@@ -57,6 +57,7 @@ class Scorer:
         device: str | None = None,
         arithmetic: str | None = None,
         head: str = "float32",
+        rows: int | None = None,
     ) -> Scorer:
         """Load any causal LM that transformers reads from a local folder.
 
@@ -69,6 +70,7 @@ class Scorer:
                 default leaves them as they are.
             device: a torch device; the default is CUDA where torch finds it, else the CPU.
             head: dtype that the head computes in: float32, as a trainer's, or bfloat16.
+            rows: of the head, counted from the first, that are added up; the default is all.
             arithmetic: of the body's linears, see `settle_arithmetic`; the default is what is faster here. Loads that
                 are to agree to the bit, on machines of one type too, pass on what the first of them says.
 
@@ -80,7 +82,7 @@ class Scorer:
         with _exact_float32():
             loaded = load_model(folder, dtype=dtype, device=pick_device(device), weights=weights)
             chosen = settle_arithmetic(loaded.base_model, arithmetic)
-            model = SplitModel(loaded, head=head)
+            model = SplitModel(loaded, head=head, rows=rows)
             body = Body(model)
         bound = _CHUNK_BYTES.get(model.device.type, _CHUNK_BYTES_GPU)
         return cls(folder.resolve().name, model, body, max(bound // (4 * model.vocab_size), 1), chosen)

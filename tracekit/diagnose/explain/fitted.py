@@ -6,6 +6,7 @@ import numpy as np
 
 from tracekit.diagnose.data import SEMANTIC
 from tracekit.diagnose.evidence import Evidence
+from tracekit.diagnose.explain.cited import cited
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.fitting import fit, with_values
@@ -29,6 +30,11 @@ LEAST_SHARE = 0.25  # of what a perfect replay would gain: what explains less ma
 POOLED_NATS = 25.0  # from here on a small change is named that no token shows by itself ...
 LEAST_CHANGE = 0.01  # ... where it is no smaller than what an engine's own rounding does to all logits alike
 PROFILED = 1e-3  # logit noise as large as what a profile leaves out: the tail between its temperatures, penalties there
+_SOURCES = (  # of lint: where a value comes from that no request names, on either side
+    "generation-config-sampling",
+    "engine-sampling-defaults",
+    "trainer-generation-config-differs",
+)
 _SIGNED = ("frequency_penalty", "presence_penalty")
 _LEAST = {"temperature": 0.05, "top_p": 0.05, "top_k": 1.0, "min_p": 0.0, "repetition_penalty": 0.1}
 _MOST = {"top_p": 1.0, "min_p": 1.0}
@@ -66,6 +72,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
                 **place_of(evidence, moved),
                 numbers={**_numbers(trial, settings, part, name, value), "nats": nats[name]},
                 names=[name],
+                cited=cited(evidence, *_SOURCES),
                 alternatives=[CODES[other] for other, short in rivals.items() if short < MARGIN],
             )
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from tracekit.diagnose.chance import chance_of
 from tracekit.diagnose.data import F8, INFERENCE_PATH, SEMANTIC, Layer, Mask, Run
+from tracekit.diagnose.density import Density
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.neighbours import shifted
@@ -16,17 +17,21 @@ from tracekit.diagnose.noise import TokenNoise, measure_noise
 from tracekit.diagnose.onset import earliest, find_onsets
 from tracekit.diagnose.party import AGREES, is_copied, rollouts_of_trainer, trainer_as_engine, usable
 from tracekit.diagnose.pooled import find_changes
+from tracekit.diagnose.profile import predict
 from tracekit.diagnose.readings import READINGS
 from tracekit.diagnose.semantic import MARGIN, SMALLEST_UNIT, TAILS
 from tracekit.diagnose.student import fit_student
+from tracekit.diagnose.trial import Tried
 
 CODES: tuple[Code, ...] = ("trainer reading", "trainer shifted", "trainer offset")
-CODES_ON_PATH: tuple[Code, ...] = ("trainer packed", "trainer padded", AGREES, "trainer unexplained")
+NARROW: Code = "trainer bfloat16 head"
+CODES_ON_PATH: tuple[Code, ...] = (NARROW, "trainer packed", "trainer padded", AGREES, "trainer unexplained")
 
 PACKED = "trainer.packed"  # passes for the third party, by their names in `Run.scores`
 PADDED = "trainer.padded"
 CHANCE = 0.01  # share of clean dumps that may be called off
 _SHARE = 0.5  # of what there is to explain
+_NARROW_SHARE = 0.2
 _LEAST = 8  # tokens
 
 
@@ -40,6 +45,7 @@ class Guess:
         values: [N] nats that it predicts; NaN where it says nothing.
         names: what its sentence needs.
         numbers: the same.
+        least_share: of what there is to explain, without which it is not named.
     """
 
     code: Code
@@ -47,6 +53,7 @@ class Guess:
     values: F8
     names: tuple[str, ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
+    least_share: float = _SHARE
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ def detect(evidence: Evidence) -> list[Explanation]:
 def _explain(evidence: Evidence, run: Run, noise: TokenNoise) -> Explanation:
     expected = run.trainer.logprob(evidence.expect)
     weighed = sorted(_weigh(evidence, run, noise), key=lambda one: -one.each)
-    best = weighed[0] if weighed and weighed[0].nats >= MARGIN and weighed[0].share >= _SHARE else None
+    enough = [one for one in weighed if one.nats >= MARGIN and one.share >= one.guess.least_share]
+    best = enough[0] if enough and enough[0] is weighed[0] else None
     onsets = find_onsets(run, expected, noise)
     first = earliest(onsets)
     own = rollouts_of_trainer(evidence.run)
@@ -110,7 +118,7 @@ def _explain(evidence: Evidence, run: Run, noise: TokenNoise) -> Explanation:
 def _weigh(evidence: Evidence, run: Run, noise: TokenNoise) -> Iterator[Weighed]:
     expected = run.trainer.logprob(evidence.expect)
     unit = np.hypot(run.trainer.gain(evidence.expect), SMALLEST_UNIT)
-    for guess in _guesses(evidence, run):
+    for guess in _guesses(evidence, run, noise):
         use = run.valid & np.isfinite(guess.values) & np.isfinite(expected) & np.isfinite(unit)
         if (count := int(np.count_nonzero(use))) < _LEAST:
             continue
@@ -121,7 +129,7 @@ def _weigh(evidence: Evidence, run: Run, noise: TokenNoise) -> Iterator[Weighed]
         yield Weighed(guess, after - before, (after - before) / count, _share(run, noise, guess.values, use))
 
 
-def _guesses(evidence: Evidence, run: Run) -> Iterator[Guess]:
+def _guesses(evidence: Evidence, run: Run, noise: TokenNoise) -> Iterator[Guess]:
     expect = evidence.expect
     right = run.trainer.logprob(expect)
     for reading in READINGS:
@@ -136,6 +144,12 @@ def _guesses(evidence: Evidence, run: Run) -> Iterator[Guess]:
     for name, code in leaks:
         if name in run.scores:
             yield Guess(code, INFERENCE_PATH, run.scores[name].logprob(expect))
+    trial = Tried(run).on(expect, Density.of(noise.floor))
+    if trial is not None:
+        narrow = np.full(right.size, np.nan)
+        narrow[trial.index] = predict(trial.profile, trial.settings, low_head=True).logprob
+        # what goes into such a head is rounded, too, which a profile does not tell
+        yield Guess(NARROW, INFERENCE_PATH, narrow, ("lm_head",), least_share=_NARROW_SHARE)
     own = rollouts_of_trainer(evidence.run)
     yield Guess(AGREES, INFERENCE_PATH, evidence.run.rollout_logprob[np.isin(evidence.run.rollout, own)])
 

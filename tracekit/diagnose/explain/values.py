@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tracekit.diagnose.evidence import Evidence
-from tracekit.diagnose.explain import biased, first, fitted, hidden, rounded_sampling, transformed
+from tracekit.diagnose.explain import biased, first, fitted, hidden, padded, rounded_sampling, transformed
 from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.semantic import MARGIN
 
@@ -18,6 +18,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
         return []
     found: list[list[Explanation]] = []
     for detector in (
+        padded.detect,
         rounded_sampling.detect,
         transformed.detect,
         first.detect,

@@ -194,6 +194,11 @@ TRAINER_WORDS: dict[Code, Saying] = {
         always("mask the rows that stand for no token, or those that the engine masks"),
         "a constant offset of old_logprobs",
     ),
+    "trainer bfloat16 head": Saying(
+        always("The trainer's values are those of logits rounded to bfloat16: its head works in that type."),
+        always("compute the trainer's logits and log-softmax in float32"),
+        "a bfloat16 head in the trainer",
+    ),
     "trainer packed": Saying(
         _packed, always("reset positions and block attention at each sequence of a pack"), "a leak within a pack"
     ),

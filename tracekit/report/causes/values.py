@@ -75,6 +75,23 @@ def _rounded_sampling(found: Explanation, verdict: Verdict) -> str:
     )
 
 
+def _beyond(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"{plural(int(numbers['count']), 'sampled token has an id', 'sampled tokens have ids')} that the tokenizer of "
+        f"{numbers['size']:,.0f} does not have ({', '.join(found.names[:3])}): the engine draws from the padding of "
+        "its head."
+    )
+
+
+def _padded(found: Explanation, verdict: Verdict) -> str:
+    numbers = found.numbers
+    return (
+        f"The trainer's head has {numbers['trainer']:,.0f} rows and the engine's {numbers['engine']:,.0f}: the same "
+        f"model, padded, and {numbers['missing_mass']:.2%} of the trainer's mass lies on the padding."
+    )
+
+
 def _first(found: Explanation, verdict: Verdict) -> str:
     return (
         f"The recorded values are the {found.names[0]} logprobs of each position's most likely token, also for "
@@ -97,6 +114,14 @@ VALUE_WORDS: dict[Code, Saying] = {
         code: Saying(_fitted, always("give the engine's sampler and the trainer the same sampling parameters"), noun)
         for code, (_, noun) in _NAMES.items()
     },
+    "ids beyond the tokenizer": Saying(
+        _beyond,
+        always("mask the rows beyond the tokenizer on both sides, or cut them off the head"),
+        "ids beyond the tokenizer",
+    ),
+    "padded head": Saying(
+        _padded, always("let the trainer leave the rows of the padding out of its softmax"), "a padded head"
+    ),
     "rounded logprobs": Saying(
         _rounded, always("carry logprobs in float32 from the sampler to the loss"), "rounded logprobs"
     ),
