@@ -14,6 +14,7 @@ from tracekit import cache
 
 Tensors = dict[str, torch.Tensor]
 RECIPE = "1"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def noise(by: float, seed: int, only: Callable[[str], bool] = lambda name: True) -> Callable[[Tensors], Tensors]:
@@ -47,6 +48,18 @@ def is_embedding(name: str) -> bool:
     return "embed" in name
 
 
+def padded(rows: int, seed: int) -> Callable[[Tensors], Tensors]:
+    """The embedding, and the head that is tied to it, with so many more rows, as a framework pads it."""
+
+    def change(tensors: Tensors) -> Tensors:
+        random = torch.Generator().manual_seed(seed)
+        own = tensors[EMBEDDING]
+        more = torch.randn(rows, own.shape[1], generator=random) * own.float().std()
+        return {**tensors, EMBEDDING: torch.cat([own, more.to(own.dtype)])}
+
+    return change
+
+
 # two updates in a row are of one seed each; what is kept of an older version is what a sync forgot
 VARIANTS: dict[str, Callable[[Tensors], Tensors]] = {
     "step1": noise(0.03, 11),
@@ -60,6 +73,7 @@ VARIANTS: dict[str, Callable[[Tensors], Tensors]] = {
     "step1-without-mlp-12": noise(0.03, 11, but(lambda name: "layers.12.mlp" in name)),
     "step1-without-q-proj": noise(0.03, 11, but(lambda name: "q_proj" in name)),
     "layer-7": noise(0.05, 31, layers(7)),
+    "padded": padded(1024, 51),
     "gate-20": noise(0.05, 32, lambda name: "layers.20.mlp.gate_proj" in name),
 }
 
@@ -77,6 +91,9 @@ def ensure_variant(name: str, model: Path) -> Path:
                 shutil.copy(path, folder)
         with torch.inference_mode():
             changed = VARIANTS[name](load_file(model / "model.safetensors"))
+        config = json.loads((folder / "config.json").read_text())
+        config["vocab_size"] = changed[EMBEDDING].shape[0]
+        (folder / "config.json").write_text(json.dumps(config))
         save_file(
             {key: tensor.contiguous() for key, tensor in changed.items()},
             folder / "model.safetensors",

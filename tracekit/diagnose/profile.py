@@ -94,7 +94,8 @@ def predict(
     kept = _distribution(profile, settings, low_head, barred, bias)
     last = np.where(kept.stays, kept.gaps, np.inf).min(axis=1)
     inside = kept.whole | (kept.own_gap >= last)
-    log_forced = np.where(inside, kept.log_mass, np.logaddexp(kept.log_mass, kept.own_gap))
+    with np.errstate(invalid="ignore"):
+        log_forced = np.where(inside, kept.log_mass, np.logaddexp(kept.log_mass, kept.own_gap))
     own = np.exp(kept.own_gap - log_forced)
     nan = np.where(kept.known, 0.0, np.nan)
     squares = np.einsum("nk,nk->n", kept.p, kept.p)
@@ -140,7 +141,8 @@ def _distribution(
     if penalizes or barred is not None or bias is not None:
         logits = -np.sort(-logits, axis=1)
     beta, best = 1 / settings.temperature, logits[:, 0]
-    gaps = (logits - best[:, None]) * beta[:, None]
+    with np.errstate(invalid="ignore"):  # where a mask bars all of the K, the profile cannot tell
+        gaps = (logits - best[:, None]) * beta[:, None]
     weights = np.exp(gaps)
     rest = profile.tail.at(beta, profile.logits[:, 0] - best)
     total = weights.sum(axis=1) + rest[0]

@@ -145,6 +145,14 @@ def meaning(make: Any, group: str) -> list[Case]:
             **more,
         ),
         make(
+            "padded",
+            "hidden mask",
+            weights={0: "padded"},
+            truth=truth("padded head"),
+            size="1,024 rows",
+            **more,
+        ),
+        make(
             "wrong-entry",
             k,
             faults=(Fault("wrong_entry"),),
@@ -230,11 +238,11 @@ ROWS: list[Case] = [
     ),
     *some(
         meaning(tune, "v1-fp32"),
-        "raw processed-for-raw mask mask-from bias wrong-entry shifted permuted zeros minus-9999 minus-1e10 nan "
+        "raw processed-for-raw mask mask-from bias padded wrong-entry shifted permuted zeros minus-9999 minus-1e10 nan "
         "bits rounded-logprobs rounded-values sampled-otherwise",
     ),
     *sampler(row, "v1-fp32"),
-    *meaning(row, "v1-fp32"),
+    *[case for case in meaning(row, "v1-fp32") if not case.name.endswith("-padded")],
     *some(sampler(row, "v0-fp32"), "temperature-off temperature-near top-p-off top-k-off penalties-off"),
     *some(sampler(row, "latest-fp32"), "temperature-from top-p-off penalties-off"),
     *some(meaning(row, "latest-fp32"), "raw mask wrong-entry"),
