@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.tiny_model import write_tiny_model
 
 # without byte code in its environment each start of an engine compiles 10,000 files, for longer than all else it does
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a second one spins for a core that another process of tests has
 
 # programs that tests start as processes of their own find the helpers, as tests do by pytest's `pythonpath`
 _FOLDERS = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
