@@ -23,6 +23,7 @@ TracekitError                       exit 1: something failed, one sentence says 
 ├── DaemonError                     the daemon cannot be reached
 │   ├── ProtocolMismatchError       it speaks another protocol version
 │   └── NotMarkedError              some engine did not confirm the label of its weights
+├── AttachError                     an engine that runs cannot be told to start or stop being recorded
 ├── NoteError                       a file is not a recorder's note of what it could not deliver
 ├── MetricsError                    an engine's metrics cannot be read, or are not those of vLLM
 │   └── NotAMetricError             a line is not of the text format of Prometheus
@@ -150,6 +151,10 @@ class NotMarkedError(DaemonError):
     def __init__(self, text: str, marks: Sequence[Any]) -> None:
         super().__init__(text)
         self.marks = list(marks)
+
+
+class AttachError(TracekitError):
+    pass
 
 
 class NoteError(TracekitError):

@@ -28,7 +28,7 @@ class EngineRows:
     """Everything recorded of one engine.
 
     `tables` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
-    the order of `trace.reader.ORDER`; `requests` and `about` stay Arrow for their texts and lists.
+    the order of `trace.reader.ORDER`; `requests`, `joined` and `about` stay Arrow for their texts and lists.
     """
 
     engine: int
@@ -40,6 +40,7 @@ class EngineRows:
     tensors: dict[str, list[Any]]  # the texts and shapes of each row of fingerprints
     control: list[dict[str, Any]]
     about: dict[str, Any]  # the row of the engines table, empty where it did not arrive
+    joined: pa.Table  # of requests that were under way when the recorder was attached
 
     def __getitem__(self, table: str) -> Columns:
         return self.tables[table]
@@ -60,6 +61,28 @@ class EngineRows:
     def speculates(self) -> bool:
         """Whether a step may accept several tokens of a request."""
         return self.setting("speculative_config") is not None
+
+    @cached_property
+    def since_step(self) -> int | None:
+        """The step from which on the recorder was attached; None where it was there from the start."""
+        return next((int(row["engine_step"]) for row in self.control if row["name"] == "attach"), None)
+
+    @cached_property
+    def is_part(self) -> bool:
+        """Whether the engine had requests that are not in the trace, or went on after it, and nothing was lost."""
+        return self.is_sampled or any(row["name"] in ("attach", "detach") for row in self.control)
+
+    @cached_property
+    def is_sampled(self) -> bool:
+        """Whether only a share of the requests was recorded."""
+        recorder = self.config.get("recorder")
+        return isinstance(recorder, dict) and recorder.get("sample", 1) != 1
+
+    @cached_property
+    def num_before(self) -> Array:
+        """Output tokens that each row of `joined` had before it was recorded."""
+        lengths = pc.list_value_length(self.joined.column("token_ids"))
+        return np.asarray(lengths.to_numpy(), dtype=np.int64)
 
     @cached_property
     def accepted(self) -> Columns:
@@ -135,6 +158,10 @@ class EngineRows:
         """Return for each number of a step its row in `steps`; -1 where there is none."""
         return lookup(self["steps"]["engine_step"], engine_steps)
 
+    def before_of(self, requests: Array) -> Array:
+        """Return for each request number how many output tokens it had before it was recorded."""
+        return pick(self.num_before, lookup(self["joined"]["request"], requests), 0)
+
     def prompt_of(self, requests: Array) -> Array:
         """Return for each request number the length of its prompt; 0 where the request is not known."""
         return pick(self.num_prompt, self.row_of(requests), 0)
@@ -177,7 +204,9 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
         labels, loras = (own["weights"].column(name).to_pylist() for name in ("label", "lora"))
         tensors = {name: own["fingerprints"].column(name).to_pylist() for name in ("tensor", "dtype", "shape")}
         about_it = about.get(engine, {})
-        yield EngineRows(engine, tables, own["requests"], reasons, labels, loras, tensors, control, about_it)
+        yield EngineRows(
+            engine, tables, own["requests"], reasons, labels, loras, tensors, control, about_it, own["joined"]
+        )
 
 
 def _of_engine(table: pa.Table, engine: int) -> pa.Table:

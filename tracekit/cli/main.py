@@ -17,6 +17,7 @@ from tracekit.plain import PlainStream, plain
 GROUPS = {
     "Record": {
         "record": "Record prompts, or any command that uses vLLM.",
+        "attach": "Start and stop recording engines that run.",
         "mark": "Label the weights that engines have now, in the trace that is being written.",
         "daemon": "Run tracekitd, the sidecar that writes traces.",
     },

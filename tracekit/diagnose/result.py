@@ -112,6 +112,7 @@ class Data:
         skipped_requests: requests that were left out.
         sample: what these are a sample of, null where all were scored.
         lost: whether the verdict rests on less than what the engines produced, because rows are missing.
+        num_before: tokens of requests that were under way when the recorder was attached, sampled before; not scored.
     """
 
     num_rollouts: int
@@ -121,6 +122,7 @@ class Data:
     skipped_requests: list[Skipped]
     sample: Sample | None
     lost: bool
+    num_before: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -117,7 +118,8 @@ class Session:
         self._thread.start()
         atexit.register(self.close)
         # a forked child has our memory but not our thread: it must neither append nor close
-        os.register_at_fork(after_in_child=self._forget)
+        ours = weakref.ref(self)  # what is registered here stays for ever
+        os.register_at_fork(after_in_child=lambda: _forget(ours()))
 
     def append(self, event: Any) -> None:
         """Queue one event: an append of references, about a microsecond, on the engine's thread.
@@ -179,7 +181,8 @@ class Session:
             self._thread.join(max(0.1, deadline - time.monotonic()))
         self._sink.close(max(0.1, deadline - time.monotonic()))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of everything, in a forked child."""
         self._closing = True
         self._events.clear()
         atexit.unregister(self.close)
@@ -263,3 +266,8 @@ class Session:
             return
         if tables:
             self._sink.put(tables, kept)
+
+
+def _forget(session: Session | None) -> None:
+    if session is not None:
+        session.forget()

@@ -9,12 +9,43 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from tracekit.cache import cache_dir
 from tracekit.rpc.credentials import Access
 
 # whose logprobs are recorded: those the client asked for; every token's; every token's, raw and processed
 LOGPROBS = ("client", "engine", "both")
 MIN_WINDOW = 64 << 10
+
+
+class Options(NamedTuple):
+    """How one engine is recorded.
+
+    Example:
+        Options("unix:/run/user/1000/tracekit/d.sock", Access(), logprobs="both", sample=0.1)
+    """
+
+    address: str
+    access: Access
+    logprobs: str = "client"  # one of `LOGPROBS`
+    sample: float = 1.0  # share of requests that are recorded
+
+    def told(self) -> dict[str, Any]:
+        """Return what a trace says of it."""
+        return {"logprobs": self.logprobs, "sample": self.sample}
+
+
+def options() -> Options | None:
+    """What this process was told when it was started; None where no daemon is named."""
+    address = daemon_address()
+    return None if address is None else Options(address, access(), logprobs_option())
+
+
+def attach_folder() -> Path | None:
+    """`TRACEKIT_ATTACH` or `attach`: the folder where engines take orders, in the cache unless told; `off`: nowhere."""
+    told = _setting("TRACEKIT_ATTACH", "attach")
+    return None if told == "off" else Path(told).absolute() if told else cache_dir() / "attach"
 
 
 def daemon_address() -> str | None:

@@ -155,6 +155,16 @@ class Stream:
         with self._cond:
             return self._window.seq
 
+    def totals(self) -> Totals:
+        """Return the rows by table so far."""
+        with self._cond:
+            window = self._window
+            return Totals(dict(window.produced), dict(+window.lost), window.undelivered())
+
+    def gave_up(self) -> str:
+        """Return why nothing will be sent any more; empty where that is not so."""
+        return self._ended
+
     def num_lost(self, table: str) -> int:
         """Return how many rows of a table were given up so far."""
         with self._cond:
@@ -180,7 +190,7 @@ class Stream:
             self._state, self._ended = _State.CLOSED, reason or "the stream is closed"
             self._cond.notify_all()
             window, connection = self._window, self._connection
-            totals = Totals(dict(window.produced), dict(+window.lost), window.undelivered())
+            totals = self.totals()
             unknown = window.unknown_to_daemon()
         if connection is not None:
             connection.end()

@@ -18,7 +18,7 @@ from tracekit.errors import ReplayRefused
 from tracekit.replay.history import Computed, histories
 from tracekit.replay.rollouts import Rollout, Rollouts, text_config
 from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
-from tracekit.scoring.params import parse_params, untestable
+from tracekit.scoring.params import looks_back, parse_params, untestable
 from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
@@ -42,22 +42,24 @@ def read_rollouts(trace: Trace) -> Rollouts:
     check_logprobs(tokens, trace.rows("prompt_logprobs"), [str(e.get("kind")) for e in engines])
     promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
     rows = {_key(r): r for r in trace.table("requests").to_pylist()}
+    before = {_key(r): r["token_ids"] for r in trace.table("joined").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
     of_request = histories(trace, tokens)
     found: list[Rollout] = []
     skipped: Counter[tuple[Why, str | None]] = Counter()
     for key, part in by_request(tokens):
         row = rows.get(key)
-        why = _why_not(part, row, promised.get(key, 0))
+        earlier = before.get(key, [])
+        why = _why_not(part, row, promised.get(key, 0), len(earlier))
         if row is None or why:
             skipped[why or "no request row", None] += 1
             continue
         sampling = _sampling(row, rounding.get(key[0]))
-        parameter = untestable(sampling)
+        parameter = untestable(sampling) or (looks_back(sampling) if earlier else None)
         if parameter:
             skipped["sampling parameter", parameter] += 1
         else:
-            found.append(_rollout(part, row, sampling, of_request.get(key, ())))
+            found.append(_rollout(part, row, earlier, sampling, of_request.get(key, ())))
     if num_shed := trace.rows("shed"):
         skipped["shed", None] = num_shed
     left_out = [Skipped(why, parameter, count) for (why, parameter), count in sorted(skipped.items(), key=str)]
@@ -69,6 +71,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
         skipped=left_out,
         num_discarded=num_discarded,
         num_lost_rows=num_lost_rows(trace.all_losses()),
+        num_before=sum(map(len, before.values())),
         logprobs_modes=modes,
         models=tuple(sorted({str(e["model"]) for e in engines if e.get("model")})),
         config=_config(engines),
@@ -93,7 +96,7 @@ def _logprobs_modes(engines: Seq[Row]) -> tuple[str, ...]:
     return modes
 
 
-def _why_not(part: Columns, row: Row | None, num_promised: int) -> Why | None:
+def _why_not(part: Columns, row: Row | None, num_promised: int, num_before: int) -> Why | None:
     if row is None:
         return "no request row"
     if not part["has_logprob"].any():
@@ -106,7 +109,8 @@ def _why_not(part: Columns, row: Row | None, num_promised: int) -> Why | None:
     num_prompt = len(row["prompt_token_ids"])
     if num_prompt == 0:
         return "no prompt ids"
-    if int(position[0]) != num_prompt or np.any(np.diff(position) != 1) or len(position) < num_promised:
+    start = num_prompt + num_before
+    if int(position[0]) != start or np.any(np.diff(position) != 1) or num_before + len(position) < num_promised:
         return "missing tokens"
     return None if part["has_logprob"].all() else "missing logprobs"
 
@@ -120,12 +124,15 @@ def _sampling(row: Row, rounded_to: str | None) -> Mapping[str, Any]:
     return round_sampling(sampling, rounded_to) if rounded_to else sampling
 
 
-def _rollout(part: Columns, row: Row, sampling: Mapping[str, Any], history: tuple[Computed, ...]) -> Rollout:
+def _rollout(
+    part: Columns, row: Row, earlier: list[int], sampling: Mapping[str, Any], history: tuple[Computed, ...]
+) -> Rollout:
+    # what was sampled before the recorder was attached is given, as the prompt is
     params = parse_params(sampling)
     sequence = Sequence(
         engine=int(row["engine"]),
         request=int(row["request"]),
-        prompt_token_ids=np.asarray(row["prompt_token_ids"], dtype=np.uint32),
+        prompt_token_ids=np.asarray([*row["prompt_token_ids"], *earlier], dtype=np.uint32),
         token_ids=part["token_id"].astype(np.uint32),
         params=params,
     )

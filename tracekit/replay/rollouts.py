@@ -63,6 +63,7 @@ class Rollouts:
     dtype: str | None  # of the weights as the engines received them, where the trace tells
     weight_changes: list[dict[str, Any]]  # rows of the table `weights`
     head_dtype: str | None = None  # that the engines compute logits in, where all that tell it agree
+    num_before: int = 0  # tokens of these requests that were sampled before the recorder was attached; not scored
     sample: Sample | None = None  # what these were chosen from, where time was bounded
 
     @property
@@ -87,6 +88,7 @@ class Rollouts:
             num_rollouts=len(self.rollouts),
             num_tokens=sum(r.num_tokens for r in self.rollouts),
             num_discarded=self.num_discarded,
+            num_before=self.num_before,
             num_lost_rows=self.num_lost_rows,
             skipped_requests=self.skipped,
             sample=self.sample,

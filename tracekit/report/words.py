@@ -222,6 +222,12 @@ def losses(data: Data) -> Iterator[str]:
     if data.num_discarded:
         one, several = "sampled token never became output and was", "sampled tokens never became output and were"
         yield f"{plural(data.num_discarded, one, several)} not scored"
+    if data.num_before:
+        one, several = (
+            "token was sampled before the recorder was attached and is",
+            "tokens were sampled before the recorder was attached and are",
+        )
+        yield f"{plural(data.num_before, one, several)} not scored"
     for skipped in data.skipped_requests:
         yield f"SKIPPED: {plural(skipped.count, 'request')} {skipped.what}"
     if data.num_lost_rows:

@@ -71,6 +71,11 @@ def untestable(sampling: Mapping[str, Any]) -> str | None:
     return next((name for name in _FOREIGN if _get(sampling, name) not in (None, False, [], {})), None)
 
 
+def looks_back(sampling: Mapping[str, Any]) -> str | None:
+    """Return the parameter that tells a completion's tokens from those before it; None for none."""
+    return next((name for name in _OF_OUTPUT if _get(sampling, name)), None)
+
+
 def parse_params(sampling: Mapping[str, Any]) -> Params:
     """Read recorded sampling parameters (vLLM's names, its defaults for what is missing).
 
@@ -87,6 +92,7 @@ def parse_params(sampling: Mapping[str, Any]) -> Params:
         raise ReplayRefused(f"the recorded sampling parameters cannot be read: {error}") from error
 
 
+_OF_OUTPUT = ("frequency_penalty", "presence_penalty", "min_tokens", "bad_words")
 _INCOMPLETE = {
     "bad_words": "was recorded as text without its token ids",
     "min_tokens": "was recorded without the ids of all stop tokens",

@@ -16,6 +16,7 @@ from tracekit.errors import NoSuchEngineError, NotATraceError, TraceError
 from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_file, quiet
 from tracekit.tables import SCHEMA_VERSION, TABLES
+from tracekit.trace.attached import attached
 from tracekit.trace.batch import batch_of_structs, rows_of, sort_order
 from tracekit.trace.combine import combine
 from tracekit.trace.hold import LOCK_NAME
@@ -170,7 +171,8 @@ class Trace:
 
     def notes(self) -> list[str]:
         """Return a sentence for each engine that never said goodbye, and all else that happened and lost nothing."""
-        return notes(self.tallies.values(), self.all_losses()) + self.incidents
+        told = attached(self.table("control").to_pylist()) if self.rows("control") else []
+        return notes(self.tallies.values(), self.all_losses()) + told + self.incidents
 
     @property
     def complete(self) -> bool:

@@ -30,7 +30,8 @@ def _was_preempted(rows: EngineRows) -> Array:
 
 
 def _chain_start(rows: EngineRows) -> Iterator[Broken]:
-    wrong = _first(rows) & (~_has(rows, NEW) | _has(rows, RESUMED))
+    known = ~np.isin(rows.chain["request"], rows["joined"]["request"])
+    wrong = _first(rows) & known & (~_has(rows, NEW) | _has(rows, RESUMED))
     yield Broken(wrong, rows.chain, lambda _: "its first row is not new")
 
 

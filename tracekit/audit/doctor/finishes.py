@@ -27,8 +27,9 @@ def _twice(rows: EngineRows) -> Iterator[Broken]:
 
 def _count(rows: EngineRows) -> Iterator[Broken]:
     told, (accepted, _) = rows["finishes"]["num_output_tokens"], _accepted(rows)
+    before = rows.before_of(rows["finishes"]["request"])
     yield Broken(
-        told != accepted,
+        told != accepted + before,
         rows["finishes"],
         lambda i: (
             f"finished with an output of {plural(int(told[i]), 'token')}, of which {accepted[i]} appear as accepted"

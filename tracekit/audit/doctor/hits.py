@@ -32,8 +32,8 @@ def _without_cache(rows: EngineRows) -> Iterator[Broken]:
 
 
 def _unexplained(rows: EngineRows) -> Iterator[Broken]:
-    if rows.setting("kv_transfer_config"):
-        return  # blocks may come from elsewhere
+    if rows.setting("kv_transfer_config") or rows.is_part:
+        return  # blocks may come from elsewhere, or from requests that are not in the trace
     hits = rows.first_hits
     at = rows.row_of(hits["request"])
     prompts = rows.requests.column("prompt_token_ids")

@@ -12,7 +12,7 @@ from tracekit.trace.join import pick
 
 
 def _unknown(rows: EngineRows) -> Iterator[Broken]:
-    for table in ("tokens", "topk", "prompt_logprobs", "prompt_topk", "scheduled", "cache", "finishes"):
+    for table in ("joined", "tokens", "topk", "prompt_logprobs", "prompt_topk", "scheduled", "cache", "finishes"):
         text = f"{table} row of a request never admitted"
         yield Broken(rows.row_of(rows[table]["request"]) < 0, rows[table], lambda _, text=text: text)  # type: ignore[misc]
 
@@ -39,8 +39,9 @@ def _position_hole(rows: EngineRows) -> Iterator[Broken]:
     request, position = tokens["request"], tokens["position"]
     first = np.r_[True, request[1:] != request[:-1]][: request.size]
     prompt = rows.prompt_of(request)
+    start = prompt + rows.before_of(request)
     # a prompt of embeddings has no ids: its first position is taken as told
-    expected = np.where(first, np.where(prompt > 0, prompt, position), np.r_[0, position[:-1] + 1][: position.size])
+    expected = np.where(first, np.where(prompt > 0, start, position), np.r_[0, position[:-1] + 1][: position.size])
     hole = (position != expected) & ~_again(rows)
     yield Broken(hole, tokens, lambda i: f"position {position[i]} where {expected[i]} should be")
 

@@ -66,6 +66,16 @@ class Admitted(NamedTuple):
     request: Any  # V0: SequenceGroup; V1: Request
 
 
+class Joined(NamedTuple):
+    """A request that was under way when the recorder was attached."""
+
+    time_ns: int
+    request: Any  # as in `Admitted`
+    engine_step: int  # the first that is recorded
+    num_computed: int  # tokens with KV before that step
+    token_ids: Sequence[int]  # of its output, sampled before
+
+
 class Step(NamedTuple):
     """An engine step that has come to its end."""
 
@@ -100,4 +110,4 @@ class Finished(NamedTuple):
     num_output_tokens: int | None = None  # where the engine tells it, of each
 
 
-Event = TableRow | Fingerprints | Named | Admitted | Step | Preempted | Finished
+Event = TableRow | Fingerprints | Named | Admitted | Joined | Step | Preempted | Finished

@@ -7,7 +7,8 @@ calls what it wraps and does nothing else.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ Method = Callable[..., Any]
 ABSENT = object()  # what an owner had in place of a method that we added
 
 _hooks: list[Hook] = []  # in the order in which they were put in
+_lock = threading.RLock()  # the engine's thread and the one that takes orders both change it
 
 
 @dataclass(eq=False)
@@ -44,6 +46,11 @@ def install(owner: Any, name: str, make: Callable[[Method, Hook], Method], purpo
     Raises:
         KeyError: the owner itself has no such name.
     """
+    with _lock:
+        _install(owner, name, make, purpose)
+
+
+def _install(owner: Any, name: str, make: Callable[[Method, Hook], Method], purpose: object) -> None:
     original = vars(owner)[name]
     method: Any = original.fget if isinstance(original, property) else original
     purposes = getattr(method, "_tracekit", ())
@@ -91,13 +98,29 @@ def after(owner: type, name: str, hook: Callable[..., None], purpose: object = N
 
 def add(owner: type, name: str, method: Method) -> None:
     """Give a class a method of ours, unless it has one of this name."""
-    if not hasattr(owner, name):
+    with _lock:
+        if hasattr(owner, name):
+            return
         setattr(owner, name, method)
         _hooks.append(Hook(owner, name, lambda _original, _hook: method, None, ABSENT, method))
 
 
-def uninstall() -> list[Hook]:
-    """Take all wraps out of this process: the originals stand where they stood.
+def installed() -> list[Hook]:
+    """Return what is in place."""
+    return list(_hooks)
+
+
+def remove(owner: Any, name: str, purpose: object) -> bool:
+    """Take one wrap out; False where something else stands above it, so that it can only be switched off."""
+    with _lock:
+        found = [hook for hook in _hooks if (hook.owner, hook.name, hook.purpose) == (owner, name, purpose)]
+        taken = [hook for hook in found[::-1] if _take_out(hook)]
+        _hooks[:] = [hook for hook in _hooks if hook not in taken]
+        return len(taken) == len(found)
+
+
+def uninstall(keep: Collection[Hook] = ()) -> list[Hook]:
+    """Take all wraps but those of `keep` out of this process: the originals stand where they stood.
 
     Call it between two steps: what a sampler sends along with a step, only our wrap of the scheduler takes off. A
     recording does not see the steps that run without wraps.
@@ -105,9 +128,10 @@ def uninstall() -> list[Hook]:
     Returns:
         What was active, for `reinstall`.
     """
-    taken = [hook for hook in _hooks if hook.active]
-    _hooks[:] = [hook for hook in reversed(_hooks) if not _take_out(hook)][::-1]
-    return taken
+    with _lock:
+        taken = [hook for hook in _hooks if hook.active and hook not in keep]
+        _hooks[:] = [hook for hook in reversed(_hooks) if hook in keep or not _take_out(hook)][::-1]
+        return taken
 
 
 def reinstall(hooks: Iterable[Hook]) -> None:

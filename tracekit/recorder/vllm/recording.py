@@ -9,19 +9,22 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session
+from tracekit.recorder.stream import Stream
 from tracekit.recorder.vllm.calls import brief
 from tracekit.recorder.vllm.events import Fingerprints, TableRow
 from tracekit.recorder.vllm.fingerprint import Tensors, count_changed
 from tracekit.recorder.vllm.snapshot import dumps
 
+PLACE = "_tracekit_recording"  # where a recording hangs on what the hooks see
 MARK = "mark"  # method of a label that came through the daemon
 DIRECT = "direct access"  # method of a change that only the fingerprints tell of
+ATTACH, DETACH = "attach", "detach"  # where a recording begins and ends in the middle of its engine's life
 BY_REQUEST = "request"  # method of an adapter that came with a request and is loaded when it is scheduled
 
 MAX_CALLS = 16  # of one version, whose arguments are kept
@@ -45,11 +48,25 @@ class Recording:
 
     Args:
         session: takes the rows.
+
+    Attributes:
+        stream: where they go from there.
+        owners: the engine's objects that it hangs on.
+        since_step: the first engine step that it may have.
+        stopping: it takes no new step.
+        over: it takes nothing any more, and waits to be closed.
     """
+
+    stream: Stream
+    owners: Sequence[Any] = ()
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.engine_step = 0
+        self.since_step = 0
+        self.stopping = False
+        self.over = False
+        self.on_end: Callable[[int], None] = lambda _engine_step: None  # with the step after its last
         self.weight_version = 0
         self.pending = False  # looked at before every forward
         self._changes: list[Change] = []
@@ -60,6 +77,45 @@ class Recording:
         self._lock = threading.Lock()  # held where versions start and where they are labelled
         # runs before the session's own: a change with no forward after it is a version too
         atexit.register(self.close)
+
+    def begin_at(self, engine_step: int, num_joined: int, told: dict[str, Any]) -> None:
+        """Begin in the middle of the engine's life: which weights it has is not known, so they are not version 0.
+
+        Args:
+            engine_step: the next to be dispatched.
+            num_joined: requests under way.
+            told: how it is recorded, for the trace.
+        """
+        self.engine_step = self.since_step = engine_step
+        self.weight_version = 1
+        now = time.monotonic_ns()
+        self._steer(ATTACH, told, {"joined": num_joined})
+        self._announce(method=ATTACH, begin_ns=now, end_ns=now)
+
+    def stop(self) -> None:
+        """Take no further step, and end with the output of those that are under way."""
+        self.stopping = True
+        if not self.num_under_way():
+            self.end()
+
+    def end(self) -> None:
+        """Let go of the engine; whoever closes it may wait for the daemon, the engine does not."""
+        if not self.over:
+            self.stopping = self.over = True
+            for owner in self.owners:
+                if getattr(owner, PLACE, None) is self:
+                    delattr(owner, PLACE)
+            self._steer(DETACH, {}, None)
+            self.on_end(self.engine_step)
+
+    def num_under_way(self) -> int:
+        """Return the steps that were dispatched and whose output has not come."""
+        return 0
+
+    def _steer(self, name: str, arguments: dict[str, Any], answer: Any) -> None:
+        row = {"engine_step": self.engine_step, "time_ns": time.monotonic_ns(), "name": name}
+        row |= {"arguments": dumps(arguments), "answer": dumps(answer)}
+        self.session.append(TableRow("control", row))
 
     def close(self, timeout_secs: float = 5.0) -> None:
         """Announce what no forward has followed, and deliver everything; safe to call twice."""

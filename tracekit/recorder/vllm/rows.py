@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tracekit.recorder.guard import say_once
@@ -15,6 +17,7 @@ from tracekit.recorder.vllm.events import (
     Event,
     Fingerprints,
     Finished,
+    Joined,
     Named,
     Preempted,
     Step,
@@ -66,12 +69,16 @@ class Rows(Columns, Generic[R]):
 
     A generation of vLLM says how its requests and steps become rows; all else is the same for all.
 
+    Args:
+        sample: share of requests that are recorded; the others are not produced, and so not lost.
+
     Attributes:
         is_short: asked at each admission, whether the request is to be left out as a whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sample: float = 1.0) -> None:
         super().__init__()
+        self._sample = sample
         self._live: dict[str, R] = {}
         self._finished: OrderedDict[str, R] = OrderedDict()
         self.is_short: Callable[[], bool] = lambda: False
@@ -82,7 +89,8 @@ class Rows(Columns, Generic[R]):
             TableRow: Handler(self._add_row, lambda event: {event.table: 1}),
             Fingerprints: Handler(self._add_fingerprints, lambda event: {"fingerprints": len(event.tensors)}),
             Named: Handler(self._add_name, lambda _: {}),
-            Admitted: Handler(self._add_request, lambda _: {"requests": 1}),
+            Admitted: Handler(self._add_admitted, lambda event: self._admissions(event, ("requests",))),
+            Joined: Handler(self._add_joined, lambda event: self._admissions(event, ("requests", "joined"))),
             Step: Handler(self._add_step, self._count_step),
             Preempted: Handler(self._add_preempted, lambda _: {}),
             Finished: Handler(self._add_finished, lambda event: {"finishes": len(event.request_ids)}),
@@ -121,7 +129,14 @@ class Rows(Columns, Generic[R]):
     def _count_step(self, event: Step) -> dict[str, int]:
         raise NotImplementedError
 
+    def _family(self, request_id: str) -> str:
+        """Return what the children of one n>1 request have in common: they are recorded together or not at all."""
+        return request_id
+
     # What a generation may say.
+
+    def _add_to(self, live: R, event: Joined) -> None:
+        """Take what else a request that was under way has behind it."""
 
     def _add_name(self, event: Named) -> None:
         """Keep the caller's id of a request that will be admitted."""
@@ -134,6 +149,30 @@ class Rows(Columns, Generic[R]):
         return None
 
     # What is the same for all.
+
+    def is_sampled(self, request_id: str) -> bool:
+        """Whether a request is recorded; any thread may ask, also of one whose admission was lost."""
+        return self._sample >= 1 or _share(self._family(request_id)) < self._sample
+
+    def _admissions(self, event: Admitted | Joined, tables: tuple[str, ...]) -> dict[str, int]:
+        return {table: 1 for table in tables if self.is_sampled(event.request.request_id)}
+
+    def _add_admitted(self, event: Admitted) -> None:
+        if self.is_sampled(event.request.request_id):
+            self._add_request(event)
+
+    def _add_joined(self, event: Joined) -> None:
+        self._add_admitted(Admitted(event.time_ns, event.request))
+        live = self._live.get(event.request.request_id)
+        if live is None:
+            return
+        live.next_position += len(event.token_ids)
+        live.was_scheduled = bool(event.num_computed or event.token_ids)
+        self._add_to(live, event)
+        if live.shed:
+            return
+        row = {"request": live.number, "engine_step": event.engine_step, "num_computed": event.num_computed}
+        self._append("joined", {**row, "token_ids": event.token_ids})
 
     def _add_row(self, event: TableRow) -> None:
         self._append(event.table, event.row)
@@ -235,7 +274,7 @@ class Rows(Columns, Generic[R]):
     def _find(self, request_id: str, table: str, num_rows: int) -> R | None:
         request = self._known(request_id)
         if request is None or request.shed:
-            self._miss(request, {table: num_rows})
+            self._miss(request, {table: num_rows} if self.is_sampled(request_id) else {})
             return None
         return request
 
@@ -271,6 +310,12 @@ class Rows(Columns, Generic[R]):
             if len(self._finished) > REMEMBER_FINISHED:
                 self._finished.popitem(last=False)
         return request
+
+
+@lru_cache(maxsize=8192)
+def _share(name: str) -> float:
+    """Return a number from 0 to 1 for a name, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / (1 << 48)
 
 
 def topk_of(params: Any) -> int:

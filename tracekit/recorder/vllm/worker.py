@@ -20,7 +20,7 @@ DESCRIBE, FINGERPRINT = "tracekit_describe", "tracekit_fingerprint"
 
 
 def attach(worker_base: type) -> None:
-    """Give vLLM's worker class our two methods; idempotent.
+    """Give vLLM's worker class our methods, which nobody calls while nothing is recorded; idempotent.
 
     Args:
         worker_base: the class that all workers of this vLLM derive from.

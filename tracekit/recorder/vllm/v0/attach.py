@@ -8,22 +8,27 @@ the async and the multiprocessing engine alike; the driver worker's `execute_mod
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.desk import serve
 from tracekit.recorder.guard import failed, never_raise, say_off
-from tracekit.recorder.settings import logprobs_option, probe_folder
+from tracekit.recorder.settings import Options, options, probe_folder
 from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
 from tracekit.recorder.vllm.events import Dispatch, Moves, Preempted, Step
-from tracekit.recorder.vllm.hooks import after, wrap
-from tracekit.recorder.vllm.opening import PLACE, recording_of
+from tracekit.recorder.vllm.hooks import Hook, after, installed, uninstall, wrap
+from tracekit.recorder.vllm.opening import recording_of
+from tracekit.recorder.vllm.recording import PLACE
 from tracekit.recorder.vllm.snapshot import vllm_version
+from tracekit.recorder.vllm.switch import Switch
 from tracekit.recorder.vllm.v0 import probe as v0_probe
 from tracekit.recorder.vllm.v0 import sampler as v0_sampler
+from tracekit.recorder.vllm.v0.engine import SERVED, V0Engine
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
+
+_birth: list[Hook] = []  # what is there from the start, and stays
 
 CLOSE_SECS = 2.0  # the API server kills its engine process four seconds after asking it to end
 
@@ -65,13 +70,25 @@ def missing_features() -> str:
 
 
 def attach() -> None:
-    """Wrap engine, scheduler, executors and worker; idempotent, opens nothing until an engine is built.
+    """Be there when an engine is built; idempotent, opens nothing before that.
 
-    Every engine made afterwards gets a recording of its own.
+    Every engine made afterwards gets a recording of its own where a daemon is named. Elsewhere no step runs through
+    anything of ours until it is attached to.
     """
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    if getattr(main, "name", "") == "vllm.model_executor.models.registry":
-        return  # the short-lived process that looks at the model's class
+    from vllm.engine.llm_engine import LLMEngine
+    from vllm.engine.multiprocessing.engine import MQLLMEngine
+
+    after(LLMEngine, "__init__", _on_engine_built)
+    after(MQLLMEngine, "__init__", _on_server_built)
+    if not _birth:
+        _birth.extend(installed())
+    told = options()
+    if told is not None:
+        watch(told)
+
+
+def watch(told: Options) -> None:
+    """Wrap engine, scheduler, executors and worker; idempotent."""
     from vllm.core.scheduler import Scheduler
     from vllm.engine.arg_utils import EngineArgs
     from vllm.engine.llm_engine import LLMEngine, SchedulerContext
@@ -81,7 +98,6 @@ def attach() -> None:
     from vllm.worker.worker_base import LocalOrDistributedWorkerBase
 
     after(EngineArgs, "create_engine_config", _on_config)
-    after(LLMEngine, "__init__", _on_engine_built)
     after(LLMEngine, "_create_sequence_group_with_sampling", _on_request)
     after(Scheduler, "schedule", _on_schedule)
     after(SchedulerContext, "append_output", _on_output)
@@ -92,12 +108,16 @@ def attach() -> None:
     wrap(DistributedExecutorBase, "collective_rpc", _collective_rpc)
     wrap(UniProcExecutor, "collective_rpc", _collective_rpc)
     wrap(ExecutorBase, "apply_model", _apply_model)
-    after(MQLLMEngine, "__init__", _on_server_built)
     wrap(MQLLMEngine, "cleanup", _cleanup)
     for name in CONTROL:
         wrap(LLMEngine, name, control.recorded(recording_of))
     if (folder := probe_folder()) is not None:
         v0_probe.attach(folder)
+
+
+def unwatch() -> None:
+    """Take out what a recording needs: the engine's methods stand where they stood."""
+    uninstall(keep=_birth)
 
 
 def _on_config(_args: Any, _config: Any, *_a: Any, **_k: Any) -> None:
@@ -108,12 +128,14 @@ def _on_config(_args: Any, _config: Any, *_a: Any, **_k: Any) -> None:
 
 
 def _on_engine_built(engine: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
-    recording = open_for(engine)
-    if recording is not None:
-        _watch_driver(recording, engine.model_executor)
+    told = options()
+    recording = open_for(engine, told)
+    if recording is not None and told is not None:
+        _watch_driver(recording, engine.model_executor, told)
+    serve(Switch(V0Engine(engine, watch, unwatch, _watch_driver), recording))
 
 
-def _watch_driver(recording: V0Recording, executor: Any) -> None:
+def _watch_driver(recording: V0Recording, executor: Any, told: Options) -> None:
     """Follow the driver's worker and its model, where they live in this process (Ray's do not)."""
     from vllm.worker.worker_base import LocalOrDistributedWorkerBase
 
@@ -121,9 +143,10 @@ def _watch_driver(recording: V0Recording, executor: Any) -> None:
     if not isinstance(driver, LocalOrDistributedWorkerBase):
         return
     setattr(driver, PLACE, recording)
+    recording.owners = (*recording.owners, driver)
     recording.has_driver = True
-    if logprobs_option() != "client":
-        v0_sampler.attach(logprobs_option())
+    if told.logprobs != "client":
+        v0_sampler.attach(told.logprobs)
     recording.meet([worker.describe(driver)], lambda: [worker.fingerprint(driver)])
     watch_loads(recording, driver.get_model())
 
@@ -245,6 +268,7 @@ def _on_apply_model(recording: V0Recording, begin_ns: int, *args: Any, **kwargs:
 
 
 def _on_server_built(server: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    setattr(server.engine, SERVED, True)
     recording = recording_of(server.engine)
     if recording is not None:
         recording.in_process = False

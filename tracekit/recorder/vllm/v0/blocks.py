@@ -30,11 +30,11 @@ class V0Blocks:
     Where a step is missing all that was known is given up: a hit then has no versions rather than wrong ones.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, first_step: int = 0) -> None:
         self._block_size = block_size
         self._device = Provenance()
         self._host = Provenance()
-        self._next_step = 0
+        self._next_step = first_step
         self.epoch = 0  # counts the times that steps were missing
 
     def follow(self, engine_step: int) -> None:

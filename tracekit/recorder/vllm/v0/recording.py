@@ -7,7 +7,7 @@ from typing import Any
 
 from tracekit.recorder.guard import say_off
 from tracekit.recorder.session import Session
-from tracekit.recorder.settings import logprobs_option
+from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.events import Admitted, Finished, Moves
 from tracekit.recorder.vllm.opening import open_recording, recording_of
@@ -56,9 +56,15 @@ class V0Recording(Recording):
             self.session.hurry()
 
 
-def open_for(engine: Any) -> V0Recording | None:
-    """Open the recording of a new LLMEngine, unless it is one that cannot be recorded; that is said."""
-    if recording_of(engine) is not None:
+def open_for(engine: Any, options: Options | None, first_step: int = 0) -> V0Recording | None:
+    """Open the recording of an LLMEngine, unless it is not to be recorded, or cannot be; the latter is said.
+
+    Args:
+        engine: vLLM's.
+        options: how; None: not at all.
+        first_step: its number.
+    """
+    if options is None or recording_of(engine) is not None:
         return None
     config = engine.vllm_config
     unsupported = _unsupported(config)
@@ -73,9 +79,10 @@ def open_for(engine: Any) -> V0Recording | None:
         "num_gpu_blocks": cache.num_gpu_blocks,
     }
     return open_recording(
+        options,
         (engine, engine.model_executor, *engine.scheduler, *engine.scheduler_contexts),
         V0Recording,
-        lambda: V0Rows(cache.num_gpu_blocks or 0, cache.block_size, logprobs_option()),
+        lambda: V0Rows(cache.num_gpu_blocks or 0, cache.block_size, options.logprobs, options.sample, first_step),
         Described("v0", config, "processed_logprobs", resolved),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracekit.recorder.vllm.events import Admitted, Dispatch, Preempted, Step
+from tracekit.recorder.vllm.events import Admitted, Dispatch, Joined, Preempted, Step
 from tracekit.recorder.vllm.rows import LiveRequest, Rows, prompt_topk_of, topk_of
 from tracekit.recorder.vllm.v0.blocks import Part, V0Blocks
 from tracekit.recorder.vllm.v0.sampling import sampling_of
@@ -35,26 +35,45 @@ class V0Rows(Rows[V0Request]):
         num_blocks: KV blocks of the engine.
         block_size: tokens in one.
         logprobs: whose are recorded, one of `settings.LOGPROBS`.
+        sample: share of requests that are recorded.
+        first_step: that is recorded.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, logprobs: str = "client") -> None:
-        super().__init__()
+    def __init__(
+        self, num_blocks: int, block_size: int, logprobs: str = "client", sample: float = 1.0, first_step: int = 0
+    ) -> None:
+        super().__init__(sample)
         self._logprobs = logprobs
         self._num_blocks = max(num_blocks, 1)
         self._block_size = block_size
         self._preempted: list[int] = []
-        self._blocks = V0Blocks(block_size)
+        self._blocks = V0Blocks(block_size, first_step)
 
     def _count_step(self, event: Step) -> dict[str, int]:
-        scheduled = event.scheduled
+        outputs = {s.request_id: output for s, output in zip(event.scheduled, event.outputs, strict=True)}
+        scheduled = [s for s in event.scheduled if self.is_sampled(s.request_id)]
         rows = {"steps": 1, "scheduled": len(scheduled), "tokens": sum(s.do_sample for s in scheduled)}
         num_topk = sum(topk_of(s.sampling_params) for s in scheduled if s.do_sample)
         num_hits = sum(self._count_hits(s) for s in scheduled)
         more = {"topk": num_topk, "cache": num_hits}
-        for group, output in zip(scheduled, event.outputs, strict=True):
-            for table, count in _count_prompt(prompt_topk_of(group.sampling_params), output).items():
+        for group in scheduled:
+            of_prompt = _count_prompt(prompt_topk_of(group.sampling_params), outputs[group.request_id])
+            for table, count in of_prompt.items():
                 more[table] = more.get(table, 0) + count
         return {**rows, **{t: n for t, n in more.items() if n}}
+
+    def _family(self, request_id: str) -> str:
+        parent, child, index = request_id.rpartition(CHILD)
+        return parent if child and index.isdigit() else request_id
+
+    def _add_to(self, live: V0Request, event: Joined) -> None:
+        live.computed = event.num_computed
+        live.step = event.engine_step - 1
+        live.decodes = bool(event.token_ids)
+        status = event.request.seqs[0].status.name
+        if live.was_scheduled:
+            live.scheduled = 0 if status == "RUNNING" else RESUMED
+            live.epoch = -1  # not all of its steps were seen
 
     def _add_request(self, event: Admitted) -> None:
         group = event.request
@@ -94,7 +113,7 @@ class V0Rows(Rows[V0Request]):
         scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
         for q, s, _ in found:
-            if q is None and s.do_sample:
+            if q is None and s.do_sample and self.is_sampled(s.request_id):
                 self._miss_token(s)
         # the blocks of a request that is shed are there like any others
         shares = [self._part(self._known(s.request_id), s) for s in scheduled]
@@ -103,6 +122,8 @@ class V0Rows(Rows[V0Request]):
         num_tokens += self._pass_shed([s for q, s, _ in found if q is None])
         self._add_hits(at.engine_step, hits)
         for (q, s, output), share in zip(found, shares, strict=True):
+            if q is None and not self.is_sampled(s.request_id):
+                continue
             if q is None:
                 self._miss(self._known(s.request_id), _count_prompt(prompt_topk_of(s.sampling_params), output))
             elif output.prompt_logprobs:

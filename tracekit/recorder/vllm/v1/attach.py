@@ -11,19 +11,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.desk import serve
 from tracekit.recorder.guard import failed, never_raise
-from tracekit.recorder.settings import logprobs_option, probe_folder
-from tracekit.recorder.vllm import control
-from tracekit.recorder.vllm.events import Admitted, Finished, Named
-from tracekit.recorder.vllm.hooks import Hook, after, install, wrap
-from tracekit.recorder.vllm.opening import PLACE, recording_of
+from tracekit.recorder.settings import Options, options, probe_folder
+from tracekit.recorder.vllm import control, worker
+from tracekit.recorder.vllm.events import Finished, Named
+from tracekit.recorder.vllm.hooks import Hook, after, install, installed, uninstall, wrap
+from tracekit.recorder.vllm.opening import recording_of
+from tracekit.recorder.vllm.recording import PLACE
+from tracekit.recorder.vllm.switch import Switch
 from tracekit.recorder.vllm.v1 import column as v1_column
 from tracekit.recorder.vllm.v1 import probe as v1_probe
 from tracekit.recorder.vllm.v1 import probe2 as v1_probe2
 from tracekit.recorder.vllm.v1 import sampler as v1_sampler
 from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
 from tracekit.recorder.vllm.v1 import weights as v1_weights
+from tracekit.recorder.vllm.v1.engine import V1Engine
 from tracekit.recorder.vllm.v1.recording import V1Recording, open_for
+
+_birth: list[Hook] = []  # what is there from the start, and stays
 
 CLOSE_SECS = 2.0  # the parent kills an engine core about five seconds after asking it to end
 
@@ -52,14 +58,33 @@ def missing_features() -> str:
 
 
 def attach() -> None:
-    """Wrap Scheduler and EngineCore; idempotent, opens nothing until a scheduler is built.
+    """Be there when a scheduler is built, and let workers be asked; idempotent, opens nothing before that.
 
-    Every engine made afterwards gets a recording of its own.
+    Every engine made afterwards gets a recording of its own where a daemon is named. Elsewhere no step runs through
+    anything of ours until it is attached to.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    after(Scheduler, "__init__", _on_scheduler_built)
+    worker.attach(WorkerBase)
+    if not _birth:
+        _birth.extend(installed())
+    told = options()
+    if told is not None:
+        watch(told)
+
+
+def watch(told: Options, scheduler: Any = None) -> None:
+    """Wrap Scheduler and EngineCore; idempotent.
+
+    Args:
+        told: how it is recorded.
+        scheduler: that is there already; None: those that will be built.
     """
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import core
 
-    after(Scheduler, "__init__", _on_scheduler_built)
     after(Scheduler, "add_request", _on_request)
     install(Scheduler, "schedule", _schedule)
     after(Scheduler, "finish_requests", _on_finish_requests)
@@ -72,10 +97,10 @@ def attach() -> None:
             if name in vars(engine_class):
                 wrap(engine_class, name, control.recorded(_of))
     v1_weights.attach(core, _of)
-    if (folder := probe_folder()) is not None:
+    if (folder := probe_folder()) is not None and scheduler is None:
         v1_probe.attach(folder)
         v1_probe2.attach(folder)
-    option = logprobs_option()
+    option = told.logprobs
     if option != "client":
         v1_sampler.attach(option)
         v1_sampler2.attach(option)
@@ -83,6 +108,11 @@ def attach() -> None:
         from vllm.config import SchedulerConfig
 
         after(SchedulerConfig, "get_scheduler_cls", _on_scheduler_class)
+
+
+def unwatch() -> None:
+    """Take out what a recording needs: the engine's methods stand where they stood."""
+    uninstall(keep=_birth)
 
 
 def _of(owner: Any) -> V1Recording | None:
@@ -96,7 +126,8 @@ def _on_scheduler_class(_config: Any, scheduler_class: type, *_args: Any, **_kwa
 
 
 def _on_scheduler_built(scheduler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
-    open_for(scheduler)
+    recording = open_for(scheduler, options())
+    serve(Switch(V1Engine(scheduler, watch, unwatch), recording))
 
 
 def _on_preprocess(core: Any, _result: Any, request: Any) -> None:
@@ -109,8 +140,7 @@ def _on_preprocess(core: Any, _result: Any, request: Any) -> None:
 def _on_request(scheduler: Any, _result: None, request: Any) -> None:
     recording = _of(scheduler)
     if recording is not None and scheduler.requests.get(request.request_id) is request:
-        recording.session.append(Admitted(time.monotonic_ns(), request))
-        recording.admitted(request, first=len(scheduler.requests) == 1)
+        recording.admit(request, first=len(scheduler.requests) == 1)
 
 
 def _schedule(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
@@ -138,6 +168,10 @@ def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..
             failed("update_from_output", error)
         if recording is None:
             return original(self, scheduler_output, model_runner_output)
+        try:
+            recording.join(scheduler_output)
+        except Exception as error:
+            failed("update_from_output", error)
         ids = model_runner_output.sampled_token_ids
         if recording.copies_sampled and ids:
             ids = [list(row) for row in ids]
@@ -158,9 +192,7 @@ def _on_finish_requests(scheduler: Any, result: Any, request_ids: Any, finished_
     # 0.18 returns (request id, client) pairs, 0.32 the requests themselves
     ended = [r[0] if isinstance(r, tuple) else r.request_id for r in result]
     reason = "abort" if "ABORT" in str(finished_status) else "error"
-    recording.session.append(Finished(ended, reason, recording.engine_step, time.monotonic_ns()))
-    if not recording.requests:
-        recording.session.hurry()
+    recording.finished(Finished(ended, reason, recording.engine_step, time.monotonic_ns()))
 
 
 def _shutdown(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ background thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from math import gcd
 from typing import Any
 
@@ -86,13 +86,12 @@ class V1Blocks:
         self._next_step = engine_step + 1
         return hits
 
-    def count(self, scheduled: Any) -> int:
-        """Rows that `step` would return."""
+    def count(self, scheduled: Any, requests: Container[str]) -> int:
+        """Rows that `step` would return of these requests."""
         if not self.groups:
             return 0
-        return sum(
-            len(parts(start, group.block_size)) for _, _, start, _ in self._admitted(scheduled) for group in self.groups
-        )
+        found = [start for request_id, _, start, _ in self._admitted(scheduled) if request_id in requests]
+        return sum(len(parts(start, group.block_size)) for start in found for group in self.groups)
 
     def begin(self, request_id: str) -> None:
         """Note that a request is admitted; its name may have been another's."""

@@ -33,6 +33,7 @@ class V1Rows(Rows[V1Request]):
         logprobs: whose are recorded, one of `settings.LOGPROBS`.
         logprobs_mode: what the engine reports.
         blocks: follows the engine's KV blocks; without it prefix hits are not recorded.
+        sample: share of requests that are recorded.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class V1Rows(Rows[V1Request]):
         logprobs: str = "client",
         logprobs_mode: str = "raw_logprobs",
         blocks: V1Blocks | None = None,
+        sample: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(sample)
         self._all_asked = logprobs != "client"
         self._reported, self._other = "", ""  # columns for what the engine reports, and what we computed beside it
         if logprobs == "both":
@@ -57,10 +59,13 @@ class V1Rows(Rows[V1Request]):
 
     def _count_step(self, event: Step) -> dict[str, int]:
         scheduled = event.scheduled
-        num_tokens = sum(len(ids) for ids in event.token_ids)
-        rows = {"steps": 1, "scheduled": len(scheduled.num_scheduled_tokens), "tokens": num_tokens}
-        more = {"topk": self._count_topk(event), "cache": self._blocks.count(scheduled)}
+        ours = {r for r in scheduled.num_scheduled_tokens if self.is_sampled(r)}
+        num_tokens = sum(len(event.token_ids[row]) for r, row in event.row_of.items() if r in ours and event.token_ids)
+        rows = {"steps": 1, "scheduled": len(ours), "tokens": num_tokens}
+        more = {"topk": self._count_topk(event), "cache": self._blocks.count(scheduled, ours)}
         for request_id, prompt in prompt_arrays(event.prompts):
+            if not self.is_sampled(request_id):
+                continue
             known = self._live.get(request_id) or self._finished.get(request_id)
             for table, count in prompt.num_rows(known).items():
                 more[table] = more.get(table, 0) + count
@@ -95,6 +100,10 @@ class V1Rows(Rows[V1Request]):
             cache_salt=request.cache_salt,
         )
         self._blocks.begin(request_id)
+
+    def _family(self, request_id: str) -> str:
+        index, _, parent = request_id.partition("_")
+        return parent if index.isdigit() else request_id
 
     def _add_step(self, event: Step) -> None:
         at, scheduled, ids, row_of = event.at, event.scheduled, event.token_ids, event.row_of
@@ -189,7 +198,7 @@ class V1Rows(Rows[V1Request]):
         for request_id, prompt in prompt_arrays(event.prompts):
             request = self._known(request_id)
             if request is None or request.shed:
-                self._miss(request, prompt.num_rows(request))
+                self._miss(request, prompt.num_rows(request) if self.is_sampled(request_id) else {})
                 continue
             prompt.append_to(self._columns, request, engine_step)
 
@@ -201,7 +210,7 @@ class V1Rows(Rows[V1Request]):
         width = logprobs.logprobs.shape[1] - 1
         total = 0
         for request_id in event.scheduled.num_scheduled_tokens if width else ():
-            row = event.row_of.get(request_id)
+            row = event.row_of.get(request_id) if self.is_sampled(request_id) else None
             request = self._live.get(request_id) or self._finished.get(request_id)
             if row is not None:
                 total += len(raw_ids[row]) * (width if request is None else request.num_topk)

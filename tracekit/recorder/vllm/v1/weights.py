@@ -27,15 +27,12 @@ Of = Callable[[Any], "V1Weights | None"]
 
 
 def attach(core: Any, of: Of) -> None:
-    """Wrap what changes weights, and what tells the workers apart; idempotent.
+    """Wrap what changes weights; idempotent.
 
     Args:
         core: the module vllm.v1.engine.core.
         of: finds the recording of an engine core.
     """
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    worker.attach(WorkerBase)
     hooks: dict[str, Callable[..., None]] = {
         "add_request": _nothing,
         "collective_rpc": _on_rpc,

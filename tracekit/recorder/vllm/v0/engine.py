@@ -1,0 +1,99 @@
+"""One V0 engine as its switch sees it: an LLMEngine, turned on and off before its scheduler's `schedule()`."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tracekit.recorder.settings import Options
+from tracekit.recorder.vllm.boundary import before_next
+from tracekit.recorder.vllm.describe import about
+from tracekit.recorder.vllm.events import Joined
+from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
+
+SERVED = "_tracekit_served"  # set on an engine whose process runs nobody's code
+
+
+class V0Engine:
+    """What `vllm.switch.Engine` asks for.
+
+    Args:
+        engine: vLLM's LLMEngine.
+        watch: puts the hooks in.
+        unwatch: takes them out.
+        follow: lets a recording see the driver's worker.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        watch: Callable[[Options], None],
+        unwatch: Callable[[], None],
+        follow: Callable[[V0Recording, Any, Options], None],
+    ) -> None:
+        self._engine = weakref.ref(engine)
+        self._about = about("v0", engine.vllm_config)
+        self._watch = watch
+        self._follow = follow
+        self._last_step = 0
+        self.hooks_off = unwatch
+
+    def about(self) -> dict[str, Any]:
+        """Return what the engine is."""
+        return self._about
+
+    def is_gone(self) -> bool:
+        """Whether nobody holds the engine any more."""
+        return self._engine() is None
+
+    def is_idle(self) -> bool:
+        """Whether it has no request."""
+        engine = self._engine()
+        return engine is not None and not any(scheduler.has_unfinished_seqs() for scheduler in engine.scheduler)
+
+    def at_boundary(self, turn: Callable[[], None]) -> None:
+        """Call `turn` on the engine's thread, before its next step."""
+        from vllm.core.scheduler import Scheduler
+
+        engine = self._engine()
+        if engine is not None:
+            # one that is not recorded has one scheduler: pipeline parallelism is refused
+            before_next(Scheduler, "schedule", engine.scheduler[0], turn)
+
+    def begin(self, options: Options) -> V0Recording | None:
+        """Put the hooks in and open a recording; called before a step is scheduled."""
+        engine = self._engine()
+        if engine is None:
+            return None
+        self._watch(options)
+        under_way = list(_under_way(engine))
+        # V0 counts no steps: it is at least one for each token of the longest output
+        known = [self._last_step, *(group.seqs[0].get_output_len() for group in under_way)]
+        first_step = max(known) + 1
+        recording = open_for(engine, options, first_step)
+        if recording is None:
+            return None
+        recording.in_process = not getattr(engine, SERVED, False)
+        recording.begin_at(first_step, len(under_way), options.told())
+        now = time.monotonic_ns()
+        for group in under_way:
+            (sequence,) = group.seqs
+            recording.live[group.request_id] = group
+            token_ids, computed = list(sequence.get_output_token_ids()), sequence.get_num_computed_tokens()
+            recording.session.append(Joined(now, group, first_step, computed, token_ids))
+        self._follow(recording, engine.model_executor, options)
+        recording.on_end = self._ended
+        return recording
+
+    def _ended(self, engine_step: int) -> None:
+        self._last_step = engine_step - 1
+
+
+def _under_way(engine: Any) -> Iterator[Any]:
+    """The groups that the schedulers hold and that have not ended, those that compute first."""
+    for scheduler in engine.scheduler:
+        for group in (*scheduler.running, *scheduler.swapped, *scheduler.waiting):
+            if not group.is_finished():
+                yield group

@@ -1,0 +1,86 @@
+"""One V1 engine as its switch sees it: found by its scheduler, turned on and off before a `schedule()`."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from tracekit.recorder.settings import Options
+from tracekit.recorder.vllm.boundary import before_next
+from tracekit.recorder.vllm.describe import about
+from tracekit.recorder.vllm.v1.recording import V1Recording, join_engine, open_for
+
+MAX_FRAMES = 16  # between the engine core and its scheduler
+
+
+class V1Engine:
+    """What `vllm.switch.Engine` asks for.
+
+    Args:
+        scheduler: vLLM's.
+        watch: puts the hooks in.
+        unwatch: takes them out.
+    """
+
+    def __init__(self, scheduler: Any, watch: Callable[[Options, Any], None], unwatch: Callable[[], None]) -> None:
+        self._scheduler = weakref.ref(scheduler)
+        self._about = about("v1", scheduler.vllm_config)
+        self._watch = watch
+        self._last_step = 0
+        self.hooks_off = unwatch
+
+    def about(self) -> dict[str, Any]:
+        """Return what the engine is."""
+        return self._about
+
+    def is_gone(self) -> bool:
+        """Whether nobody holds the scheduler any more."""
+        return self._scheduler() is None
+
+    def is_idle(self) -> bool:
+        """Whether it has no request."""
+        scheduler = self._scheduler()
+        return scheduler is not None and not scheduler.requests
+
+    def at_boundary(self, turn: Callable[[], None]) -> None:
+        """Call `turn` on the engine's thread, before its next step."""
+        from vllm.v1.core.sched.scheduler import Scheduler
+
+        scheduler = self._scheduler()
+        if scheduler is not None:
+            before_next(Scheduler, "schedule", scheduler, turn)
+
+    def begin(self, options: Options) -> V1Recording | None:
+        """Put the hooks in and open a recording; called within the engine core's step."""
+        scheduler = self._scheduler()
+        if scheduler is None:
+            return None
+        self._watch(options, scheduler)
+        recording = open_for(scheduler, options)
+        if recording is not None:
+            join_engine(recording, scheduler, self._last_step, options.told())
+            core, is_process = _core_above(scheduler)
+            if core is not None:
+                recording.ask(core.model_executor, not is_process)
+            recording.on_end = self._ended
+        return recording
+
+    def _ended(self, engine_step: int) -> None:
+        self._last_step = engine_step - 1
+
+
+def _core_above(scheduler: Any) -> tuple[Any, bool]:
+    """Return the engine core that is about to call its scheduler on this thread, and whether it has a process."""
+    from vllm.v1.engine import core
+
+    frame = sys._getframe(1)
+    for _ in range(MAX_FRAMES):
+        found = frame.f_locals.get("self")
+        if isinstance(found, core.EngineCore) and found.scheduler is scheduler:
+            return found, isinstance(found, core.EngineCoreProc)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None, False
