@@ -81,8 +81,10 @@ def attached(
         states["recording"] = running.tell("look")
         states["stopping"] = running.tell("stop")
         running.go("stop")
-        running.at("again")
+        running.at("rest")
         states["stopped"] = wait_for(lambda: (s := running.tell("look"))["state"] == "dormant" and s, "the end")
+        running.go("rest")
+        running.at("again")
         running.tell("start")
         running.go("again")
         running.at("idle")
@@ -141,7 +143,9 @@ def test_tokens_are_those_that_the_client_got_meanwhile_at_their_positions(attac
             ]
             for name, tokens in seen.items()
         }
-        assert found == {name: tokens for name, tokens in expected.items() if tokens}
+        assert {name: tokens for name, tokens in found.items() if tokens} == {
+            name: tokens for name, tokens in expected.items() if tokens
+        }
         for number, token_ids in before.items():
             earlier = [token["token_id"] for token in seen[names[number]] if token["step"] < steps.start]
             assert token_ids == earlier
@@ -185,5 +189,6 @@ def test_doctor_and_the_counters_find_nothing_lost(attached: Any) -> None:
 
 
 def test_the_wheel_holds_no_more_than_the_recorder(attached: Any) -> None:
+    assert attached[2]["recorder"].startswith(str(recorder_wheel()))
     names = zipfile.ZipFile(recorder_wheel()).namelist()
     assert not [name for name in names if name.startswith(("tracekit/replay", "tracekit/cli", "tracekitd"))]

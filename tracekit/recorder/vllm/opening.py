@@ -61,7 +61,7 @@ def open_recording(
     pace = Pace(stream, settings.max_stall_secs()) if lossless else None
     session = Session(encoder, stream, Marker(socket_of(options.address), stream.engine_id), pace=pace)
     recording = make(session)
-    recording.stream, recording.owners = stream, owners
+    recording.stream, recording.owners, recording.options = stream, owners, options
     Commands(stream, session, recording.label)
     for owner in owners:
         setattr(owner, PLACE, recording)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tracekit.recorder.guard import failed, never_raise, say_once
 from tracekit.recorder.session import Session
+from tracekit.recorder.settings import Options
 from tracekit.recorder.stream import Stream
 from tracekit.recorder.vllm.calls import brief
 from tracekit.recorder.vllm.events import Fingerprints, TableRow
@@ -51,6 +52,7 @@ class Recording:
 
     Attributes:
         stream: where they go from there.
+        options: how the engine is recorded.
         owners: the engine's objects that it hangs on.
         since_step: the first engine step that it may have.
         stopping: it takes no new step.
@@ -58,6 +60,7 @@ class Recording:
     """
 
     stream: Stream
+    options: Options
     owners: Sequence[Any] = ()
 
     def __init__(self, session: Session) -> None:

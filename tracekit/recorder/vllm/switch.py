@@ -36,6 +36,9 @@ class Engine(Protocol):
     def begin(self, options: Options) -> Recording | None:
         """Put the hooks in and open a recording in the middle of the engine's life; on the engine's thread."""
 
+    def wind_up(self, recording: Recording) -> None:
+        """Prepare the end of a recording; on the engine's thread, before a step."""
+
     def hooks_off(self) -> None:
         """Take the hooks out of this process, but for those that no step runs through."""
 
@@ -71,8 +74,8 @@ class Switch:
                 return "it is not recorded"
             self._orders.append(order)
             self._engine.at_boundary(self._turn)
-            if self._engine.is_idle():
-                self._turn()  # no step would come
+            if self._engine.is_idle() and recording is not None and recording.options.logprobs == "client":
+                self._turn()  # no step would come, and no worker need be told
             return ""
         if recording is not None:
             return f"it is recorded already, to {recording.stream.address}: stop that first"
@@ -127,6 +130,7 @@ class Switch:
         try:
             if order.action == "stop":
                 if self._recording is not None:
+                    self._engine.wind_up(self._recording)
                     self._recording.stop()
             elif order.options is not None and self._recording is None:
                 _recorded.add(id(self))

@@ -11,6 +11,7 @@ from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.describe import about
 from tracekit.recorder.vllm.events import Joined
+from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
 
 SERVED = "_tracekit_served"  # set on an engine whose process runs nobody's code
@@ -86,6 +87,9 @@ class V0Engine:
         self._follow(recording, engine.model_executor, options)
         recording.on_end = self._ended
         return recording
+
+    def wind_up(self, recording: Recording) -> None:
+        """Do nothing: what V0's sampler sends along harms nobody."""
 
     def _ended(self, engine_step: int) -> None:
         self._last_step = engine_step - 1

@@ -20,6 +20,7 @@ from tracekit.recorder.vllm.hooks import Hook, after, install, installed, uninst
 from tracekit.recorder.vllm.opening import recording_of
 from tracekit.recorder.vllm.recording import PLACE
 from tracekit.recorder.vllm.switch import Switch
+from tracekit.recorder.vllm.v1 import arming
 from tracekit.recorder.vllm.v1 import column as v1_column
 from tracekit.recorder.vllm.v1 import probe as v1_probe
 from tracekit.recorder.vllm.v1 import probe2 as v1_probe2
@@ -68,6 +69,7 @@ def attach() -> None:
 
     after(Scheduler, "__init__", _on_scheduler_built)
     worker.attach(WorkerBase)
+    arming.add_to(WorkerBase)
     if not _birth:
         _birth.extend(installed())
     told = options()
@@ -101,10 +103,12 @@ def watch(told: Options, scheduler: Any = None) -> None:
         v1_probe.attach(folder)
         v1_probe2.attach(folder)
     option = told.logprobs
-    if option != "client":
+    if option != "client" and scheduler is None:
         v1_sampler.attach(option)
         v1_sampler2.attach(option)
-    if option == "both":
+    if option == "both" and scheduler is not None:
+        _on_scheduler_class(None, type(scheduler))
+    elif option == "both":
         from vllm.config import SchedulerConfig
 
         after(SchedulerConfig, "get_scheduler_cls", _on_scheduler_class)

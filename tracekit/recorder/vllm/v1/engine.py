@@ -7,9 +7,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.guard import say_once
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.describe import about
+from tracekit.recorder.vllm.recording import Recording
+from tracekit.recorder.vllm.v1 import arming
 from tracekit.recorder.vllm.v1.recording import V1Recording, join_engine, open_for
 
 MAX_FRAMES = 16  # between the engine core and its scheduler
@@ -64,8 +67,23 @@ class V1Engine:
             core, is_process = _core_above(scheduler)
             if core is not None:
                 recording.ask(core.model_executor, not is_process)
+                if options.logprobs != "client":
+                    self._say(arming.call(core.model_executor, arming.ARM, options.logprobs))
             recording.on_end = self._ended
         return recording
+
+    def wind_up(self, recording: Recording) -> None:
+        """Let workers send nothing along with a step any more."""
+        scheduler = self._scheduler()
+        if scheduler is not None and recording.options.logprobs != "client":
+            core, _ = _core_above(scheduler)
+            if core is not None:
+                self._say(arming.call(core.model_executor, arming.DISARM))
+
+    @staticmethod
+    def _say(trouble: str) -> None:
+        if trouble:
+            say_once(f"workers cannot be told whose logprobs to record: {trouble}")
 
     def _ended(self, engine_step: int) -> None:
         self._last_step = engine_step - 1

@@ -61,6 +61,15 @@ def _max_num_logprobs(original: Callable[..., Any], self: Any) -> int:
 
 
 def _on_sampler_built(sampler: Any, _result: None, *_args: Any, **_kwargs: Any) -> None:
+    adopt(sampler)
+
+
+def adopt(sampler: Any) -> None:
+    """Listen to what a sampler cuts with; once."""
+    if getattr(sampler, "_tracekit_adopted", False):
+        return
+    sampler._tracekit_adopted = True
+
     def on_cut(_module: Any, args: tuple[Any, ...], _output: Any) -> None:
         held = held_now()
         if held is not None:

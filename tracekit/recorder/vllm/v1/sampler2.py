@@ -69,6 +69,12 @@ def attach(option: str) -> None:
             hooks.wrap(Sampler, "_sample_random", _sample_random)
 
 
+def adopt(sampler: Any, option: str, vllm_config: Any) -> None:
+    """Do for a sampler that is there what is done for a new one."""
+    if not missing_features():
+        _built_for(option)(sampler, None, vllm_config)
+
+
 def _built_for(option: str) -> Callable[..., None]:
     def _on_sampler_built(sampler: Any, _result: None, vllm_config: Any = None, *_args: Any, **_kwargs: Any) -> None:
         mode = sampler.logprobs_mode
