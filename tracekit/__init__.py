@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tracekit.errors import (
+    AttachError,
     CacheError,
     ChecksumError,
     DaemonError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttachError",
     "CacheError",
     "ChecksumError",
     "Client",

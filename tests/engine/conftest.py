@@ -69,5 +69,6 @@ def engine_environment() -> Iterator[None]:
         patch.setenv("TORCHDYNAMO_DISABLE", "1")
         patch.setenv("TRACEKIT_STRICT", "1")
         patch.delenv("TRACEKIT_DAEMON", raising=False)
+        patch.setenv("TRACEKIT_ATTACH", "off")
         patch.setenv("OMP_NUM_THREADS", "1")  # a second one spins for a core that another engine has
         yield

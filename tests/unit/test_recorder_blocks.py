@@ -210,7 +210,7 @@ def test_every_hit_has_the_versions_that_the_memory_has(sub_block: bool, late: i
 
 
 def encode(blocks: V1Blocks, number: int, version: int, scheduled: Any) -> list[Any]:
-    count = blocks.count(scheduled)
+    count = blocks.count(scheduled, scheduled.num_scheduled_tokens)
     found = blocks.step(number, version, scheduled)
     assert len(found) == count
     return found

@@ -29,6 +29,9 @@ class Session:
     def hurry(self) -> None:
         self.events.append("hurry")
 
+    def wait(self) -> None:
+        pass
+
     def close(self, timeout_secs: float) -> None:
         pass
 

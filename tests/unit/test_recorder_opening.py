@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tracekit.recorder import stream as stream_module
+from tracekit.recorder.settings import options
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.opening import open_recording, recording_of
 from tracekit.recorder.vllm.recording import Recording
@@ -56,7 +57,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(*owners: Any) -> Recording | None:
-    return open_recording(owners, Recording, Rows, Described("v9", CONFIG, "raw_logprobs", {"blocks": 5}))
+    return open_recording(options(), owners, Recording, Rows, Described("v9", CONFIG, "raw_logprobs", {"blocks": 5}))
 
 
 def test_it_hangs_on_every_owner_and_describes_the_engine() -> None:

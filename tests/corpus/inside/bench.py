@@ -3,6 +3,13 @@
 import os
 
 
+def _unnamed():
+    """How an engine is recorded that will be told where to."""
+    from tracekit.recorder.settings import Options, access, logprobs_option
+
+    return Options("", access(), logprobs_option())
+
+
 class V1:
     """vLLM 0.18 and 0.32."""
 
@@ -10,6 +17,7 @@ class V1:
         from tracekit.recorder.vllm.v1 import attach
 
         attach.attach()  # no daemon is named yet: the engine is built unrecorded
+        attach.watch(_unnamed())
         from vllm import EngineArgs, LLMEngine
 
         self.folder = model
@@ -33,10 +41,11 @@ class V1:
         return self.model
 
     def open(self, daemon):
+        from tracekit.recorder.settings import options
         from tracekit.recorder.vllm.v1.recording import open_for
 
         os.environ["TRACEKIT_DAEMON"] = daemon
-        self.recording = open_for(self.scheduler)
+        self.recording = open_for(self.scheduler, options())
 
     def close(self):
         from tracekit.recorder.vllm.opening import PLACE
@@ -91,6 +100,7 @@ class V0:
         from tracekit.recorder.vllm.v0 import attach
 
         attach.attach()
+        attach.watch(_unnamed())
         from vllm import EngineArgs, LLMEngine
 
         self.folder = model
@@ -112,11 +122,13 @@ class V0:
         return self.model
 
     def open(self, daemon):
+        from tracekit.recorder.settings import options
         from tracekit.recorder.vllm.v0 import attach, recording
 
         os.environ["TRACEKIT_DAEMON"] = daemon
-        self.recording = recording.open_for(self.engine)
-        attach._watch_driver(self.recording, self.engine.model_executor)
+        told = options()
+        self.recording = recording.open_for(self.engine, told)
+        attach._watch_driver(self.recording, self.engine.model_executor, told)
 
     def close(self):
         from tracekit.recorder.vllm.opening import PLACE

@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 
 import tracekit
 
-PROMPT = 20
+PROMPT = 40
 
 
 def scheduler_class():
@@ -30,7 +30,7 @@ def scheduler_class():
 class Job:
     def __init__(self, model, folder):
         arguments = {"max_model_len": 512, "enforce_eager": True, "max_num_seqs": 16, "seed": 0, "dtype": "float32"}
-        arguments |= {"block_size": 16}
+        arguments |= {"block_size": 16 if os.environ.get("VLLM_USE_V1") == "0" else 32}
         self.engine = LLM(model=model, enable_prefix_caching=True, **arguments).llm_engine
         self.folder, self.step, self.seen, self.hooked = folder, 0, {}, {}
 
