@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from tracekit.tables import ACCEPTED
 from tracekit.trace.batch import rows_of
+from tracekit.trace.names import Name, names_of, names_said
 
 MAX_BYTES = 64 << 20  # of rollouts, and again of annotations that wait: 16 million tokens each
 ITEM_BYTES = 1000  # what one costs beside its values
 MAX_SAME = 16  # requests, and annotations that wait, under one name; what is beyond it is not looked at
 
 F4 = npt.NDArray[np.float32]
-Name = tuple[str, int | None]  # a request's id with which of the n it is; without, where the id is the engine's own
 Key = tuple[int, int]  # engine, request
 
 
@@ -68,7 +68,7 @@ class _Said:
 
     @property
     def names(self) -> tuple[Name, ...]:
-        return (self.request_id, self.index), (self.request_id, None)
+        return names_said(self.request_id, self.index)
 
     @property
     def whom(self) -> tuple[Any, ...]:
@@ -122,7 +122,7 @@ class Mismatch:
         for request, external_id, index, request_id in zip(*columns, strict=True):
             if (engine, request) in self._rollouts:
                 continue
-            names: tuple[Name, ...] = ((external_id, index), (request_id, None))
+            names = names_of(external_id, index, request_id)
             self._rollouts[engine, request] = _Rollout(engine_id, names)
             self._rollout_bytes += ITEM_BYTES
             for name in names:

@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.engine import run_cli
 from helpers.serving import Server, serve
+from tracekit.client import Client
 from tracekit.engines.env import EngineEnv
+from tracekit.replay.annotated import read_annotations
 from tracekit.rpc.client import ControlClient, Mark
 from tracekit.tables import PREEMPTED
 from tracekit.trace.reader import Trace, open_trace
@@ -125,3 +128,24 @@ def test_a_wrong_count_is_found(server: Server, tmp_path: Path) -> None:
     code, facts = doctor(server, str(wrong))
     (engine,) = facts["live"]["engines"]
     assert code == 1 and [c["name"] for c in engine["compared"] if c["state"] == "violated"] == ["prompt tokens"]
+
+
+def test_a_trainer_annotates_by_the_ids_of_the_answers(server: Server) -> None:
+    one = server.ask([*BASE, 9], max_tokens=4, temperature=0.0, logprobs=0)
+    many = server.ask([[*BASE, 10], [*BASE, 11]], n=2, max_tokens=4, temperature=1.0, seed=1, logprobs=0)
+    with Client(server.daemon.address) as trainer:
+        trainer.annotate(one["id"], reward=0, old_logprob=one["choices"][0]["logprobs"]["token_logprobs"])
+        for prompt in range(2):
+            for index in range(2):
+                name = many["id"] if prompt == 0 else f"{many['id']}-1"
+                old = many["choices"][2 * prompt + index]["logprobs"]["token_logprobs"]
+                trainer.annotate(name, index=index, reward=1 + 2 * prompt + index, old_logprob=old)
+    with ControlClient(server.daemon.address) as control:
+        control.flush()
+    trace = open_trace(server.daemon.spool)
+    found = read_annotations(trace)
+    assert len(found.of_request) == 5 and not found.num_unknown and not found.num_ambiguous
+    tokens = trace.table("tokens")
+    for (_, request), said in found.of_request.items():
+        own = np.asarray(tokens.column("rollout_logprob"))[np.asarray(tokens.column("request")) == request]
+        assert said["old_logprobs"] == own.tolist(), said["reward"]

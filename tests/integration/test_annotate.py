@@ -135,6 +135,7 @@ def test_what_outlives_daemons_adds_up_and_keeps_its_number(daemon):
     assert assert_conserved(daemon.out, {"annotations": 11}) == {"annotations": 1}
     (loss,) = open_trace(daemon.out).losses()
     assert loss["reason"] == "not an annotation: TypeError" and loss["engine"] == FIRST_TRAINER
+    assert str(open_trace(daemon.out).all_losses()[0]).startswith(f"trainer {FIRST_TRAINER}, batch")
 
 
 def test_the_example_of_the_docs_annotates(daemon):

@@ -118,6 +118,16 @@ def test_the_same_id_in_two_engines_needs_the_engine_or_the_run():
     assert seen.total[1].num_tokens == 80
 
 
+def test_the_id_of_an_answer_of_a_server_is_that_of_its_first_prompt():
+    tables, values = rollouts()
+    tables["requests"]["external_id"] = ["cmpl-1-0", "cmpl-1-1"]
+    seen = Mismatch()
+    seen.see(*said(values[0] + 1, "cmpl-1"))
+    seen.see(*engine(tables))
+    seen.see(*said(values[1], "cmpl-1-1"))
+    assert seen.outcomes == {"compared": 2} and seen.total[0].num_tokens == 80
+
+
 def test_memory_is_bounded_whatever_comes(monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 40_000)
     seen = Mismatch()

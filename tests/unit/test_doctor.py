@@ -73,7 +73,7 @@ def test_requests_that_were_shed_excuse_nothing_of_the_others(tmp_path, harmed):
     tables = asking()
     gone = shed(tables, 1)
     if harmed:
-        put(tables, "tokens", 5, rollout_logprob=np.float32(0.25))
+        put(tables, "finishes", 0, num_output_tokens=7)
     produced = Counter(count_rows(tables)) + Counter(gone)
     with SpoolWriter(tmp_path / "spool") as writer:
         first = to_record_batch(tables, 0)
@@ -82,7 +82,7 @@ def test_requests_that_were_shed_excuse_nothing_of_the_others(tmp_path, harmed):
         writer.append(batch, BatchMeta(0, ENGINE_ID, 2, dict(produced), gone, True))
         writer.sync()
     report = examine(open_trace(tmp_path / "spool"))
-    assert ("logprob-positive" in {one.check.id for one in report.violations}) == bool(report.violations) == harmed
+    assert ("finish-count" in {one.check.id for one in report.violations}) == bool(report.violations) == harmed
     assert report.exit_code == (1 if harmed else 3) and "shed" in str(report.losses[0])
 
 

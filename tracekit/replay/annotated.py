@@ -14,6 +14,7 @@ from tracekit.diagnose.view import TrainerView
 from tracekit.replay.joining import Decode, Joined, join_samples
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.third import Key, view_of
+from tracekit.trace.names import Name, names_of, names_said
 from tracekit.trainer.types import Sample, sample
 
 if TYPE_CHECKING:
@@ -39,23 +40,21 @@ class Annotations:
 
 
 def read_annotations(trace: Trace) -> Annotations:
-    """Find the request of each annotation, by the caller's id and which of the n it is, else by the engine's id."""
+    """Find the request of each annotation, by the ids that `tracekit.trace.names` gives."""
     requests = trace.table("requests").select(["engine", "request", "request_id", "external_id", "index"]).to_pylist()
     engines = {row["engine"]: (row["engine_id"], row.get("run")) for row in trace.engines()}
-    by_caller: dict[tuple[str, int], list[Key]] = defaultdict(list)
-    by_engine: dict[str, list[Key]] = defaultdict(list)
+    by_name: dict[Name, list[Key]] = defaultdict(list)
     for row in requests:
-        key = row["engine"], row["request"]
-        by_caller[row["external_id"], row["index"]].append(key)
-        by_engine[row["request_id"]].append(key)
+        for name in names_of(row["external_id"], row["index"], row["request_id"]):
+            by_name[name].append((row["engine"], row["request"]))
     found = Annotations({})
     ambiguous: set[tuple[Any, ...]] = set()
     unknown: set[tuple[Any, ...]] = set()
     for row in sorted(trace.table("annotations").to_pylist(), key=lambda row: row["wall_ns"]):
-        name = row["request_id"], row["index"]
-        own = _fitting(by_caller.get(name, ()), row, engines) or _fitting(by_engine.get(name[0], ()), row, engines)
+        names = names_said(row["request_id"], row["index"])
+        own = next((fit for name in names if (fit := _fitting(by_name.get(name, ()), row, engines))), [])
         if len(own) != 1:
-            (ambiguous if own else unknown).add((*name, row["engine_id"], row["run"]))
+            (ambiguous if own else unknown).add((*names[0], row["engine_id"], row["run"]))
             continue
         said = {name: value for name, value in row.items() if value is not None and not (name in VALUES and not value)}
         found.of_request.setdefault(own[0], {}).update(said)

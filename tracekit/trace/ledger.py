@@ -17,7 +17,7 @@ from tracekit.errors import TraceCorruptError
 from tracekit.tables import SHED, TABLES
 from tracekit.trace.runs import is_count, is_counts, joined, touched
 from tracekit.trace.schema import row_schema
-from tracekit.trace.tally import Tally
+from tracekit.trace.tally import Tally, who
 
 UNKNOWN_ENGINE = (1 << 32) - 1
 
@@ -71,7 +71,7 @@ class Loss:
 
     def __str__(self) -> str:
         """Say it in one line, such as `engine 0, batches 7 to 9: steps 2, tokens 300 (buffer full)`."""
-        where = "unknown engine" if self.engine is None else f"engine {self.engine}"
+        where = "unknown engine" if self.engine is None else who(self.engine)
         if self.from_seq and self.from_seq == self.to_seq:
             where += f", batch {self.from_seq}"
         elif self.from_seq:
@@ -162,7 +162,7 @@ def unreported(tally: Tally, reported: Iterable[Loss]) -> list[Loss]:
 def notes(tallies: Iterable[Tally], losses: Iterable[Loss]) -> list[str]:
     """Return a sentence for each engine that never said goodbye, and lost nothing by it."""
     known = list(losses)
-    return [f"engine {tally.engine}: {IDLE_END}" for tally in tallies if tally.idle and _open_end(tally, known)]
+    return [f"{who(tally.engine)}: {IDLE_END}" for tally in tallies if tally.idle and _open_end(tally, known)]
 
 
 def _open_end(tally: Tally, losses: Iterable[Loss]) -> bool:

@@ -129,6 +129,11 @@ class Tally:
         return total
 
 
+def who(number: int) -> str:
+    """Say whom a number stands for, such as `engine 0`."""
+    return f"{'trainer' if number >= FIRST_TRAINER else 'engine'} {number}"
+
+
 def free_number(taken: Iterable[int], like: int = 0) -> int:
     """Return the number behind those that are taken, of engines or, where `like` is a trainer's, of trainers."""
     first = FIRST_TRAINER if like >= FIRST_TRAINER else 0
