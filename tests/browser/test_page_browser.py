@@ -268,11 +268,12 @@ def test_a_fix_is_seen_before_and_after(show, replays):
 def test_a_sentinel_sets_no_scale(show):
     run = make_run(Made())
     run.rollout_logprob[::7] = -9999.0
-    page = show(replay_of(run))
+    page = show(replay_of(run), fragment="#engine=0&request=0&token=7")
     assert "110 tokens with a sentinel left out" in page.inner_text("#ratios")
     page.click("text=Ratios as a table")
     assert float(page.locator("#ratios tbody th").last.inner_text().split(" to ")[1]) < 2
-    assert "112 tokens below -5.37 not drawn" in page.inner_text("#scatter")
+    assert "-9" not in page.inner_text("#scatter") and "sentinel" in page.inner_text(".says")
+    assert page.locator(".strip .none").count() == 7
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"

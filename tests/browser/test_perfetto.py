@@ -63,7 +63,11 @@ def test_counters_and_marks_are_those_of_the_replay(loaded, replay):
     assert [row.name for row in calls] == ["reload_weights", "step-1"]
 
 
-def test_hostile_names_are_text_with_escapes(loaded):
+def test_hostile_names_are_text_with_escapes(loaded, replay):
+    page = shown(replay, {})
+    written = json.loads(to_perfetto(page.result, page.tokens, page.timeline))
+    names = "".join(event["args"]["name"] for event in written["traceEvents"] if event["ph"] == "M")
+    assert not set(names) & set("\u202e\x07\x1b\ud800")
     (name,) = loaded.query("select name from thread where name glob 'request 0*'")
     # this version of Perfetto shows an escaped backslash as two
     assert name.name.replace("\\\\", "\\") == "request 0 </script><b>\\u202e\\u0007\\u001b[31m\\ud800"

@@ -198,8 +198,8 @@ def test_the_page_says_what_the_screen_says(tmp_path, recorded, tracekit):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert code == 4 and f"<h1>{out.splitlines()[0]}</h1>" in page and "page.html" in err
     assert f"{NUM_TOKENS} steps of 1 engine" in page  # the timeline came with it
-    code, _, err = tracekit(*args)
-    assert code == 1 and "exists already" in err
+    code, _, err = tracekit(tmp_path / "no-such-trace", *args[1:])
+    assert code == 1 and "exists already" in err  # before anything is read
 
 
 def refused(tracekit, *args):

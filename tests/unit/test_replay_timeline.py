@@ -30,6 +30,7 @@ def preempted() -> dict:
     scheduled["flags"][back] = RESUMED | COMPUTES_PROMPT
     chunk = (scheduled["request"] == 0) & (scheduled["engine_step"] == 0)
     scheduled["flags"][chunk] |= PARTIAL
+    scheduled["flags"][(scheduled["request"] == 0) & (scheduled["engine_step"] == 1)] |= COMPUTES_PROMPT
     out = (scheduled["request"] == 2) & (scheduled["engine_step"] == 3)
     scheduled["num_tokens"][out], scheduled["flags"][out] = 0, OUT
     made["cache"] = make_cache((0, 1, 4, [(2, 3), (1, 1)]))
@@ -39,8 +40,8 @@ def preempted() -> dict:
 def test_steps_say_what_their_batch_was_made_of(tmp_path: Path) -> None:
     made = preempted()
     steps = timeline(tmp_path / "t.arrow", made)["steps"].to_pydict()
-    assert steps["num_prefill"] == [15, 0, 0, 0, 8, 0]
-    assert steps["num_decode"] == [0, 3, 3, 2, 2, 3]
+    assert steps["num_prefill"] == [15, 1, 0, 0, 8, 0]
+    assert steps["num_decode"] == [0, 2, 3, 2, 2, 3]
     assert steps["num_chunks"] == [1, 0, 0, 0, 0, 0] and steps["num_preempted"] == [0, 0, 0, 1, 0, 0]
     clock = made["engines"]["wall_ns"][0] - made["engines"]["mono_ns"][0]
     assert steps["time_ns"] == (made["steps"]["time_ns"] + clock).tolist()
@@ -48,7 +49,7 @@ def test_steps_say_what_their_batch_was_made_of(tmp_path: Path) -> None:
 
 def test_spans_say_what_became_of_each_request(tmp_path: Path) -> None:
     spans = timeline(tmp_path / "t.arrow", preempted())["spans"].to_pylist()
-    assert [s["kind"] for s in spans if s["request"] == 0] == [WAITING, PREFILL, DECODE]
+    assert [s["kind"] for s in spans if s["request"] == 0] == [WAITING, PREFILL, PREFILL, DECODE]
     third = [s for s in spans if s["request"] == 2]
     assert [s["kind"] for s in third] == [WAITING, PREFILL, DECODE, PREEMPTED, PREFILL, DECODE]
     assert [(s["first_step"], s["last_step"], s["num_tokens"]) for s in third[1:]] == [

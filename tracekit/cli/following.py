@@ -49,7 +49,7 @@ class Looks:
         before.append((now, count))
         state = "ended" if info.ended else "recording" if info.open else "away"
         lost, live = sum(info.totals.lost.values()), info.live
-        if not info.HasField("live"):
+        if info.ended or not info.HasField("live"):
             return Seen(info.engine, state, count, rate, lost)
         compared = live.compared_tokens > 0
         return Seen(

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.diagnose.sentinels import IMPOSSIBLE
-
 F8 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int64]
 
@@ -114,16 +112,14 @@ def _mean(values: F8) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def scatter(recorded: F8, replayed: F8, beyond: npt.NDArray[np.bool_], most: int = 4000) -> dict[str, Any]:
+def scatter(recorded: F8, replayed: F8, d: F8, beyond: npt.NDArray[np.bool_], most: int = 4000) -> dict[str, Any]:
     """Return tokens for a picture of one value against the other: those beyond noise first, others spread evenly.
 
-    It ends at `low`, the quantile `TAIL` of both, in which values that no sampler draws do not count; `num_off` tokens
-    lie below.
+    It ends at `low`, the quantile `TAIL` of both; `num_off` tokens lie below. Tokens without a finite d are left out.
     """
-    use = np.flatnonzero(np.isfinite(recorded) & np.isfinite(replayed))
-    drawn = use[recorded[use] > IMPOSSIBLE]
-    low = min(float(np.quantile(np.r_[recorded[drawn], replayed[drawn]], TAIL)) if drawn.size else -1.0, -1e-3)
-    inside = drawn[np.minimum(recorded[drawn], replayed[drawn]) >= low]
+    use = np.flatnonzero(np.isfinite(d) & np.isfinite(recorded) & np.isfinite(replayed))
+    low = min(float(np.quantile(np.r_[recorded[use], replayed[use]], TAIL)) if use.size else -1.0, -1e-3)
+    inside = use[np.minimum(recorded[use], replayed[use]) >= low]
     hit = inside[beyond[inside]][: most // 2]
     rest = inside[~beyond[inside]]
     rest = rest[:: max(int(np.ceil(rest.size / (most - hit.size))), 1)]

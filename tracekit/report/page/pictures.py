@@ -90,17 +90,17 @@ def _events(timeline: Timeline) -> str:
     return table("In order of engine and step", ("step", "engine", "what", "version", "call", "ms"), rows)
 
 
-def ratio_section(ratios: Histogram, num_impossible: int, name: str, after: str) -> Iterator[str]:
+def ratio_section(ratios: Histogram, num_sentinels: int, name: str, after: str) -> Iterator[str]:
     """Yield the histogram of ratios.
 
     Args:
         ratios: of the run.
-        num_impossible: tokens, of those in no bin, whose value no sampler draws.
+        num_sentinels: of the tokens in no bin.
         name: what ids begin with.
         after: the reading that d is taken under, empty where it is the trainer's own.
     """
     total = sum(ratios.counts) + ratios.below + ratios.above
-    counts = {"without a finite value": ratios.not_finite - num_impossible, "with a sentinel": num_impossible}
+    counts = {"without a finite value": ratios.not_finite - num_sentinels, "with a sentinel": num_sentinels}
     left_out = "".join(f" {plural(n, 'token')} {what} left out." for what, n in counts.items() if n)
     fix = f" Grey: as the trainer takes them; blue: read as {after}." if after else ""
     yield f'<section id="{name}ratios"><h2>Ratios</h2>'

@@ -10,7 +10,6 @@ import numpy as np
 
 from tracekit.diagnose.plain import plain
 from tracekit.diagnose.result import Result
-from tracekit.diagnose.sentinels import IMPOSSIBLE
 from tracekit.report import text
 from tracekit.report.page.figures import F8, I8, along, histogram, scatter
 from tracekit.report.page.heat import heat_section
@@ -24,7 +23,7 @@ from tracekit.report.page.pictures import (
 )
 from tracekit.report.page.steps import Timeline, lanes
 from tracekit.report.page.summary import fixed, summary
-from tracekit.report.page.tokens import Columns, choose, packed, page_columns
+from tracekit.report.page.tokens import SENTINEL, Columns, choose, packed, page_columns
 from tracekit.scores import RAW
 
 _ALONG = {
@@ -65,9 +64,8 @@ def run_part(shown: Shown, name: str = "", *, heading: int = 1) -> Iterator[str]
     """
     verdict, tokens = shown.result.verdict, shown.tokens
     columns = page_columns(tokens, _replayed(verdict.noise.semantic))
-    beyond, recorded = tokens["beyond_noise"], tokens["rollout_logprob"]
-    impossible = np.isfinite(recorded) & (recorded <= IMPOSSIBLE)
-    d = np.where(impossible, np.nan, tokens["d"].astype(np.float64))  # a sentinel is in no picture and sets no scale
+    d, beyond = tokens["d"].astype(np.float64), tokens["beyond_noise"]
+    num_sentinels = int(np.count_nonzero(columns["flags"] & SENTINEL))
     after = verdict.semantic.lens if fixed(verdict) else ""
     before = d + (tokens[_replayed(verdict.expect)] - tokens[_replayed(verdict.noise.semantic)]) if after else None
     rollout = _rollout_of(tokens)
@@ -77,7 +75,7 @@ def run_part(shown: Shown, name: str = "", *, heading: int = 1) -> Iterator[str]
     values = {**columns, **_places(tokens, rollout, prompt, starts + lengths - 1)}
     alongs = [along(title, values[column].astype(np.int64), d, beyond, before) for title, column in _ALONG.items()]
     ratios, steps = histogram(d, before), lanes(shown.timeline, tokens, d)
-    points = scatter(columns["recorded"].astype(np.float64), columns["replayed"].astype(np.float64), beyond)
+    points = scatter(columns["recorded"].astype(np.float64), columns["replayed"].astype(np.float64), d, beyond)
     chosen = choose(rollout, beyond, d)
     rows = [
         {
@@ -110,7 +108,7 @@ def run_part(shown: Shown, name: str = "", *, heading: int = 1) -> Iterator[str]
     yield from summary(shown.result, heading=heading)
     yield from timeline_section(steps, shown.timeline, name)
     yield '<div class="pair">'
-    yield from ratio_section(ratios, int(np.count_nonzero(impossible)), name, after)
+    yield from ratio_section(ratios, num_sentinels, name, after)
     yield from scatter_section(points, name)
     yield "</div>"
     yield from along_section(alongs, name, after)

@@ -29,7 +29,7 @@ _KINDS = {  # column of the page -> its little-endian type
     "flags": "<u1",
 }
 _SAME = ("token_id", "sigma", "weight_version", "engine_step", "vocab_rank", "num_cached", "cached_version")
-BEYOND, FORCED, NOT_FINITE = 1, 2, 4  # flags
+BEYOND, FORCED, NOT_FINITE, SENTINEL = 1, 2, 4, 8  # flags
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def page_columns(tokens: Columns, replayed: str) -> dict[str, npt.NDArray[Any]]:
         replayed: the name of the one that was compared.
     """
     flags = tokens["beyond_noise"] * BEYOND | (tokens["kept_count"] == 1) * FORCED
-    flags |= ~(np.isfinite(tokens["rollout_logprob"]) & np.isfinite(tokens[replayed])) * NOT_FINITE
+    finite = np.isfinite(tokens["rollout_logprob"]) & np.isfinite(tokens[replayed])
+    flags |= ~finite * NOT_FINITE | (finite & np.isnan(tokens["d"])) * SENTINEL
     same = {name: tokens[name] for name in _SAME}
     return {
         **same,

@@ -1,6 +1,6 @@
 "use strict";
 // What all pictures share. Everything that comes from a trace enters the document as text, never as markup.
-const BEYOND = 1, FORCED = 2, NOT_FINITE = 4;
+const BEYOND = 1, FORCED = 2, NOT_FINITE = 4, SENTINEL = 8;
 const KINDS = { recorded: Float32Array, replayed: Float32Array, sigma: Float32Array, flags: Uint8Array, batch: Int32Array, num_cached: Int32Array, cached_version: Int32Array };
 
 const make = (tag, props = {}, ...inner) => {
@@ -37,7 +37,7 @@ const loadRun = async (root) => {
     Object.assign(rollout, { index, first, beyond: 0, worst: 0, sum: 0, finite: 0, onset: -1 });
     for (let i = first; i < first + rollout.count; i++) {
       if (column.flags[i] & BEYOND) { rollout.beyond++; if (rollout.onset < 0) rollout.onset = i - first; }
-      if (Number.isFinite(d[i])) { rollout.finite++; rollout.sum += Math.abs(d[i]); rollout.worst = Math.max(rollout.worst, Math.abs(d[i])); }
+      if (Number.isFinite(d[i]) && !(column.flags[i] & SENTINEL)) { rollout.finite++; rollout.sum += Math.abs(d[i]); rollout.worst = Math.max(rollout.worst, Math.abs(d[i])); }
     }
     first += rollout.count;
   });

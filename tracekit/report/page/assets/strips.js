@@ -13,7 +13,7 @@ const drawStrips = ({ root, $, data, column, d, isClipped, colour }) => {
   const title = make("h3");
   const step = (by) => make("button", { type: "button", textContent: by < 0 ? "← rollout" : "rollout →", onclick: () => move(by) });
   const toOnset = make("button", { type: "button", textContent: "to the onset", onclick: () => here && here.onset >= 0 && show(here.onset) });
-  const scale = make("p", { textContent: `Colour: blue where the trainer gives less than the engine, orange where more; full at |d| = ${data.scale.toPrecision(3)} nats (99 % of tokens are nearer, or it is noise). Framed: beyond noise. Underlined: clipped. Hatched: no finite value.` });
+  const scale = make("p", { textContent: `Colour: blue where the trainer gives less than the engine, orange where more; full at |d| = ${data.scale.toPrecision(3)} nats (99 % of tokens are nearer, or it is noise). Framed: beyond noise. Underlined: clipped. Hatched: no finite value, or a sentinel.` });
   box.append(make("div", { className: "tools" }, make("label", {}, "Filter ", filter), total, step(-1), step(1), toOnset), list, title, strip, says, scale);
 
   const HEADS = [["rollout", (r) => r.index], ["engine", (r) => r.engine], ["request", (r) => r.request], ["tokens", (r) => r.count], ["beyond noise", (r) => r.beyond], ["onset", (r) => (r.onset < 0 ? Infinity : r.onset)], ["mean |d|", (r) => (r.finite ? r.sum / r.finite : 0)], ["max |d|", (r) => r.worst]];
@@ -57,7 +57,7 @@ const drawStrips = ({ root, $, data, column, d, isClipped, colour }) => {
     strip.replaceChildren(...Array.from({ length: to - from }, (_, k) => {
       const i = here.first + from + k, flags = column.flags[i];
       const span = make("span", { textContent: label(i).replaceAll("\\u000a", "⏎") || " " });
-      if (flags & NOT_FINITE) span.classList.add("none"); else span.style.background = colour(i);
+      if (flags & (NOT_FINITE | SENTINEL)) span.classList.add("none"); else span.style.background = colour(i);
       if (flags & BEYOND) span.classList.add("beyond");
       if (from + k === here.onset) span.classList.add("onset");
       if (isClipped(i)) span.classList.add("clipped");
@@ -82,7 +82,7 @@ const drawStrips = ({ root, $, data, column, d, isClipped, colour }) => {
   };
   const tell = (index) => {
     const i = here.first + index, flags = column.flags[i];
-    const facts = { token: label(i), id: column.token_id[i], "output token": index, position: here.start + index, recorded: number(column.recorded[i], 6), [`replayed (${data.semantic})`]: number(column.replayed[i], 6), d: number(d[i], 6), ratio: number(Math.exp(d[i]), 4), "noise (sigma)": number(column.sigma[i], 6), "engine's rank": column.vocab_rank[i] || "–", "weight version": column.weight_version[i], "engine step": column.engine_step[i], "requests in that step": column.batch[i] < 0 ? "–" : column.batch[i], cached: cached(i), "": [flags & BEYOND && "beyond noise", flags & FORCED && "forced", flags & NOT_FINITE && "not finite", isClipped(i) && "clipped"].filter(Boolean).join(", ") };
+    const facts = { token: label(i), id: column.token_id[i], "output token": index, position: here.start + index, recorded: number(column.recorded[i], 6), [`replayed (${data.semantic})`]: number(column.replayed[i], 6), d: number(d[i], 6), ratio: number(Math.exp(d[i]), 4), "noise (sigma)": number(column.sigma[i], 6), "engine's rank": column.vocab_rank[i] || "–", "weight version": column.weight_version[i], "engine step": column.engine_step[i], "requests in that step": column.batch[i] < 0 ? "–" : column.batch[i], cached: cached(i), "": [flags & BEYOND && "beyond noise", flags & FORCED && "forced", flags & NOT_FINITE && "not finite", flags & SENTINEL && "sentinel", isClipped(i) && "clipped"].filter(Boolean).join(", ") };
     says.replaceChildren(make("dl", {}, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value })))));
   };
   const move = (by) => { const i = shown.indexOf(here); const next = shown[i + by]; if (next) open(next); };

@@ -99,7 +99,7 @@ const drawTimeline = (run, openToken) => {
     const step = Math.max(x(lane.first[0] + 1), 1);
     rollouts.forEach((r, row) => {
       for (let i = r.first; i < r.first + r.count; i++) {
-        if (column.flags[i] & NOT_FINITE) continue;
+        if (column.flags[i] & (NOT_FINITE | SENTINEL)) continue;
         c.fillStyle = colour(i);
         c.fillRect(x(column.engine_step[i]), box.top + row * ROW + 1, Math.max(step - (step > 4 ? 1 : 0), 0.8), ROW - 2);
       }
