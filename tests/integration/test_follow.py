@@ -103,3 +103,15 @@ def test_record_draws_a_table_on_a_terminal_with_what_the_job_says_above(daemon)
     assert "\x1b]" not in shown and "\x1b[2J" not in shown  # a job's colours are its own, the screen is not
     assert "tracekit follows" in shown and "weights" in shown
     assert shown.index("one") < shown.index("two")
+
+
+def test_attach_follows_a_daemon_until_it_ends(daemon):
+    send(daemon.address, busy())
+    argv = [sys.executable, "-m", "tracekit", "attach", "--follow"]
+    refused = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "needs the daemon's address" in refused.stderr
+    following = subprocess.Popen([*argv, daemon.address], stderr=subprocess.PIPE, text=True)
+    assert "engine 0 away: tokens 60" in following.stderr.readline()
+    daemon.stop()
+    assert following.wait(30) == 0
+    following.stderr.close()

@@ -20,6 +20,7 @@ from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
     "--stop", "action", flag_value="stop", help="Record them no longer; with ADDR only those that send to it."
 )
 @click.option("--status", "action", flag_value="look", help="Say what they do; this is what happens with no option.")
+@click.option("--follow", is_flag=True, help="Then show the engines of the daemon at ADDR, until Ctrl-C or its end.")
 @click.option("--print-env", is_flag=True, help="Print what lets a job be attached to, with nothing installed.")
 @click.option("--sample", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
               help="Record this share of the requests, whole; an n>1 group stays together  [default: 1]")  # fmt: skip
@@ -31,21 +32,28 @@ from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECS",
               help="How long they may take.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(address: str | None, action: str | None, print_env: bool, as_json: bool, **given: Any) -> int:
+def command(address: str | None, action: str | None, follow: bool, print_env: bool, as_json: bool, **given: Any) -> int:
     """Start, stop or look at the recording of engines that run, on every machine that shares the attach folder.
 
     \b
     tracekit attach unix:/run/user/1000/tracekit/d.sock --start --sample 0.1
     tracekit attach --status
     tracekit attach --stop
+    tracekit attach unix:/run/user/1000/tracekit/d.sock --follow
 
     An engine takes an order within a second and follows it between two of its steps; one that has no request starts
     with the next one. Exit codes: 0 all did what they were told, 1 some did not, or there is none.
     """
+    from tracekit.cli import following
     from tracekit.jobs import attaching
     from tracekit.recorder.settings import attach_folder
     from tracekit.report import attach as report
 
+    if follow and not address:
+        raise UsageError("--follow needs the daemon's address")
+    if follow and not action:
+        following.follow(_absolute(str(address)))
+        return EXIT_OK
     folder = given["folder"] or attach_folder()
     if folder is None:
         raise UsageError("TRACEKIT_ATTACH is off: name the folder where the engines take orders with --folder")
@@ -70,7 +78,11 @@ def command(address: str | None, action: str | None, print_env: bool, as_json: b
             click.echo(f"tracekit: error: pid {state.get('pid')}: {text}", err=True)
     if not states:
         click.echo(f"tracekit: error: no engine takes orders there: {folder}", err=True)
-    return EXIT_FAILED if not states or any(text for _, text in troubles) else EXIT_OK
+    if not states or any(text for _, text in troubles):
+        return EXIT_FAILED
+    if follow:
+        following.follow(_absolute(str(address)))
+    return EXIT_OK
 
 
 def _absolute(address: str) -> str:
