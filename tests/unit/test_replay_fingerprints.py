@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from helpers.synthetic import Made, make_run
 from helpers.tiny_models import write_model
-from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.facts import Facts, Update
+from tracekit.diagnose.remarks import Remark, too_small
 from tracekit.diagnose.verdict import judge
 from tracekit.recorder.vllm.fingerprint import fingerprints
-from tracekit.replay.fingerprints import Wanted, of_folder
+from tracekit.replay.fingerprints import Wanted, arrived, of_folder
 from tracekit.report.causes.table import change, sentence
 
 LAYER = "model.layers.1."
@@ -85,3 +86,15 @@ def test_the_right_weights_and_unread_ones_say_nothing():
     assert judge(run, facts=facts(NEW)).verdict.causes == []
     assert judge(run, facts=replace(facts(OLD), checkpoints={})).verdict.causes == []
     assert judge(run, facts=facts({"0 a": None})).verdict.causes == []
+
+
+def test_an_update_that_the_engines_dtype_does_not_resolve_has_moved_and_not_arrived(tmp_path):
+    weights = {name: torch.linspace(0.5, 1, 256).reshape(16, 16) for name in ("a", "b", "c")}
+    after = {"a": weights["a"] * (1 + 1e-5), "b": weights["b"] * 1.1, "c": weights["c"]}
+    for name, tensors in (("older", weights), ("newer", after)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert arrived(tmp_path / "older", tmp_path / "newer", "bfloat16") == (2, 1)
+    assert arrived(tmp_path / "older", tmp_path / "newer", "float32") == (2, 2)
+    facts = Facts(updates=[Update(3, 2, 1), Update(4, 2, 2)])
+    assert too_small(facts) == [Remark("update below resolution", {"version": 3, "moved": 2, "count": 1})]

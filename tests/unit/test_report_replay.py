@@ -110,6 +110,7 @@ def test_where_the_weights_came_from_is_on_the_screen():
 def test_every_code_has_its_sentence():
     verdict = judge(make_run(Made(num_rollouts=4))).verdict
     numbers = {"count": 3.0, "position": 8.0, "request": 2.0, "nats": 1.25, "bulk": 0.1, "times": 2.0, "allowed": 1.3}
+    numbers |= {"version": 3.0, "moved": 5.0}
     said = {code: words.remark(verdict, Remark(code, numbers, ["this", "that"])) for code in get_args(Code)}
     assert len({*said.values()}) == len(said) and all(text.endswith(".") for text in said.values())
     found = {words.cause(replace(verdict, cause=code)) for code in get_args(OnPath)}

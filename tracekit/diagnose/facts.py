@@ -60,6 +60,21 @@ class WeightChange:
 
 
 @dataclass(frozen=True)
+class Update:
+    """What an update of the stored weights became in the engine's dtype.
+
+    Attributes:
+        version: that it leads to.
+        moved: tensors that differ from the version before, as they are stored.
+        arrived: of these, tensors that differ once they are cast to the engine's dtype.
+    """
+
+    version: int
+    moved: int
+    arrived: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything of that kind.
 
@@ -72,6 +87,7 @@ class Facts:
             would have it; tensors whose layout is not known are left out.
         scored: which of these each engine's version is scored with.
         skipped: requests that were left out of the replay.
+        updates: between folders that hold wider weights than the engine received.
         vocab_size: rows of the engine's head, None where the trace does not tell.
         tokenizer_size: ids that the tokenizer of the scored folder has, None where it has none that can be read.
         trainer_config: whether lint compared with a folder that was named as the trainer's.
@@ -84,6 +100,7 @@ class Facts:
     checkpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scored: Mapping[Version, str] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
+    updates: Sequence[Update] = ()
     vocab_size: int | None = None
     tokenizer_size: int | None = None
     trainer_config: bool = False

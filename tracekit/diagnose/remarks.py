@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tracekit.diagnose.data import Run
+from tracekit.diagnose.facts import Facts
 from tracekit.diagnose.kv import KvHypothesis
 from tracekit.diagnose.metrics import Metrics
 from tracekit.diagnose.noise import NoiseFloor, TokenNoise, robust_deviation
@@ -23,6 +24,7 @@ Code = Literal[
     "whole run",
     "values say kv recomputed",
     "values say kv kept",
+    "update below resolution",
     # limits
     "detectable",
     "float32 head",
@@ -82,6 +84,15 @@ def findings(run: Run, semantic: Semantic, metrics: Metrics, kv: Seq[KvHypothesi
             better = other.num_rollouts - other.num_recorded_better
             found.append(Remark(code, {"count": better, "nats": -other.total_nats}))
     return found
+
+
+def too_small(facts: Facts) -> list[Remark]:
+    """Say which updates moved tensors that did not move in the engine's dtype."""
+    return [
+        Remark("update below resolution", {"version": u.version, "moved": u.moved, "count": u.moved - u.arrived})
+        for u in facts.updates
+        if u.arrived < u.moved
+    ]
 
 
 def limits(run: Run, noise: NoiseFloor, semantic: Semantic) -> list[Remark]:

@@ -24,7 +24,7 @@ from tracekit.diagnose.onset import Onset, RolloutOnsets, earliest
 from tracekit.diagnose.parts import Parts, split
 from tracekit.diagnose.party import Party, not_judged, three_parties
 from tracekit.diagnose.pooled import Change
-from tracekit.diagnose.remarks import Remark, findings, limits
+from tracekit.diagnose.remarks import Remark, findings, limits, too_small
 from tracekit.diagnose.semantic import Semantic
 from tracekit.diagnose.sentinels import without
 from tracekit.diagnose.trial import Tried
@@ -148,7 +148,7 @@ def judge(
         parts=split(run, lens),
         modules=run.modules,
         left=_left(causes, on_path) if layer == SEMANTIC else None,
-        findings=findings(run, semantic, before, kv, judged),
+        findings=[*findings(run, semantic, before, kv, judged), *too_small(facts)],
         noted=[noted for noted in facts.noted if noted.severity in GRAVE],
         limits=limits(run, judged.floor, semantic),
         party=party,

@@ -52,6 +52,30 @@ def of_folder(folder: Path, wanted: Iterable[Wanted]) -> dict[Wanted, int]:
     return found
 
 
+def arrived(older: Path, newer: Path, dtype: str) -> tuple[int, int]:
+    """Return how many tensors differ between two folders as they are stored, and how many once cast to `dtype`.
+
+    Args:
+        older: folder of the weights before an update.
+        newer: folder of those after it.
+        dtype: that an engine casts them to.
+    """
+    before, after = (
+        {k: t for path in sorted(f.glob("*.safetensors")) for k, t in _index(path).items()} for f in (older, newer)
+    )
+    both = [(before[name], after[name]) for name in sorted(before.keys() & after.keys())]
+    return _num_moved(both, None), _num_moved(both, dtype)
+
+
+def _num_moved(pairs: Iterable[tuple[_Stored, _Stored]], dtype: str | None) -> int:
+    """How many of these differ in a type; None: in that which each is stored in."""
+    found = 0
+    for pair in pairs:
+        hashes = [_fingerprint(Wanted("", dtype or TORCH_NAMES.get(s.dtype, ""), s.shape), [s]) for s in pair]
+        found += hashes[0] != hashes[1]
+    return found
+
+
 def _index(path: Path) -> dict[str, _Stored]:
     start, tensors = header(path)
     return {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracekit.diagnose.facts import Facts
+from tracekit.diagnose.facts import Facts, Update
 from tracekit.diagnose.result import Weights
 from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_folder, quiet
 from tracekit.replay.checkpoints import stored_dtype
 from tracekit.replay.claims import find_claims
 from tracekit.replay.facts import of_checkpoints, read_facts
+from tracekit.replay.fingerprints import arrived
 from tracekit.replay.folders import choose_weights, needed_claims
 from tracekit.replay.naming import Folders, numbered
 from tracekit.replay.numbers import name_of, version_of
@@ -82,8 +84,19 @@ def locate(
     facts = read_facts(trace, folders[min(folders)], trainer_config)
     facts = replace(facts, **_checkpoints(trace, rollouts, folders, known))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
+    facts = replace(facts, updates=_updates(taken, folders))
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     return Located(rollouts, taken, folders, oldest, known, facts)
+
+
+def _updates(taken: Sequence[Weights], folders: Mapping[int, Path]) -> list[Update]:
+    """What each update from one folder to the next became, where the engine received a narrower type."""
+    cast = {w.version: w.received for w in taken if w.is_cast and w.received}
+    return [
+        Update(version_of(newer), *arrived(folders[older], folders[newer], cast[newer]))
+        for older, newer in pairwise(sorted(cast))
+        if folders[older] != folders[newer]
+    ]
 
 
 def _known(rollouts: Rollouts, folders: Mapping[int, Path]) -> dict[Path, str]:

@@ -109,6 +109,11 @@ def remark(verdict: Verdict, said: Remark) -> str:
                 f"The values tell another history of the KV than the trace: with KV {how} they are explained better by "
                 f"{numbers['nats']:.0f} nats, in {plural(count, 'rollout')}."
             )
+        case "update below resolution":
+            return (
+                f"The update to weight version {numbers['version']:.0f} is too small for the engine's dtype: of "
+                f"{plural(int(numbers['moved']), 'tensor')} that moved as stored, {count} did not once cast."
+            )
         case "detectable":
             return (
                 f"A token of median response must be off by {numbers['nats']:.2g} nats to be beyond noise by itself; a "

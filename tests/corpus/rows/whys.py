@@ -16,9 +16,6 @@ WHYS = {
     "noisy-blocks": "as foreign-blocks",
     "without-q-proj": PACKED,
     "gate-20": "the module is named; that its weights are other ones and its kernel is not cannot be told",
-    "rounded-logprobs": "no detector looks for values that were rounded after they were computed",
-    "rounded-values": "a temperature off by 0.1 % and a top-p of 0.8984 are taken for another top-p",
-    "nan": "values that are not finite are withheld, not called a divergence",
     "article": "the head's precision is not told apart behind the other three",
 }
 
