@@ -85,13 +85,16 @@ def attached(
         states["stopped"] = wait_for(lambda: (s := running.tell("look"))["state"] == "dormant" and s, "the end")
         running.go("rest")
         running.at("again")
-        running.tell("start")
+        running.tell("start", logprobs="both")
         running.go("again")
         running.at("idle")
-        states["idle"] = running.tell("stop", 20.0)
+        states["idle"] = running.tell("stop")  # workers are to be told, which takes a step
         running.go("idle")
         running.at("end")
+        wait_for(lambda: running.tell("look")["state"] == "dormant", "the end")
         running.go("end")
+        running.at("over")
+        running.go("over")
         trace = running.end()
         yield request.param, trace, json.loads((folder / "job" / "view.json").read_text()), states, running
     finally:
@@ -106,7 +109,7 @@ def rows(trace: Trace, table: str, engine: int) -> list[dict[str, Any]]:
 def test_it_says_what_it_does(attached: Any) -> None:
     name, _, _, states, running = attached
     assert [state["state"] for state in states.values()] == [
-        "dormant", "starting", "recording", "stopping", "dormant", "dormant",
+        "dormant", "starting", "recording", "stopping", "dormant", "stopping",
     ]  # fmt: skip
     recording = states["recording"]
     assert recording["daemon"] == running.daemon.address and recording["kind"] == ("v0" if name == "v0" else "v1")
@@ -118,7 +121,7 @@ def test_it_says_what_it_does(attached: Any) -> None:
 def test_the_hooks_are_there_only_while_it_is_recorded(attached: Any) -> None:
     _, _, view, _, _ = attached
     hooked = view["hooked"]
-    assert hooked["start"] == hooked["again"] == hooked["end"] == [] and "schedule" in hooked["stop"]
+    assert hooked["start"] == hooked["again"] == hooked["over"] == [] and "schedule" in hooked["stop"]
     assert hooked["idle"]
 
 
@@ -126,12 +129,17 @@ def test_tokens_are_those_that_the_client_got_meanwhile_at_their_positions(attac
     _, trace, view, _, _ = attached
     seen = view["seen"]
     first = min(token["step"] for token in seen["within"]) - 8  # the first step that was recorded
-    for engine, steps in ((FIRST, range(first, first + 18)), (SECOND, range(seen["second"][0]["step"], 10**6))):
+    for engine, steps in (
+        (FIRST, range(first, first + 18)),
+        (SECOND, range(seen["unasked"][0]["step"], seen["last"][0]["step"])),
+    ):
         names = {row["request"]: row["external_id"] for row in rows(trace, "requests", engine)}
         before = {row["request"]: row["token_ids"] for row in rows(trace, "joined", engine)}
         found: dict[str, list[Any]] = {name: [] for name in names.values()}
         for token in rows(trace, "tokens", engine):
             assert token["flags"] == ACCEPTED and token["weight_version"] == 1
+            if names[token["request"]] == "unasked":
+                continue
             found[names[token["request"]]].append(
                 (token["position"], token["token_id"], float(np.float32(token["rollout_logprob"])).hex())
             )
@@ -142,6 +150,7 @@ def test_tokens_are_those_that_the_client_got_meanwhile_at_their_positions(attac
                 if token["step"] in steps
             ]
             for name, tokens in seen.items()
+            if name != "unasked"
         }
         assert {name: tokens for name, tokens in found.items() if tokens} == {
             name: tokens for name, tokens in expected.items() if tokens
@@ -184,8 +193,35 @@ def test_what_came_before_is_unknown_and_not_of_version_0(attached: Any) -> None
 def test_doctor_and_the_counters_find_nothing_lost(attached: Any) -> None:
     _, trace, _, _, _ = attached
     assert trace.complete and not trace.all_losses()
-    report = examine(trace)
+    prompts = {row["external_id"]: row["prompt_token_ids"] for row in trace.table("requests").to_pylist()}
+    view = [
+        {
+            "request_id": name,
+            "index": 0,
+            "prompt_token_ids": prompts[name],
+            "token_ids": [token["token_id"] for token in tokens],
+            "logprobs": [float.fromhex(token["logprob"]) for token in tokens],
+        }
+        for name, tokens in attached[2]["seen"].items()
+        if name in prompts and name != "unasked"
+    ]
+    outside = {**view[0], "request_id": "before"}  # it ended before the recorder was there
+    report = examine(trace, [*view, outside])
     assert report.violations == [] and report.excused == []
+    assert report.not_compared == ["1 completion of requests that were not recorded"]
+    view[0]["token_ids"][10] += 1
+    assert examine(trace, view).violations
+
+
+def test_logprobs_that_nobody_asked_for_begin_with_the_recording(attached: Any) -> None:
+    name, trace, view, _, _ = attached
+    tokens = rows(trace, "tokens", SECOND)
+    assert len(tokens) == 12 + 9 and all(row["raw_logprob"] is not None for row in tokens)
+    assert all(row["processed_logprob"] is not None and row["rollout_logprob"] is not None for row in tokens)
+    reported = "processed_logprob" if name == "v0" else "raw_logprob"
+    assert all(row[reported] == row["rollout_logprob"] for row in tokens)
+    assert all(row["raw_logprob"] is None for row in rows(trace, "tokens", FIRST))
+    assert all(token["logprob"] is None for token in view["seen"]["unasked"])
 
 
 def test_the_wheel_holds_no_more_than_the_recorder(attached: Any) -> None:

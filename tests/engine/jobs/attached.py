@@ -34,8 +34,8 @@ class Job:
         self.engine = LLM(model=model, enable_prefix_caching=True, **arguments).llm_engine
         self.folder, self.step, self.seen, self.hooked = folder, 0, {}, {}
 
-    def add(self, name, max_tokens, offset=0):
-        params = SamplingParams(temperature=0.9, max_tokens=max_tokens, logprobs=0, ignore_eos=True, seed=7)
+    def add(self, name, max_tokens, offset=0, logprobs=0):
+        params = SamplingParams(temperature=0.9, max_tokens=max_tokens, logprobs=logprobs, ignore_eos=True, seed=7)
         prompt = {"prompt_token_ids": [1000 + offset * 100 + i for i in range(PROMPT)]}
         self.engine.add_request(name, prompt, params)
         self.seen[name] = []
@@ -50,7 +50,9 @@ class Job:
                 seen = self.seen[output.request_id]
                 for at in range(len(seen), len(completion.token_ids)):
                     token_id = completion.token_ids[at]
-                    logprob = float(completion.logprobs[at][token_id].logprob).hex()
+                    told = completion.logprobs[at] if completion.logprobs else None
+                    assert told is None or set(told) == {token_id}, told  # nothing of ours reaches a client
+                    logprob = float(told[token_id].logprob).hex() if told else None
                     seen.append({"token_id": token_id, "logprob": logprob, "step": self.step})
 
     def wait(self, name):
@@ -79,9 +81,14 @@ if __name__ == "__main__":
     job.steps()
     job.wait("rest")
     job.wait("again")
+    job.add("unasked", 12, 8, logprobs=None)
+    job.steps(4)
     job.add("second", 9, 7)
     job.steps()
     job.wait("idle")
+    job.add("last", 3, 9)
+    job.steps()
     job.wait("end")
+    job.wait("over")
     view = {"seen": job.seen, "hooked": job.hooked, "recorder": tracekit.__file__}
     (job.folder / "view.json").write_text(json.dumps(view))

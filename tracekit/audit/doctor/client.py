@@ -46,9 +46,13 @@ def client_view(engines: Sequence[EngineRows], view: Sequence[Completion]) -> Cl
     told: list[Told] = []
     taken: dict[tuple[int, int], int] = {}  # request -> the line that is it
     lines = []
+    partial, num_outside = any(rows.is_part for rows in engines), 0
     for at, seen in enumerate(view):
         if text := broken_value(seen):
             told.append((VALUE, first, Violation(f"line {at + 1}: {text}")))
+            continue
+        if partial and str(seen["request_id"]) not in known:
+            num_outside += 1
             continue
         lines.append(seen)
         told += _line(at, seen, known, taken, first)
@@ -58,7 +62,8 @@ def client_view(engines: Sequence[EngineRows], view: Sequence[Completion]) -> Cl
     for check, engine, violation in told:
         wrong.setdefault((check.id, engine), (check, []))[1].append(violation)
     findings = [Finding(check, engine, len(all_), all_[:MAX_EXAMPLES]) for (_, engine), (check, all_) in wrong.items()]
-    return ClientView(findings, _not_compared(lines, known))
+    outside = [f"{plural(num_outside, 'completion')} of requests that were not recorded"] if num_outside else []
+    return ClientView(findings, outside + _not_compared(lines, known))
 
 
 def _by_name(engines: Iterable[EngineRows]) -> Known:
@@ -71,7 +76,7 @@ def _by_name(engines: Iterable[EngineRows]) -> Known:
 
 
 def _pairs(seen: Completion, of: Iterable[Pair]) -> list[Pair]:
-    return [replace(pair, seen=seen) for pair in of]
+    return [replace(pair, seen=pair.part_of(seen)) for pair in of]
 
 
 def _line(at: int, seen: Completion, known: Known, taken: dict[tuple[int, int], int], first: int) -> Iterator[Told]:

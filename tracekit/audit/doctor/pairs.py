@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from tracekit.audit.doctor import stops
 from tracekit.audit.findings import Array, Columns, select
@@ -45,6 +46,19 @@ class Pair:
         """The request's accepted tokens."""
         begin, end = np.searchsorted(self.rows.accepted["request"], [self.number, self.number + 1])
         return select(self.rows.accepted, slice(begin, end))
+
+    def part_of(self, seen: Completion) -> Completion:
+        """Return what the trace can have of a completion: a part, where an attach or a detach was within it."""
+        begin = int(self.rows.before_of(np.array([self.number]))[0])
+        goes_on = self.rows.is_part and self.reason is None
+        if not begin and not goes_on:
+            return seen
+        joined = self.rows.joined.filter(pc.field("request") == self.number).column("token_ids")
+        if begin and list(seen["token_ids"][:begin]) != joined[0].as_py():
+            return seen
+        end = begin + self.tokens["token_id"].size if goes_on else None
+        parts = {name: seen[name][begin:end] for name in ("token_ids", "logprobs") if seen.get(name) is not None}
+        return {**seen, **parts}
 
     @cached_property
     def prompt_logprobs(self) -> list[Array]:
