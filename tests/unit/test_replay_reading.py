@@ -44,3 +44,23 @@ def test_prompt_logprobs_alone_are_told_apart_from_none(tmp_path, kind, meaning)
     with pytest.raises(ReplayRefused, match=f"for the logprobs of prompts.*8 prompt logprobs .*{meaning}") as refused:
         read_rollouts(open_trace(tmp_path / "t.arrow"))
     assert "did not ask for them" not in str(refused.value) and "logprobs=0" in str(refused.value)
+
+
+@pytest.mark.parametrize(("params", "skipped"), [({}, []), ({"presence_penalty": 0.5}, ["sampling parameter"])])
+def test_of_a_request_that_was_under_way_the_later_tokens_are_scored_behind_the_earlier_ones(tmp_path, params, skipped):
+    tables = make_tables(2, 6, sampling_params=params)
+    tokens = tables["tokens"]
+    gone = (np.asarray(tokens["request"]) == 0) & (np.asarray(tokens["position"]) < 5 + 2)
+    earlier, later = np.asarray(tokens["token_id"])[gone], np.asarray(tokens["token_id"])[~gone]
+    of_first = np.asarray(tokens["request"])[~gone] == 0
+    kept = {name: np.ma.asarray(values)[~gone] for name, values in tokens.items()}
+    one = np.ones(1, "u4")
+    joined = {"request": 0 * one, "engine_step": 2 * one, "num_computed": 6 * one, "token_ids": [earlier.tolist()]}
+    write_trace(tmp_path / "t.arrow", [{**tables, "tokens": kept, "joined": joined}])
+    found = read_rollouts(open_trace(tmp_path / "t.arrow"))
+    data = found.data()
+    assert [one.why for one in data.skipped_requests] == skipped and data.num_before == 2 and not data.lost
+    if not skipped:
+        sequence = found.rollouts[0].sequence
+        assert len(found.rollouts) == 2 and sequence.token_ids.tolist() == later[of_first].tolist()
+        assert sequence.prompt_token_ids[5:].tolist() == earlier.tolist() and sequence.prompt_token_ids.size == 7
