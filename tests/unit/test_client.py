@@ -71,7 +71,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: next(iter(wrong)))
 def test_what_is_none_is_dropped_and_counted_and_the_next_goes_on(wrong, monkeypatch, tmp_path):
     monkeypatch.delenv("TRACEKIT_STRICT", raising=False)
     with Client(f"unix:{tmp_path}/nobody.sock") as trainer:
