@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from helpers.wire import (
+    ENGINE_TABLES,
     DaemonProcess,
     all_tables,
     assert_conserved,
@@ -32,7 +33,7 @@ from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
 from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient, wait_ready
-from tracekit.rpc.columns import WIRE_TABLES, count_rows
+from tracekit.rpc.columns import count_rows
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.trace.reader import open_trace
 from tracekitd.service import MAX_STREAMS
@@ -52,7 +53,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, words: str, code: int
 def test_every_table_comes_back_bit_for_bit(daemon, monkeypatch):
     monkeypatch.setattr(stream_module, "SPLIT_BYTES", 20_000)  # some batches are cut by rows
     streams = [Stream(daemon.address, engine_id()) for _ in range(2)]
-    sent = {number: {name: [] for name in WIRE_TABLES} for number in range(2)}
+    sent = {number: {name: [] for name in ENGINE_TABLES} for number in range(2)}
     produced = [Counter(), Counter()]
     for number, stream in enumerate(streams):
         for seed in range(5):
@@ -67,7 +68,7 @@ def test_every_table_comes_back_bit_for_bit(daemon, monkeypatch):
     assert daemon.stop() == 0
     assert not daemon.spool.exists() and not daemon.socket.exists()
     for number in range(2):
-        for name in WIRE_TABLES:
+        for name in ENGINE_TABLES:
             stored = rows_of_trace(daemon.out, name, engine=number)
             assert sorted(stored, key=sort_key) == sorted(sent[number][name], key=sort_key), name
     assert open_trace(daemon.out).complete
@@ -233,7 +234,7 @@ def test_a_malformed_batch_is_refused_and_the_one_before_is_kept(shared, bad, co
 @pytest.mark.parametrize(
     ("first", "code", "words"),
     [
-        (hello(GOOD, protocol=1), "FAILED_PRECONDITION", "it speaks protocol 3, the recorder 1"),
+        (hello(GOOD, protocol=1), "FAILED_PRECONDITION", f"it speaks protocol {messages.PROTOCOL}, the recorder 1"),
         (hello(GOOD, schema=99), "FAILED_PRECONDITION", "it writes schema 4, the recorder sends 99"),
         (hello("../../etc/passwd"), "INVALID_ARGUMENT", "32 hex digits"),
         (batch(GOOD, 1, TOKENS), "INVALID_ARGUMENT", "must be a hello"),
@@ -307,12 +308,13 @@ def test_engines_keep_their_numbers_over_a_restart(daemon):
 
 
 def test_a_recorder_of_another_protocol_says_one_sentence_and_counts(daemon, monkeypatch, capfd):
+    spoken = messages.PROTOCOL
     monkeypatch.setattr(stream_module.messages, "PROTOCOL", 7)
     stream = Stream(daemon.address, engine_id())
     stream.put(TOKENS)
     totals = stream.close(CLOSE_SECS)
     assert totals.lost == totals.produced == {"tokens": 10} and not totals.undelivered
-    assert capfd.readouterr().err.count("it speaks protocol 3, the recorder 7; nothing is recorded") == 1
+    assert capfd.readouterr().err.count(f"it speaks protocol {spoken}, the recorder 7; nothing is recorded") == 1
     assert daemon.stop() == 3  # the note beside the socket counts
     assert assert_conserved(daemon.out, {"tokens": 10}) == {"tokens": 10}
 

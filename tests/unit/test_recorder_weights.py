@@ -63,9 +63,6 @@ class Worker:
         pass
 
 
-worker.attach(Worker)
-
-
 class Core:
     """An engine core with its worker in this process."""
 
@@ -104,6 +101,7 @@ class CoreProc(Core):
 
 @pytest.fixture(scope="module", autouse=True)
 def attached() -> Any:
+    worker.attach(Worker)
     vllm_core = Made(EngineCore=Core, EngineCoreProc=CoreProc)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(__import__("sys").modules, "vllm.v1.worker.worker_base", Made(WorkerBase=Worker))
