@@ -82,7 +82,7 @@ def test_prompt_logprobs_are_what_the_client_received_and_raw_from_v1(runs: Any)
 def test_the_trace_says_what_was_asked_of_the_recorder(runs: Any) -> None:
     trace, _, _ = runs
     for engine in trace.engines():
-        assert json.loads(engine["config"])["recorder"] == {"logprobs": "both"}
+        assert json.loads(engine["config"])["recorder"] == {"logprobs": "both", "sample": 1.0}
 
 
 def test_the_trace_is_sound(runs: Any) -> None:

@@ -69,8 +69,9 @@ def _tiles(verdict: Verdict) -> Iterator[str]:
             after = _value(getattr(verdict.after, name), form)
             value += f'<dd class="after">→ {esc(after)} as {esc(verdict.semantic.lens)}</dd>'
         yield f"<div><dt>{esc(label.format(epsilon=verdict.before.epsilon))}</dt>{value}</div>"
+    read = f'<dd class="after">as {esc(verdict.semantic.lens)}</dd>' if fixed(verdict) else ""
     share = f"{verdict.num_with_onset} of {len(verdict.rollouts)}"
-    yield f"<div><dt>rollouts beyond noise</dt><dd>{esc(share)}</dd></div>"
+    yield f"<div><dt>rollouts beyond noise</dt><dd>{esc(share)}</dd>{read}</div>"
 
 
 def _value(value: float, form: str) -> str:
