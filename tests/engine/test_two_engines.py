@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from helpers.browser import assert_opens
 from helpers.engine import job, job_folder, run_cli, tokens_of, wait_for
 from tracekit.engines.env import EngineEnv
+from tracekit.replay.runner import replay
 from tracekit.rpc.client import wait_ready
 from tracekit.trace.reader import Trace, open_trace
 
@@ -53,6 +55,9 @@ def test_one_daemon_records_two_generations_at_once_on_one_clock(
         assert found == [completion["token_ids"] for completion in tokens_of(folder)]
     first, middle, last = (wall_times(trace, engines[kind], half) for kind, half in (("v0", 0), ("v1", 1), ("v0", 1)))
     assert max(first) < min(middle) and max(middle) < min(last)
+    found = replay(trace, tiny_model, dtype="float32")
+    assert {rollout.engine for rollout in found.result.verdict.rollouts} == {0, 1}
+    assert_opens(found, tmp_path / "page.html")
 
 
 def start(kind: str, address: str, model: Path, folder: Path) -> "subprocess.Popen[str]":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from helpers.browser import assert_opens
 from helpers.engine import job, record, run_cli
 from tracekit.replay.runner import replay
 from tracekit.tables import ACCEPTED, DISCARDED, NEW, PREEMPTED, RESUMED
@@ -258,7 +259,9 @@ def test_replay_scores_over_the_kv_that_each_rollout_had_and_finds_nothing(
     # in the engine itself, too, where it schedules a step before the last one has ended
     again = engine if kind == "async" else None
     how = {"expect": "raw", "dtype": "float32", "engine": again}
-    found = replay(trace, folders[0], only=KINDS[kind], weights=folders, **how).result
+    made = replay(trace, folders[0], only=KINDS[kind], weights=folders, **how)
+    assert_opens(made, tmp_path / "page.html")
+    found = made.result
     if again:
         parts = found.verdict.parts
         assert parts.engines[0].is_same and parts.engines[0].num_steps == len(of_engine(trace, "steps", KINDS[kind]))
