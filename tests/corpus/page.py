@@ -11,6 +11,7 @@ from typing import Any
 from corpus.case import NONE, REPORT, Case
 from corpus.judging import Mark, mark, wilson
 from corpus.scoring import code_hash
+from tracekit.plural import plural
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 TIMES = 3.0  # a fault is above the stated size where mean |d| is so many times a clean recording's
@@ -74,9 +75,8 @@ def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
         else f"Of {len(report)} rows {len(measured)} are measured here, which were drawn by lot within each engine."
     )
     text = [HEAD.format(times=TIMES, extent=extent, machine=machine(), code=code_hash())]
-    text += [
-        f"**Clean recordings**: {plural(alarms, 'false alarm')} in {len(clean)} ({_percent(low)} to {_percent(high)}).\n"
-    ]
+    false = plural(alarms, "false alarm")
+    text += [f"**Clean recordings**: {false} in {len(clean)} ({_percent(low)} to {_percent(high)}).\n"]
     text += ["## Faults above the size\n", *_table(above, marks, said)]
     if below:
         text += ["\n## Faults below it\n", *_table(below, marks, said)]
