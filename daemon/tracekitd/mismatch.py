@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tracekit.tables import ACCEPTED
 from tracekit.trace.batch import rows_of
-from tracekit.trace.names import Name, names_of, names_said
+from tracekit.trace.names import Name, is_meant, names_of, names_said
 
 MAX_BYTES = 64 << 20  # of rollouts, and again of annotations that wait: 16 million tokens each
 ITEM_BYTES = 1000  # what one costs beside its values
@@ -173,16 +173,14 @@ class Mismatch:
 
     def _find(self, said: _Said) -> list[Key]:
         for name in said.names:
-            found = [key for key in self._by_name.get(name, ()) if self._fits(key, said)]
+            found = [
+                key
+                for key in self._by_name.get(name, ())
+                if is_meant((self._rollouts[key].engine_id, self._runs.get(key[0])), said.engine_id, said.run)
+            ]
             if found:
                 return found
         return []
-
-    def _fits(self, key: Key, said: _Said) -> bool:
-        run = self._runs.get(key[0])
-        return said.engine_id in (None, self._rollouts[key].engine_id) and (
-            run is None or said.run is None or run == said.run
-        )
 
     def _add(self, engine: int, train_step: int | None, d: npt.NDArray[np.float64]) -> None:
         with np.errstate(over="ignore"):

@@ -14,7 +14,7 @@ from tracekit.diagnose.view import TrainerView
 from tracekit.replay.joining import Decode, Joined, join_samples
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.third import Key, view_of
-from tracekit.trace.names import Name, names_of, names_said
+from tracekit.trace.names import Name, is_meant, names_of, names_said
 from tracekit.trainer.types import Sample, sample
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ def annotated_view(
 
 def _fitting(keys: Iterable[Key], row: Mapping[str, Any], engines: Mapping[int, tuple[str, str | None]]) -> list[Key]:
     """Those of the engine and the run that an annotation names."""
-    found = []
-    for key in keys:
-        engine_id, run = engines.get(key[0], ("", None))
-        if row["engine_id"] in (None, engine_id) and (None in (run, row["run"]) or run == row["run"]):
-            found.append(key)
-    return found
+    return [key for key in keys if is_meant(engines.get(key[0], ("", None)), row["engine_id"], row["run"])]
 
 
 def _sample(rollout: Rollout, said: Mapping[str, Any]) -> Sample | None:

@@ -81,10 +81,12 @@ def locate(
     taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
     known = _known(rollouts, folders)
-    facts = read_facts(trace, folders[min(folders)], trainer_config)
-    facts = replace(facts, **_checkpoints(trace, rollouts, folders, known))
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
-    facts = replace(facts, updates=_updates(taken, folders))
+    facts = replace(
+        read_facts(trace, folders[min(folders)], trainer_config),
+        **_checkpoints(trace, rollouts, folders, known),
+        updates=_updates(taken, folders),
+    )
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     return Located(rollouts, taken, folders, oldest, known, facts)
 

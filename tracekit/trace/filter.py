@@ -9,10 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tracekit.errors import NoSuchEngineError
 from tracekit.tables import TABLES
 from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of
-from tracekit.trace.ledger import UNKNOWN_ENGINE
 from tracekit.trace.reader import Trace, load
 from tracekit.trace.sources import Stored
 
@@ -45,14 +43,7 @@ def keep_engines(trace: Trace, engines: Collection[int]) -> None:
     Raises:
         NoSuchEngineError: one is not in the trace.
     """
-    for engine in engines:
-        if engine not in trace.numbers:
-            raise NoSuchEngineError(engine, trace.numbers)
-    trace.tallies = {n: tally for n, tally in trace.tallies.items() if n in engines or tally.is_trainer}
-    trace.stored = [
-        (stored, number) for stored, number in trace.stored if number == UNKNOWN_ENGINE or number in trace.tallies
-    ]
-    trace.extra = [loss for loss in trace.extra if loss.engine is None or loss.engine in trace.tallies]
+    trace.keep(engines)
     trace.incidents.append(f"filtered: engines {', '.join(map(str, sorted(engines)))}")
 
 

@@ -10,6 +10,15 @@ def names_of(external_id: str, index: int, request_id: str) -> tuple[Name, ...]:
     return (external_id, index), (request_id, None)
 
 
+def is_meant(engine: tuple[str, str | None], engine_id: str | None, run: str | None) -> bool:
+    """Say whether who names this engine and this run may mean a request of `engine`, its id and its run.
+
+    What one side does not name, None, speaks against nothing.
+    """
+    own_id, own_run = engine
+    return engine_id in (None, own_id) and (None in (own_run, run) or own_run == run)
+
+
 def names_said(request_id: str, index: int) -> tuple[Name, ...]:
     """Return the names that a caller may mean, the likeliest first.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,22 @@ class Trace:
         Raises:
             NoSuchEngineError: it is not in the trace.
         """
-        if engine not in self.numbers:
-            raise NoSuchEngineError(engine, self.numbers)
         trace = copy.copy(self)
-        trace.tallies = {n: tally for n, tally in self.tallies.items() if n == engine or tally.is_trainer}
-        trace.stored = [pair for pair in self.stored if pair[1] == UNKNOWN_ENGINE or pair[1] in trace.tallies]
-        trace.extra = [loss for loss in self.extra if loss.engine is None or loss.engine in trace.tallies]
+        trace.keep([engine])
         return trace
+
+    def keep(self, engines: Collection[int]) -> None:
+        """Leave out all engines but these, and what is known of them.
+
+        Raises:
+            NoSuchEngineError: one is not in the trace.
+        """
+        for engine in engines:
+            if engine not in self.numbers:
+                raise NoSuchEngineError(engine, self.numbers)
+        self.tallies = {n: tally for n, tally in self.tallies.items() if n in engines or tally.is_trainer}
+        self.stored = [pair for pair in self.stored if pair[1] == UNKNOWN_ENGINE or pair[1] in self.tallies]
+        self.extra = [loss for loss in self.extra if loss.engine is None or loss.engine in self.tallies]
 
     @property
     def numbers(self) -> list[int]:

@@ -13,18 +13,8 @@ from tracekit.trace.lacking import lacking
 from tracekit.trace.reader import Trace
 
 _ENGINE_FACTS = (
-    *(
-        "engine",
-        "engine_id",
-        "run",
-        "kind",
-        "engine_version",
-        "recorder_version",
-        "model",
-        "logprobs_mode",
-        "host",
-        "rank",
-    ),
+    *("engine", "engine_id", "run", "kind", "engine_version", "recorder_version"),
+    *("model", "logprobs_mode", "host", "rank"),
 )
 
 
