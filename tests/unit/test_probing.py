@@ -101,7 +101,7 @@ class Runner2:
 
     def __init__(self) -> None:
         self.model = Model()
-        self.vllm_config = types.SimpleNamespace(model_config=types.SimpleNamespace(enforce_eager=True))
+        self.model_config = types.SimpleNamespace(enforce_eager=True)
 
     def get_model(self) -> Any:
         return self.model

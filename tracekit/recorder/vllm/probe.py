@@ -21,6 +21,7 @@ MAX_POSITIONS = 192  # of a request, from its first
 MAX_LOGITS = 48  # rows of logits of a request
 
 PURPOSE = "probe"  # of the wraps
+PLACE = "_tracekit_probing"  # on a worker or a model runner, its `Probing`
 COMPILED = "nothing is probed: a compiled model has no module boundaries, start vLLM with enforce_eager"
 
 Part = tuple[int, int]
@@ -141,3 +142,10 @@ class Probing:
 
     def _put(self, name: str, key: str, rows: Any) -> None:
         self._states.setdefault(name, {})[key] = rows.detach().to("cpu", copy=True).contiguous()
+
+
+def on_step_done(owner: Any, _result: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Write what a step gave, behind the method of a worker or a model runner that ends it."""
+    probing = getattr(owner, PLACE, None)
+    if probing is not None:
+        probing.end()

@@ -7,15 +7,15 @@ model runner, not the worker.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.probe import COMPILED, PURPOSE, Probing
+from tracekit.recorder.vllm.probe import COMPILED, PLACE, PURPOSE, Probing, on_step_done
 
-PLACE = "_tracekit_probing"
 _HIDDEN = "_tracekit_hidden"  # [T, H] behind the final norm, of the last forward
 _ROWS = "_tracekit_rows"  # last row of each sequence in the step, in their order
 
@@ -25,7 +25,7 @@ def attach(folder: str) -> None:
     from vllm.worker.worker_base import LocalOrDistributedWorkerBase
 
     hooks.after(LocalOrDistributedWorkerBase, "prepare_input", _prepared_for(folder), PURPOSE)
-    hooks.after(LocalOrDistributedWorkerBase, "execute_model", _on_executed, PURPOSE)
+    hooks.after(LocalOrDistributedWorkerBase, "execute_model", on_step_done, PURPOSE)
 
 
 def probe(worker: Any, folder: str) -> Probing:
@@ -66,11 +66,7 @@ def _prepared_for(folder: str) -> Callable[..., None]:
                 if group.is_prompt and parts.get(group.request_id, (1, 0))[0] == 0 and _is_plain(group)
             }
         )
-        rows, last = [], -1
-        for num in nums:
-            last += num
-            rows.append(last)
-        setattr(worker, _ROWS, rows)
+        setattr(worker, _ROWS, [stop - 1 for stop in itertools.accumulate(nums)])
         probing.begin(parts, lambda: names)
 
     return _on_prepared
@@ -94,12 +90,6 @@ def _to_sampler(probing: Probing, worker: Any) -> Callable[..., None]:
         probing.head(hidden[selected], logits, [at.get(row, -1) for row in getattr(worker, _ROWS)])
 
     return hook
-
-
-def _on_executed(worker: Any, _result: Any, *_args: Any, **_kwargs: Any) -> None:
-    probing = getattr(worker, PLACE, None)
-    if probing is not None:
-        probing.end()
 
 
 def _behind_norm(probing: Probing, worker: Any) -> Callable[..., None]:

@@ -13,9 +13,7 @@ from typing import Any
 
 from tracekit.recorder.guard import failed, say_once
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.probe import COMPILED, PURPOSE, Probing
-
-PLACE = "_tracekit_probing"
+from tracekit.recorder.vllm.probe import COMPILED, PLACE, PURPOSE, Probing
 
 
 def attach(folder: str) -> None:

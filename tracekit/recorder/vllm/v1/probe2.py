@@ -7,13 +7,12 @@ logits, a row for each of `InputBatch.req_ids` where nothing is drafted (vllm/v1
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tracekit.recorder.guard import failed, say_once
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.probe import COMPILED, PURPOSE, Probing
-from tracekit.recorder.vllm.v1.probe import PLACE, admit_new, on_reloaded
+from tracekit.recorder.vllm.probe import PLACE, PURPOSE, on_step_done
+from tracekit.recorder.vllm.v1.probe import admit_new, on_reloaded, probing_of
 
 
 def attach(folder: str) -> None:
@@ -30,7 +29,7 @@ def attach(folder: str) -> None:
     hooks.wrap(GPUModelRunner, "sample", _sample, PURPOSE)
     if "reload_weights" in vars(GPUModelRunner):
         hooks.after(GPUModelRunner, "reload_weights", on_reloaded, PURPOSE)
-    hooks.after(GPUModelRunner, "sample_tokens", _on_sampled, PURPOSE)
+    hooks.after(GPUModelRunner, "sample_tokens", on_step_done, PURPOSE)
 
 
 def missing_features(runner: Any) -> str:
@@ -40,14 +39,8 @@ def missing_features(runner: Any) -> str:
 
 def _prepared_for(folder: str) -> Callable[..., None]:
     def _on_prepared(runner: Any, batch: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> None:
-        probing = getattr(runner, PLACE, None)
-        if probing is None:
-            if not runner.vllm_config.model_config.enforce_eager:
-                say_once(COMPILED)
-                return
-            probing = Probing(runner.get_model(), Path(folder))
-            setattr(runner, PLACE, probing)
-        if probing.is_over:
+        probing = probing_of(runner, folder)
+        if probing is None or probing.is_over:
             return
         admit_new(probing, scheduler_output)
         names, computed = list(batch.req_ids), batch.num_computed_tokens_np.tolist()
@@ -82,9 +75,3 @@ def _sample(
         del model.compute_logits
         if before is not None:
             model.compute_logits = before
-
-
-def _on_sampled(runner: Any, _result: Any, *_args: Any, **_kwargs: Any) -> None:
-    probing = getattr(runner, PLACE, None)
-    if probing is not None:
-        probing.end()
