@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from helpers.doctored import put
 from helpers.factories import make_engine, make_prompt_logprobs, make_prompt_topk, make_tables, write_trace
 from tracekit.audit.doctor.client import client_view
 from tracekit.audit.doctor.examine import examine
@@ -24,11 +25,6 @@ def broken(path, tables):
     write_trace(path / "t.arrow", [tables])
     report = examine(open_trace(path / "t.arrow"))
     return {(f.check.id, e.request) for f in report.violations for e in f.examples}
-
-
-def put(tables, name, index, **values):
-    for column, value in values.items():
-        tables[name][column][index] = value
 
 
 def drop(tables, name, index):
