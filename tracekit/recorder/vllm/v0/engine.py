@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
-from tracekit.recorder.vllm.describe import about
 from tracekit.recorder.vllm.events import Joined
+from tracekit.recorder.vllm.held import Held
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
 
 SERVED = "_tracekit_served"  # set on an engine whose process runs nobody's code
 
 
-class V0Engine:
+class V0Engine(Held):
     """What `vllm.switch.Engine` asks for.
 
     Args:
@@ -34,38 +33,27 @@ class V0Engine:
         unwatch: Callable[[], None],
         follow: Callable[[V0Recording, Any, Options], None],
     ) -> None:
-        self._engine = weakref.ref(engine)
-        self._about = about("v0", engine.vllm_config)
+        super().__init__("v0", engine, unwatch)
         self._watch = watch
         self._follow = follow
-        self._last_step = 0
-        self.hooks_off = unwatch
-
-    def about(self) -> dict[str, Any]:
-        """Return what the engine is."""
-        return self._about
-
-    def is_gone(self) -> bool:
-        """Whether nobody holds the engine any more."""
-        return self._engine() is None
 
     def is_idle(self) -> bool:
         """Whether it has no request."""
-        engine = self._engine()
+        engine = self._owner()
         return engine is not None and not any(scheduler.has_unfinished_seqs() for scheduler in engine.scheduler)
 
     def at_boundary(self, turn: Callable[[], None]) -> None:
         """Call `turn` on the engine's thread, before its next step."""
         from vllm.core.scheduler import Scheduler
 
-        engine = self._engine()
+        engine = self._owner()
         if engine is not None:
             # one that is not recorded has one scheduler: pipeline parallelism is refused
             before_next(Scheduler, "schedule", engine.scheduler[0], turn)
 
     def begin(self, options: Options) -> V0Recording | None:
         """Put the hooks in and open a recording; called before a step is scheduled."""
-        engine = self._engine()
+        engine = self._owner()
         if engine is None:
             return None
         self._watch(options)
@@ -90,9 +78,6 @@ class V0Engine:
 
     def wind_up(self, recording: Recording) -> None:
         """Do nothing: what V0's sampler sends along harms nobody."""
-
-    def _ended(self, engine_step: int) -> None:
-        self._last_step = engine_step - 1
 
 
 def _under_way(engine: Any) -> Iterator[Any]:

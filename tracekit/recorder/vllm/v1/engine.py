@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from tracekit.recorder.guard import say_once
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
-from tracekit.recorder.vllm.describe import about
+from tracekit.recorder.vllm.held import Held
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.v1 import arming
 from tracekit.recorder.vllm.v1.recording import V1Recording, join_engine, open_for
@@ -18,7 +17,7 @@ from tracekit.recorder.vllm.v1.recording import V1Recording, join_engine, open_f
 MAX_FRAMES = 16  # between the engine core and its scheduler
 
 
-class V1Engine:
+class V1Engine(Held):
     """What `vllm.switch.Engine` asks for.
 
     Args:
@@ -28,36 +27,25 @@ class V1Engine:
     """
 
     def __init__(self, scheduler: Any, watch: Callable[[Options, Any], None], unwatch: Callable[[], None]) -> None:
-        self._scheduler = weakref.ref(scheduler)
-        self._about = about("v1", scheduler.vllm_config)
+        super().__init__("v1", scheduler, unwatch)
         self._watch = watch
-        self._last_step = 0
-        self.hooks_off = unwatch
-
-    def about(self) -> dict[str, Any]:
-        """Return what the engine is."""
-        return self._about
-
-    def is_gone(self) -> bool:
-        """Whether nobody holds the scheduler any more."""
-        return self._scheduler() is None
 
     def is_idle(self) -> bool:
         """Whether it has no request."""
-        scheduler = self._scheduler()
+        scheduler = self._owner()
         return scheduler is not None and not scheduler.requests
 
     def at_boundary(self, turn: Callable[[], None]) -> None:
         """Call `turn` on the engine's thread, before its next step."""
         from vllm.v1.core.sched.scheduler import Scheduler
 
-        scheduler = self._scheduler()
+        scheduler = self._owner()
         if scheduler is not None:
             before_next(Scheduler, "schedule", scheduler, turn)
 
     def begin(self, options: Options) -> V1Recording | None:
         """Put the hooks in and open a recording; called within the engine core's step."""
-        scheduler = self._scheduler()
+        scheduler = self._owner()
         if scheduler is None:
             return None
         self._watch(options, scheduler)
@@ -74,7 +62,7 @@ class V1Engine:
 
     def wind_up(self, recording: Recording) -> None:
         """Let workers send nothing along with a step any more."""
-        scheduler = self._scheduler()
+        scheduler = self._owner()
         if scheduler is not None and recording.options.logprobs != "client":
             core, _ = _core_above(scheduler)
             if core is not None:
@@ -84,9 +72,6 @@ class V1Engine:
     def _say(trouble: str) -> None:
         if trouble:
             say_once(f"workers cannot be told whose logprobs to record: {trouble}")
-
-    def _ended(self, engine_step: int) -> None:
-        self._last_step = engine_step - 1
 
 
 def _core_above(scheduler: Any) -> tuple[Any, bool]:
