@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit import tables
+from tracekit.replay.columns import int_columns
 from tracekit.replay.tokens import Columns
+from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,19 +81,18 @@ def histories(trace: Trace, tokens: Columns) -> dict[Pair, tuple[Computed, ...]]
 def _scheduled(trace: Trace, tokens: Columns) -> _Scheduled:
     """Rows of requests that computed something; the version is -1 where no row tells the step's."""
     names = ("engine", "request", "engine_step", "num_tokens", "num_computed", "flags")
-    columns = _columns(trace.table("scheduled"), names)
+    columns = int_columns(trace.table("scheduled"), names)
     runs = ((columns["flags"] & tables.PREEMPTED) == 0) & (columns["num_tokens"] > 0)
     columns = {name: values[runs] for name, values in columns.items()}
     order = np.lexsort((columns["engine_step"], columns["request"], columns["engine"]))
     columns = {name: values[order] for name, values in columns.items()}
-    steps = _columns(trace.table("steps"), ("engine", "engine_step", "weight_version"))
+    steps = int_columns(trace.table("steps"), ("engine", "engine_step", "weight_version"))
     # of a step that both tell the token's own stamp counts, which comes last
-    step = np.concatenate([_code(steps), _code(tokens)])
+    step = np.concatenate([pair_key(rows["engine"], rows["engine_step"]) for rows in (steps, tokens)])
     version = np.concatenate([steps["weight_version"], tokens["weight_version"]])
     known, last = np.unique(step[::-1], return_index=True)
-    at = np.searchsorted(known, _code(columns)).clip(max=max(known.size - 1, 0))
-    told = known[at] == _code(columns) if known.size else np.zeros(columns["engine"].size, dtype=bool)
-    versions = np.where(told, version[::-1][last][at], -1) if known.size else np.full(columns["engine"].size, -1)
+    at = lookup(known, pair_key(columns["engine"], columns["engine_step"]))
+    versions = pick(version[::-1][last], at, -1)
     anew = (columns["flags"] & (tables.NEW | tables.RESUMED)) != 0
     return _Scheduled(columns, versions, anew)
 
@@ -119,16 +120,6 @@ def _found(table: pa.Table) -> dict[Pair, dict[int, tuple[Block, ...]]]:
             oldest, newest = row["min_weight_version"], row["max_weight_version"]
             blocks.append(Block(start, start + row["num_tokens"], oldest, newest))
     return {key: {step: tuple(blocks) for step, blocks in by_step.items()} for key, by_step in found.items()}
-
-
-def _columns(table: pa.Table, names: tuple[str, ...]) -> Columns:
-    return {name: table.column(name).to_numpy().astype(np.int64) for name in names}
-
-
-def _code(columns: Columns) -> I8:
-    """[N] one number for each engine's step."""
-    code: I8 = (columns["engine"] << 32) | columns["engine_step"]
-    return code
 
 
 def _edges(*columns: I8) -> I8:

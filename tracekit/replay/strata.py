@@ -6,10 +6,10 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
 
 from tracekit import tables
 from tracekit.diagnose.data import I8, Mask, Strata
+from tracekit.replay.columns import int_columns
 from tracekit.replay.rollouts import Rollout
 from tracekit.trace.join import lookup, pair_key, pick
 
@@ -28,7 +28,7 @@ def strata_of(trace: Trace, rollouts: Seq[Rollout]) -> Strata:
     request = np.repeat([r.sequence.request for r in rollouts], lengths)
     step = np.concatenate([r.engine_step for r in rollouts])
     whose = np.unique(pair_key(engine, request))
-    steps = _columns(trace.table("steps"), ("engine", "engine_step", "num_requests"))
+    steps = int_columns(trace.table("steps"), ("engine", "engine_step", "num_requests"))
     row, scheduled = _of(whose, trace.table("scheduled"), ("num_computed", "num_tokens", "num_draft", "flags"))
     token = np.searchsorted(whose, pair_key(engine, request)) * _STEPS + step
     flags = scheduled["flags"]
@@ -71,8 +71,8 @@ def _found(whose: I8, table: pa.Table, admission: I8) -> tuple[I8, I8]:
 
 def _adapters(trace: Trace, wanted: I8) -> I8:
     """[N] a number for the set of adapters in each step's batch, 0 for none."""
-    own = _columns(trace.table("requests"), ("engine", "request", "lora_id"))
-    every = _columns(trace.table("scheduled"), ("engine", "request", "engine_step"))
+    own = int_columns(trace.table("requests"), ("engine", "request", "lora_id"))
+    every = int_columns(trace.table("scheduled"), ("engine", "request", "engine_step"))
     adapter = _looked_up(
         pair_key(own["engine"], own["request"]), own["lora_id"], pair_key(every["engine"], every["request"])
     )
@@ -95,14 +95,8 @@ def _looked_up(keys: I8, values: I8, wanted: I8) -> I8:
 
 def _of(whose: I8, table: pa.Table, names: tuple[str, ...]) -> tuple[I8, dict[str, I8]]:
     """The rows of these requests: [N] one number for each (request, step), in their order, and the named columns."""
-    columns = _columns(table, ("engine", "request", "engine_step", *names))
+    columns = int_columns(table, ("engine", "request", "engine_step", *names))
     pair = pair_key(columns["engine"], columns["request"])
     own = np.isin(pair, whose)
     key = np.searchsorted(whose, pair[own]) * _STEPS + columns["engine_step"][own]
     return key, {name: columns[name][own] for name in names}
-
-
-def _columns(table: pa.Table, names: tuple[str, ...]) -> dict[str, I8]:
-    """Columns as int64, null as -1."""
-    filled = {name: pc.fill_null(table.column(name).cast("int64"), -1) for name in names}
-    return {name: values.to_numpy() for name, values in filled.items()}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tracekit import tables
+from tracekit.replay.columns import int_columns
 from tracekit.trace.clock import wall_offsets
 from tracekit.trace.join import lookup, pair_key, pick
 
@@ -25,6 +25,8 @@ I8 = npt.NDArray[np.int64]
 
 _PREFIX = b"tracekit.timeline."
 _STEP_COLUMNS = ("engine", "engine_step", "weight_version", "num_requests", "num_waiting", "kv_usage")
+_SCHEDULED = ("engine", "request", "engine_step", "num_computed", "num_tokens", "flags")
+_HITS = ("engine", "engine_step", "request", "min_weight_version", "max_weight_version")
 _MAX_ANSWER = 200  # characters of a call's arguments
 WAITING, PREFILL, DECODE, PREEMPTED = range(4)  # spans.kind
 
@@ -41,13 +43,13 @@ def timeline_of(trace: Trace) -> dict[str, pa.Table]:
     - `events`: a row is a weight change, a label, or a call that steers the engine.
     """
     offset = wall_offsets(trace.engines())
-    steps, scheduled = trace.table("steps"), _numbers(trace.table("scheduled"))
+    steps, scheduled = trace.table("steps"), int_columns(trace.table("scheduled"), _SCHEDULED)
     return {
         "steps": _steps(steps, scheduled, offset),
         "spans": _spans(
-            steps, scheduled, _numbers(trace.table("requests").select(["engine", "request", "time_ns"])), offset
+            steps, scheduled, int_columns(trace.table("requests"), ("engine", "request", "time_ns")), offset
         ),
-        "hits": _hits(_numbers(trace.table("cache"))),
+        "hits": _hits(int_columns(trace.table("cache"), (*_HITS, "kv_group", "num_tokens"))),
         "events": _events(trace, offset),
     }
 
@@ -97,7 +99,7 @@ def _steps(steps: pa.Table, scheduled: Mapping[str, I8], offset: Mapping[int, in
 def _spans(
     steps: pa.Table, scheduled: Mapping[str, I8], requests: Mapping[str, I8], offset: Mapping[int, int]
 ) -> pa.Table:
-    at = _numbers(steps.select(["engine", "engine_step", "time_ns", "output_ns"]))
+    at = int_columns(steps, ("engine", "engine_step", "time_ns", "output_ns"))
     order = np.lexsort((scheduled["engine_step"], scheduled["request"], scheduled["engine"]))
     rows = {name: values[order] for name, values in scheduled.items()}
     step = lookup(pair_key(at["engine"], at["engine_step"]), pair_key(rows["engine"], rows["engine_step"]))
@@ -139,9 +141,8 @@ def _spans(
 
 def _hits(cache: Mapping[str, I8]) -> pa.Table:
     mine = cache["kv_group"] == 0
-    names = ("engine", "engine_step", "request", "min_weight_version", "max_weight_version")
-    keys, at = np.unique(np.stack([cache[name][mine] for name in names], axis=1), axis=0, return_inverse=True)
-    columns = dict(zip(names, keys.T, strict=True)) if keys.size else dict.fromkeys(names, np.zeros(0, dtype=np.int64))
+    keys, at = np.unique(np.stack([cache[name][mine] for name in _HITS], axis=1), axis=0, return_inverse=True)
+    columns = dict(zip(_HITS, keys.T, strict=True)) if keys.size else dict.fromkeys(_HITS, np.zeros(0, dtype=np.int64))
     at = at.reshape(-1)
     columns["num_blocks"] = np.bincount(at, minlength=len(keys))
     columns["num_tokens"] = np.bincount(at, weights=cache["num_tokens"][mine], minlength=len(keys)).astype(np.int64)
@@ -175,13 +176,3 @@ def _shift(engine: I8, offset: Mapping[int, int]) -> I8:
     known = np.array(sorted(offset), dtype=np.int64)
     found: I8 = pick(np.array([offset[number] for number in sorted(offset)], dtype=np.int64), lookup(known, engine), 0)
     return found
-
-
-def _numbers(table: pa.Table) -> dict[str, I8]:
-    """Columns of numbers as int64, null as -1."""
-    return {
-        field.name: pc.fill_null(table.column(field.name).cast("int64"), -1).to_numpy()
-        for field in table.schema
-        if pa.types.is_integer(field.type)
-        if field.name != "hash"
-    }
