@@ -169,3 +169,11 @@ def edit(run: Run, change: Callable[[np.ndarray], np.ndarray]) -> Run:
     from dataclasses import replace
 
     return replace(run, rollout_logprob=change(run.rollout_logprob.copy()))
+
+
+def off_by(scores: Scores[Values], away: np.ndarray) -> Scores[Values]:
+    """The scores with raw and processed logprobs of every token, [N], moved by so many nats."""
+    other = scores.each(np.copy)
+    other.forced_logprob[:] += away
+    other.raw_logprob[:] += away
+    return other

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.synthetic import Made, edit, make_run
+from helpers.synthetic import Made, edit, make_run, off_by
 from tracekit.diagnose.data import KV_KEPT, OTHER_PRECISION, OTHER_SHAPE, TRAINER, Run
 from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.remarks import Remark
@@ -209,9 +209,7 @@ def test_kv_is_said_to_be_recomputed_where_the_trace_does_not_tell():
 def test_the_history_of_the_kv_that_the_values_fit_is_ahead_in_every_rollout_where_the_two_differ(right):
     run = make_run(Made(num_rollouts=6))
     away = np.random.default_rng(4).normal(0, 0.5, run.token_id.size) * (run.output_index >= 20)
-    other = run.trainer.each(np.copy)
-    other.forced_logprob[:] += away
-    other.raw_logprob[:] += away
+    other = off_by(run.trainer, away)
     for name in ("raw_logprob", "forced_logprob"):
         getattr(other, name)[run.rollout >= 4] = np.nan  # a sample
     scores = {**run.scores, KV_KEPT: other}

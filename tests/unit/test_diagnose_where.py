@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.synthetic import Made, edit, make_run
+from helpers.synthetic import Made, edit, make_run, off_by
 from tracekit.diagnose.data import KV_BORROWED, KV_RECOMPUTED, RolloutInfo, Strata
 from tracekit.diagnose.facts import Facts, Noted, WeightChange
 from tracekit.diagnose.verdict import judge
@@ -99,9 +99,7 @@ def test_a_difference_that_grows_with_the_position_is_told_from_one_that_begins_
 def test_requests_that_began_on_blocks_of_older_weights_are_stale_and_a_trainer_is_off_by_as_much():
     run = make_run(Made())
     away = np.random.default_rng(4).normal(0, 0.5, run.token_id.size) * (run.rollout < FAULTY)
-    anew = run.trainer.each(np.copy)
-    anew.forced_logprob[:] += away
-    anew.raw_logprob[:] += away
+    anew = off_by(run.trainer, away)
     run = replace(
         run,
         weight_version=np.full(run.token_id.size, 2),
@@ -169,9 +167,7 @@ def test_an_edge_in_the_position_is_told_from_one_in_time():
 def test_blocks_of_another_prompt_are_named_where_its_tokens_explain_the_values():
     clean = make_run(Made())
     away = np.random.default_rng(4).normal(0, 0.5, clean.token_id.size) * (clean.rollout < FAULTY)
-    own = clean.trainer.each(np.copy)
-    own.forced_logprob[:] += away
-    own.raw_logprob[:] += away
+    own = off_by(clean.trainer, away)
     behind = clean.trainer.each(np.copy)
     behind.forced_logprob[clean.rollout >= FAULTY] = np.nan
     run = replace(clean, scores={**clean.scores, "trainer": own, KV_BORROWED: behind})
