@@ -209,3 +209,55 @@ def test_annotations_without_their_traces_are_refused(tmp_path: Path) -> None:
     assert "this annotation has no token ids, and branch 0 of the trace trace-0, which has them, is not in" in refused(
         folder
     )
+
+
+EXPORT = {"token_ids": [1, 2], "loss_mask": [False, True], "trainer_logprobs": [0, -1], "inference_logprobs": [0, -1]}
+BATCH = {name: torch.tensor([[1, 1]]) for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+VERL = {"prompts": torch.tensor([[0, 1]]), "responses": torch.tensor([[3, 4]])}
+NESTED = torch.nested.nested_tensor([torch.tensor([1, 2, 3]), torch.tensor([4])], layout=torch.jagged)
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"rollout_data": {"tokens": [[1, 2]]}}, "slime debug dump.*response_lengths"),
+        ({"rollout_id": 0, "samples": [1]}, "slime debug dump.*TypeError"),
+        (EXPORT | {"loss_mask": None}, "prime-rl token export.*NoneType"),
+        (EXPORT | {"step": "last"}, "prime-rl token export.*last"),
+        ({"trace_id": "a", "branches": [{}]}, "prime-rl annotations.*index"),
+        ({"request_id": "a", "index": 0, "prompt_token_ids": None, "token_ids": [1]}, "record --completions.*NoneType"),
+        ({"token_ids": [1, 2], "step": float("nan")}, "rows.*NaN"),
+        ({"token_ids": [1, 2], "old_logprob": [10**400, 1]}, "values that are not numbers"),
+        ({"token_ids": [1, 2], "completion_ids": [3]}, "token_ids does not end with completion_ids"),
+        ({"token_ids": [1, 2], "completion_ids": [0, 1, 2]}, "token_ids does not end with completion_ids"),
+        ({"token_ids": [1.5, 2]}, "not a list of token ids"),
+        ({"token_ids": NESTED}, "token ids that are not numbers"),
+        ({"prompt": "a", "completion": "b", "advantage": "c"}, "texts.*could not convert"),
+        (BATCH | {"completion_ids": [[1, 2], [1]]}, "completion_ids is not a tensor of two dimensions"),
+        (BATCH | {"prompt_mask": torch.tensor([[1]])}, "prompt_mask is of shape"),
+        (BATCH | {"tool_mask": torch.tensor([[1]])}, "tool_mask is of shape"),
+        (BATCH | {"advantages": ["a"]}, "TRL batch.*could not convert"),
+        (VERL | {"attention_mask": torch.tensor([[0, 1]])}, "attention_mask is of shape"),
+        (VERL | {"prompts": NESTED, "attention_mask": NESTED}, "prompts is not a tensor of two dimensions"),
+    ],
+)
+def test_a_format_by_its_names_with_other_contents_is_refused_in_a_sentence(
+    tmp_path: Path, record: Any, why: str
+) -> None:
+    torch.save(record, tmp_path / "x")
+    with pytest.raises(TrainerDumpError, match=why):
+        read_dump(tmp_path / "x")
+
+
+@pytest.mark.parametrize("text", ['{"token_ids": ' + "[" * 100_000, "[" * 100_000])
+def test_json_that_is_nested_too_deep_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(TrainerDumpError, match="not JSON lines"):
+        read_dump(tmp_path / "x")
+
+
+def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
+    record = {"input": "a\u2028b\u2029", "output": "c\x85d", "score": 1.0, "step": 1}
+    (tmp_path / "x").write_text(json.dumps(record, ensure_ascii=False) + "\r\n", encoding="utf-8-sig", newline="")
+    (only,) = read_dump(tmp_path / "x").texts
+    assert (only.prompt, only.completion) == (record["input"], record["output"])

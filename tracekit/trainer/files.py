@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -77,19 +78,20 @@ def _kind(data: bytes) -> str | None:
         return "arrow"
     if data.startswith((_ZIP, _PICKLE)):
         return "torch"
-    return "json" if data.lstrip()[:1] in (b"{", b"[") else None
+    return "json" if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[") else None
 
 
 def _json(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
-    text = data.decode("utf-8", errors="replace")
+    text = data.decode("utf-8-sig", errors="replace")
     try:
         if text.lstrip().startswith("["):
             yield from enumerate(json.loads(text))
             return
-        for number, line in enumerate(text.splitlines(), 1):
+        # not splitlines: a text may hold what Unicode takes for the end of a line
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainerDumpError(f"the trainer's dump is not JSON lines ({error}): {path}") from error
 
 
@@ -99,7 +101,7 @@ def _parquet(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         yield from enumerate(pq.read_table(pa.BufferReader(data)).to_pylist())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise TrainerDumpError(f"the trainer's dump is not Parquet that can be read ({error}): {path}") from error
 
 
@@ -108,7 +110,7 @@ def _arrow(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         yield from enumerate(pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise TrainerDumpError(f"the trainer's dump is not Arrow that can be read ({error}): {path}") from error
 
 

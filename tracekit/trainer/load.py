@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tracekit.errors import TrainerDumpError
 from tracekit.trainer import padded, prime_rl, rows, slime
 from tracekit.trainer.files import read_records
 from tracekit.trainer.types import Dump, Record, Sample
 
+T = TypeVar("T")
 Records = list[tuple[str, Record]]
 
 
@@ -61,7 +63,7 @@ def read_dump(path: str | Path, mapping: Mapping[str, str] | None = None) -> Dum
     if not records:
         raise TrainerDumpError(f"the trainer's dump is empty: {path}")
     if mapping:
-        return Dump(MAPPED, rows.read_rows(records, mapping), not_read=not_read)
+        return Dump(MAPPED, _read(MAPPED, path, lambda: rows.read_rows(records, mapping)), not_read=not_read)
     found: dict[str, Records] = {}
     for place in records:
         found.setdefault(_name(place, path), []).append(place)
@@ -69,9 +71,20 @@ def read_dump(path: str | Path, mapping: Mapping[str, str] | None = None) -> Dum
         raise TrainerDumpError(f"this dump mixes formats ({', '.join(sorted(found))}): give one at a time: {path}")
     (name, own), *_ = found.items()
     if name == TEXTS:
-        return Dump(name, [], padded.read_texts(own), not_read=not_read)
+        return Dump(name, [], _read(name, path, lambda: padded.read_texts(own)), not_read=not_read)
     reader = next(form for form in FORMATS if form.name == name)
-    return Dump(name, reader.read(own), clip=_clip(own), not_read=not_read)
+    return Dump(name, _read(name, path, lambda: reader.read(own)), clip=_clip(own), not_read=not_read)
+
+
+def _read(name: str, path: str | Path, read: Callable[[], list[T]]) -> list[T]:
+    """Read what looks like a format, and may be anything behind its first names."""
+    try:
+        return read()
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TrainerDumpError(
+            f"the trainer's dump has the names of a known format ({name}), and other contents "
+            f"({type(error).__name__}: {error}): {path}"
+        ) from error
 
 
 def _name(place: tuple[str, Record], path: str | Path) -> str:
@@ -92,6 +105,6 @@ def _clip(records: Records) -> tuple[float, float] | None:
     """The clip range that the dump names, as low and high part around 1."""
     for _, record in records:
         low, high = record.get("clip_low"), record.get("clip_high")
-        if isinstance(low, int | float) and isinstance(high, int | float):
+        if isinstance(low, int | float) and isinstance(high, int | float) and 0 < low <= 1 and 0 < high < float("inf"):
             return float(low), float(high)
     return None

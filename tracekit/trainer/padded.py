@@ -53,11 +53,12 @@ def read_trl(records: Iterable[tuple[str, Record]]) -> list[Sample]:
     found: list[Sample] = []
     for where, batch in records:
         prompts, completions = _array(where, batch, "prompt_ids"), _array(where, batch, "completion_ids")
-        prompt_mask = _array(where, batch, "prompt_mask").astype(bool)
+        prompt_mask = _array(where, batch, "prompt_mask", prompts.shape).astype(bool)
         # what TRL masks within a completion is padding, or a truncated completion as a whole
-        valid = _array(where, batch, "completion_mask").astype(bool)
+        valid = _array(where, batch, "completion_mask", completions.shape).astype(bool)
         ended = _lengths(valid, batch.get("completion_lengths"))
-        trained = valid & np.asarray(plain(batch.get("tool_mask", valid)), dtype=bool)
+        has_tools = batch.get("tool_mask") is not None
+        trained = valid & _array(where, batch, "tool_mask", valid.shape).astype(bool) if has_tools else valid
         found += _rows(where, batch, _TRL, prompts, prompt_mask, completions, ended, trained)
     return found
 
@@ -76,10 +77,12 @@ def read_verl(records: Iterable[tuple[str, Record]]) -> list[Sample]:
     found: list[Sample] = []
     for where, batch in records:
         prompts, responses = _array(where, batch, "prompts"), _array(where, batch, "responses")
-        attention = _array(where, batch, "attention_mask").astype(bool)
         split = prompts.shape[1]
+        both = (len(prompts), split + responses.shape[1])
+        attention = _array(where, batch, "attention_mask", both).astype(bool)
         valid = attention[:, split:]
-        trained = _array(where, batch, "response_mask").astype(bool) if "response_mask" in batch else valid
+        has_mask = "response_mask" in batch
+        trained = _array(where, batch, "response_mask", responses.shape).astype(bool) if has_mask else valid
         found += _rows(where, batch, _VERL, prompts, attention[:, :split], responses, valid.sum(axis=1), trained)
     return found
 
@@ -135,13 +138,20 @@ def _lengths(valid: Any, given: Any) -> Any:
     return (valid * places).max(axis=1) if valid.size else valid.sum(axis=1)
 
 
-def _array(where: str, batch: Record, name: str) -> Any:
-    found = np.asarray(plain(batch[name])) if name in batch else None
+def _array(where: str, batch: Record, name: str, shape: tuple[int, ...] | None = None) -> Any:
+    try:
+        found = np.asarray(plain(batch[name])) if name in batch else None
+    except ValueError:  # rows of different lengths
+        found = None
     if found is None or found.ndim != 2:
         raise TrainerDumpError(f"{where}: {name} is not a tensor of two dimensions")
+    if shape not in (None, found.shape):
+        raise TrainerDumpError(f"{where}: {name} is of shape {found.shape}, and not of {shape}")
     return found
 
 
 def _rank(value: Any) -> int:
-    value = plain(value)
-    return np.ndim(value) if isinstance(value, list) and value and not isinstance(value[0], dict) else 0
+    rank, value = 0, plain(value)
+    while isinstance(value, list) and value:
+        rank, value = rank + 1, value[0]
+    return rank

@@ -71,5 +71,7 @@ def _row(where: str, record: dict[str, Any]) -> Sample:
     elif whole is None:
         raise TrainerDumpError(f"{where}: it has neither {ALL} nor both {PROMPT} and {COMPLETION} (see --trainer-map)")
     elif completion is not None:
-        prompt = whole[: len(whole) - len(completion)]
+        prompt = whole[: max(len(whole) - len(completion), 0)]
+        if [*prompt, *completion] != [*whole]:
+            raise TrainerDumpError(f"{where}: {ALL} does not end with {COMPLETION}")
     return sample(where, whole, num_prompt=None if prompt is None else len(prompt), **record)

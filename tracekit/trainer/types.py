@@ -127,16 +127,19 @@ def sample(
 
 def plain(values: Any) -> Any:
     """Return a tensor, an array or an Arrow list as Python's lists and numbers."""
+    if getattr(values, "is_nested", False):  # verl's, without padding
+        return [row.tolist() for row in values.unbind()]
     return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _ids(where: str, values: Any) -> I8:
     try:
-        ids = np.asarray(plain(values), dtype=np.int64)
+        given = list(plain(values))
+        ids = np.asarray(given, dtype=np.int64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TrainerDumpError(f"{where}: token ids that are not numbers: {str(values)[:60]}") from error
-    if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= 1 << 32:
-        raise TrainerDumpError(f"{where}: this is not a list of token ids: {str(plain(values))[:60]}")
+    if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= 1 << 32 or ids.tolist() != given:
+        raise TrainerDumpError(f"{where}: this is not a list of token ids: {str(given)[:60]}")
     return ids
 
 
@@ -147,7 +150,7 @@ def _column(where: str, name: str, values: Any, size: int, lengths: set[int]) ->
         return out
     try:
         numbers = np.array(values, dtype=np.float64)  # None becomes NaN
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TrainerDumpError(f"{where}: {name} has values that are not numbers: {str(values)[:60]}") from error
     if numbers.ndim == 0:
         out[:] = numbers
