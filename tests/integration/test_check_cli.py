@@ -105,6 +105,8 @@ def test_a_verdict_that_is_withheld_in_part_is_not_a_pass(replays, tracekit, tmp
         ("verdict.layer.x==1", "a result has no verdict.layer.x"),
         ("rollouts==1", "not one number or word"),
         ("layer==1", "does not compare"),
+        ("layer==semantics", "verdict.layer is one of none, semantic, inference path"),
+        ("outcome!=diverge", "outcome is one of clean, diverges, withheld"),
         ("num_with_onset==many", "does not compare"),
     ],
 )

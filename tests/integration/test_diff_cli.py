@@ -130,6 +130,7 @@ def test_rules_replace_what_fails(diff):
     assert code == 4 and "FAIL mismatch_kl>1e-5" in out and "ok   num_pairs<4" in out
     assert diff(tables(), other, "--fail-on", "num_pairs_beyond>0")[0] == 1  # nobody measured noise
     assert diff(tables(), other, "--fail-on", "nothing>0")[0] == 2
+    assert diff(tables(), other, "--fail-on", "outcome==differ")[0] == 2
 
 
 def test_lost_rows_are_told(diff, tmp_path):

@@ -31,14 +31,17 @@ def command(replay: Path, rules: tuple[str, ...], junit: Path | None, sarif: Pat
     Exit codes: 0 no rule fires, 4 one does, 1 a rule's number is not known, or the verdict is
     withheld in part, 3 none fires but data was lost.
     """
+    from typing import get_type_hints
+
     from tracekit.diagnose.gate import DEFAULT, check, parse_predicate
+    from tracekit.diagnose.result import Result
     from tracekit.replay.output import read_result
     from tracekit.report import check as report
     from tracekit.trace.output import check_output, new_file
 
     predicates = [parse_predicate(text) for text in rules or (DEFAULT,)]
     result = read_result(replay).to_dict()
-    checked = [check(result, predicate) for predicate in predicates]
+    checked = [check(result, predicate, get_type_hints(Result)) for predicate in predicates]
     for path, render in ((junit, report.to_junit), (sarif, report.to_sarif)):
         if path is not None:
             check_output(path)

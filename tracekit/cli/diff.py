@@ -39,7 +39,7 @@ def command(
     from tracekit.cli import sources
     from tracekit.cli.models import model_folder
     from tracekit.cli.pages import write_pair
-    from tracekit.diagnose.diff import compare
+    from tracekit.diagnose.diff import Difference, compare
     from tracekit.diagnose.gate import check, parse_predicate
     from tracekit.diagnose.plain import plain
     from tracekit.errors import EXIT_DATA_LOST, EXIT_DIVERGED, EXIT_FAILED, EXIT_OK
@@ -61,7 +61,9 @@ def command(
         replays = [replay(trace, folder, dtype=dtype, show_progress=True) for trace in traces]
     lines = (noise_lines(replays[0]), noise_lines(replays[1])) if replays else None
     difference = compare(paired, lines)
-    checked = [check({"difference": plain(difference)}, predicate) for predicate in predicates]
+    checked = [
+        check({"difference": plain(difference)}, predicate, {"difference": Difference}) for predicate in predicates
+    ]
     lost = not all(trace.complete for trace in traces)
     results = [found.result for found in replays]
     facts = to_facts((first, second), difference, differing_settings(*traces), results, checked, lost=lost)

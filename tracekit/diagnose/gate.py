@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from tracekit.diagnose.metrics import Metrics
+from tracekit.diagnose.plain import words_of
 from tracekit.errors import UsageError
 
 DEFAULT = "layer!=none"  # what is asked where nobody gives a rule
@@ -81,16 +82,22 @@ def parse_predicate(text: str, metrics: str = "verdict.before", others: str = "v
     return Predicate(text.strip(), _path(name, metrics, others), sign, value)
 
 
-def check(result: Mapping[str, Any], predicate: Predicate) -> Checked:
+def check(result: Mapping[str, Any], predicate: Predicate, kinds: Mapping[str, Any] | None = None) -> Checked:
     """Apply a rule to a result in JSON's types.
 
     A field that is null cannot be judged, and that is not a pass.
+
+    Args:
+        result: the value.
+        predicate: the rule.
+        kinds: the types of the result's fields, which say where the rule's word is none that can be there.
 
     Raises:
         UsageError: the result has no such field, or one that cannot be compared with the rule's bound.
     """
     value: Any = result
-    for name in predicate.path.split("."):
+    first, *rest = path = predicate.path.split(".")
+    for name in path:
         if not isinstance(value, Mapping) or name not in value:
             raise UsageError(f"a result has no {predicate.path}: {predicate.text}")
         value = value[name]
@@ -100,6 +107,10 @@ def check(result: Mapping[str, Any], predicate: Predicate) -> Checked:
         raise UsageError(f"{predicate.path} is not one number or word: {predicate.text}")
     if isinstance(value, str) != isinstance(predicate.bound, str):
         raise UsageError(f"{predicate.path} is {value!r}, which does not compare with the bound: {predicate.text}")
+    words = words_of((kinds or {}).get(first), rest)
+    if words and predicate.bound not in words:
+        # a rule that can never fire would pass everything
+        raise UsageError(f"{predicate.path} is one of {', '.join(words)}: {predicate.text}")
     fires = _OPERATORS[predicate.sign](value, predicate.bound)
     return Checked(predicate, "fires" if fires else "holds", value)
 

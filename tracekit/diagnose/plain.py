@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Seq
 from dataclasses import fields, is_dataclass
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -48,3 +49,22 @@ def unplain(kind: Any, value: Any) -> Any:
         return math.nan if kind is float else None
     options = [option for option in get_args(kind) if isinstance(option, type) and option is not NoneType]
     return unplain(options[0], value) if len(options) == 1 else value
+
+
+def words_of(kind: Any, path: Seq[str]) -> tuple[str, ...]:
+    """Return the words that a field can hold, where its type names them all.
+
+    Args:
+        kind: the type of what holds the field, as for `unplain`.
+        path: names of the fields that lead to it.
+
+    Returns:
+        None of them where any text will do, or there is no such field.
+    """
+    if path:
+        for option in (kind, *get_args(kind)):
+            if is_dataclass(option) and path[0] in (hints := get_type_hints(option)):
+                return words_of(hints[path[0]], path[1:])
+        return ()
+    found = (option for option in (kind, *get_args(kind)) if get_origin(option) is Literal)
+    return tuple(word for option in found for word in get_args(option))
