@@ -11,7 +11,7 @@ from helpers.world import Sampler, World, play, run_of
 from tracekit.diagnose.chance import binomial_tail, poisson_tail
 from tracekit.diagnose.data import NARROW_HEAD, ROUNDED_SAMPLING, TRAINER
 from tracekit.diagnose.facts import Facts
-from tracekit.diagnose.neighbours import other_row, shifted
+from tracekit.diagnose.neighbours import other_row, rows_beside, shifted
 from tracekit.diagnose.party import trainer_as_engine
 from tracekit.diagnose.profile import to_bfloat16
 from tracekit.diagnose.residual import sum_noise
@@ -181,4 +181,4 @@ def test_the_token_before_and_the_row_beside():
     values = np.arange(12.0)
     assert shifted(run, values, 1)[:5].tolist() == pytest.approx([np.nan, 0, 1, 2, np.nan], nan_ok=True)
     assert shifted(run, values, -1)[:5].tolist() == pytest.approx([1, 2, 3, np.nan, 5], nan_ok=True)
-    assert other_row(run, values, 1).tolist() == [4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3]
+    assert other_row(values, rows_beside(run, 1)).tolist() == [4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3]

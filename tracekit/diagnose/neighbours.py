@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tracekit.diagnose.data import F8, Run
+from tracekit.diagnose.data import F8, I8, Run
 
 
 def shifted(run: Run, values: F8, by: int) -> F8:
@@ -16,12 +16,18 @@ def shifted(run: Run, values: F8, by: int) -> F8:
     return np.where(inside, moved, np.nan)
 
 
-def other_row(run: Run, values: F8, by: int) -> F8:
-    """Return the value that the request `by` rows further in the batch got in the same step, [N]; NaN for none."""
+def rows_beside(run: Run, by: int) -> I8:
+    """Return the token of the request `by` rows further in the batch, in the same step, [N]; its own for none."""
     order = np.lexsort((run.rollout, run.engine_step, run.engine))
-    at, place = np.full(order.size, -1, dtype=np.int64), np.arange(order.size)
-    _, group = np.unique(np.stack([run.engine, run.engine_step])[:, order], axis=1, return_inverse=True)
-    starts = np.searchsorted(group, group, side="left")
-    ends = np.searchsorted(group, group, side="right")
-    at[order] = order[starts + (place - starts + by) % (ends - starts)]
-    return np.where(at == np.arange(order.size), np.nan, values[at])
+    first = np.r_[True, (np.diff(run.engine_step[order]) != 0) | (np.diff(run.engine[order]) != 0)][: order.size]
+    starts = np.flatnonzero(first)
+    size = np.diff([*starts, order.size])
+    start, size = np.repeat(starts, size), np.repeat(size, size)
+    at = np.empty_like(order)
+    at[order] = order[start + (np.arange(order.size) - start + by) % size]
+    return at
+
+
+def other_row(values: F8, at: I8) -> F8:
+    """Return the value of each token's neighbour, as `rows_beside` has them, [N]; NaN where there is none."""
+    return np.where(at == np.arange(at.size), np.nan, values[at])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Rollout:
         """T, the length of the completion."""
         return len(self.sequence.token_ids)
 
-    @property
+    @cached_property
     def versions(self) -> list[int]:
         """Weight versions of its tokens and of their KV, ascending."""
         of_kv = {computed.weight_version for computed in self.history}

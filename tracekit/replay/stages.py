@@ -64,7 +64,7 @@ def forget_kv(rollouts: Rollouts) -> Rollouts:
 
 def num_unknown(rollouts: Rollouts, group: Group) -> int:
     """Return how many rollouts several weights sampled without a history of their KV."""
-    return sum(not r.history and len({group(int(v)) for v in r.weight_version}) > 1 for r in rollouts.rollouts)
+    return sum(not r.history and len(set(map(group, r.versions))) > 1 for r in rollouts.rollouts)
 
 
 def _is_known(rollout: Rollout, group: Group) -> bool:
@@ -77,11 +77,13 @@ def _is_known(rollout: Rollout, group: Group) -> bool:
 
 def _of_tokens(rollout: Rollout, group: Group, *, keep: bool) -> Iterator[Stage]:
     """One stage for each run of tokens of the same version."""
-    versions = np.array([group(int(v)) for v in rollout.weight_version])
-    edges = [0, *(np.flatnonzero(np.diff(versions)) + 1).tolist(), versions.size]
-    for first, end in pairwise(edges):
+    changes = [0, *(np.flatnonzero(np.diff(rollout.weight_version)) + 1).tolist()]
+    weights = [group(int(rollout.weight_version[at])) for at in changes]
+    own = [i for i, now in enumerate(weights) if not i or now != weights[i - 1]]
+    for i, end in zip(own, [*(changes[after] for after in own[1:]), rollout.num_tokens], strict=True):
+        first = changes[i]
         start = rollout.num_prompt_tokens + first - 1 if keep and first else 0
-        yield Stage(int(versions[first]), start, rollout.num_prompt_tokens + end - 1, (first, end))
+        yield Stage(weights[i], start, rollout.num_prompt_tokens + end - 1, (first, end))
 
 
 def _as_recorded(rollout: Rollout, group: Group) -> tuple[Stage, ...]:
@@ -161,7 +163,7 @@ def _owned(rollout: Rollout, runs: list[_Run], group: Group) -> list[Stage]:
         inputs = np.array(outputs) + rollout.num_prompt_tokens - 1
         if own.size and (
             not (stage.start <= inputs[0] and inputs[1] <= stage.stop)
-            or any(group(int(v)) != version for v in rollout.weight_version[own])
+            or any(group(int(v)) != version for v in np.unique(rollout.weight_version[own]))
         ):
             raise UnknownKvError
         stages.append(stage)

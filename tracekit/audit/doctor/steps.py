@@ -11,6 +11,7 @@ from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Chec
 from tracekit.audit.rows import EngineRows, sequence_key
 from tracekit.plural import plural
 from tracekit.tables import PARTIAL
+from tracekit.trace.join import lookup
 
 
 def _before(rows: EngineRows) -> Array:
@@ -79,7 +80,7 @@ def _nothing(rows: EngineRows) -> Iterator[Broken]:
 def _unscheduled(rows: EngineRows) -> Iterator[Broken]:
     tokens = rows["tokens"]
     yield Broken(
-        ~np.isin(sequence_key(tokens), sequence_key(rows.running)),
+        lookup(sequence_key(rows.running), sequence_key(tokens)) < 0,
         tokens,
         lambda i: f"position {tokens['position'][i]} sampled in a step that did not schedule its request",
     )
@@ -88,7 +89,7 @@ def _unscheduled(rows: EngineRows) -> Iterator[Broken]:
 def _in_partial_chunk(rows: EngineRows) -> Iterator[Broken]:
     tokens, partial = rows["tokens"], (rows.running["flags"] & PARTIAL) != 0
     yield Broken(
-        np.isin(sequence_key(tokens), sequence_key(rows.running)[partial]),
+        lookup(sequence_key(rows.running)[partial], sequence_key(tokens)) >= 0,
         tokens,
         lambda i: f"position {tokens['position'][i]} sampled by a chunk that does not reach the end",
     )
@@ -96,7 +97,7 @@ def _in_partial_chunk(rows: EngineRows) -> Iterator[Broken]:
 
 def _without_token(rows: EngineRows) -> Iterator[Broken]:
     whole = select(rows.running, (rows.running["flags"] & PARTIAL) == 0)
-    silent = ~np.isin(sequence_key(whole), sequence_key(rows["tokens"]))
+    silent = lookup(np.sort(sequence_key(rows["tokens"])), sequence_key(whole)) < 0
     yield Broken(silent, whole, lambda _: "should have sampled and did not")
 
 

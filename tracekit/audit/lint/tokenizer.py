@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,14 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
+
+
+@lru_cache(maxsize=8)  # rules ask one by one, and a vocabulary takes a while
+def _parsed(path: Path, written_ns: int) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
 
 

@@ -16,7 +16,7 @@ from tracekit.diagnose.density import Density
 from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain.place import place_of
 from tracekit.diagnose.explanation import Code, Explanation
-from tracekit.diagnose.neighbours import other_row, shifted
+from tracekit.diagnose.neighbours import other_row, rows_beside, shifted
 from tracekit.diagnose.residual import sum_noise
 from tracekit.diagnose.trial import Attempt, attempt
 from tracekit.scores import PROCESSED, RAW
@@ -102,7 +102,8 @@ def _transformations(run: Run, value: F8, gain: F8) -> Iterator[_Told]:
     for by, name in ((1, "next"), (-1, "previous")):
         yield _Told(SHIFTED, shifted(run, value, -by), shifted(run, gain, -by), [name], {"by": float(by)})
     for by, name in ((1, "next"), (-1, "previous")):
-        yield _Told(OTHER_ROW, other_row(run, value, by), other_row(run, gain, by), [name], {"by": float(by)})
+        at = rows_beside(run, by)
+        yield _Told(OTHER_ROW, other_row(value, at), other_row(gain, at), [name], {"by": float(by)})
     for name, factor in (("bits", 1 / log(2)), ("decimal digits", 1 / log(10)), ("no sign", -1.0)):
         yield _Told(OTHER_UNIT, value * factor, gain * abs(factor), [name], {"factor": factor})
     yield _Told(OTHER_UNIT, np.exp(value), gain * np.exp(value), ["probabilities"], {})
