@@ -12,7 +12,7 @@ from typing import Any
 from tracekit import cache
 
 NONE, SEMANTIC, PATH, OBJECTIVE = "none", "semantic", "inference path", "objective"
-TUNE, REPORT, SHORT = "tune", "report", "short"
+TUNE, REPORT, SECOND, SHORT = "tune", "report", "second", "short"
 RECIPE = "1"  # raised when the same rows would be recorded in another way
 PROBE_RECIPE = 2  # the same of rows with probed states
 
@@ -60,7 +60,7 @@ class Truth:
         layer: of mismatch.
         causes: codes of which any is right, of a composite one of each `a|b`; empty where only the layer is asked for.
         first: output index of the first token that the fault reaches, None where there is none.
-        module: in which the fault is, as the engine names it; empty where no single one is.
+        module: in which the fault is, as the engine names it, or any of `a|b`; empty where no single one is.
         refused: a replay can judge a part at most: it has to withhold the rest, or to refuse.
     """
 

@@ -49,13 +49,13 @@ def mark(case: Case, said: Mapping[str, Any]) -> Mark:
     else:
         cause = layer and codes[0] in truth.causes
     off = None if said["since"] is None or truth.first is None else abs(said["since"]["output_index"] - truth.first)
-    names = " ".join(name for found in said["causes"] for name in found["names"])
+    names = "".join(f" {name} " for found in said["causes"] for name in found["names"])
     marks = {
         "layer": layer,
         "cause": cause if truth.causes else None,
         "exact": None if truth.first is None else layer and off == 0,
         "near": None if truth.first is None else layer and off is not None and off <= 1,
-        "module": truth.module in names if truth.module else None,
+        "module": any(name in names for name in truth.module.split("|")) if truth.module else None,
     }
     return Mark(**marks, miss=_said(said) if False in marks.values() else "")
 

@@ -8,51 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus.case import NONE, REPORT, Case
+from corpus.case import NONE, REPORT, SECOND, Case
 from corpus.judging import Mark, mark, wilson
+from corpus.prose import BLIND, FIGURES, FOUND, HEAD, NOW
+from corpus.rows import more
 from corpus.scoring import code_hash
 from tracekit.plural import plural
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 TIMES = 3.0  # a fault is above the stated size where mean |d| is so many times a clean recording's
-
-HEAD = """\
-# How often a verdict is right
-
-`make accuracy` records real engines with faults whose place is known, replays each recording and compares. The rows are
-in `tests/corpus/rows/`; a fault is made in the engine's process (a patched sampler or module, other weights, written
-KV memory), never in the trace. Rows for tuning and rows for reporting have other prompts, other seeds and mostly other
-sizes; this page counts rows for reporting. {extent}
-
-- *layer*: the layer of mismatch is right. *cause*: the first cause named is right (a composite: each of its causes is
-  named). *token*, *± 1*: the first token is that which the fault reaches first. *module*: named among the causes.
-- *above the size*: mean |d| is at least {times:g} times that of the median clean recording of the same engine and
-  precision. Rows below it are counted apart.
-- Intervals are Wilson's, 95 %. Seconds are of one replay, in CPU time, models loaded before ({machine}).
-- The code that judged is `{code}` (`corpus.scoring.code_hash`). Which codes a row takes for right was settled when the
-  detectors had their names, after a first look at these verdicts; layers, tokens and
-  modules were settled before, but for the rows of the last section.
-- This set is not blind any more. On 2026-11-27 it was measured for the first time (layer 106 of 110, cause 78 of 108,
-  first token 100 of 109, module 20 of 38, 3 false alarms in 60), and that page named its misses by kind. Detectors for
-  those kinds were written afterwards and tried on the rows for tuning alone; rows that name a module were recorded
-  again, with probes. How a verdict does on kinds that nobody thought of, neither measurement tells.
-"""
-
-FOUND = """
-## What the rows found of the engines themselves
-
-Three kinds of rows were meant as clean controls and were not. The first two were then proved without a verdict,
-by scoring the recorded tokens with transformers in float32.
-
-- vLLM's CPU builds (0.18.1, 0.32.0) pack a head that is tied to the embedding, and `reload_weights` leaves it as it
-  was: the recorded values are those of the new body with the old head, to 5e-6 nats. Rows whose update changes the
-  embedding carry this beside their own fault; it has rows of its own (`tied-head`), and clean updates leave the
-  embedding alone.
-- 0.18.1's CPU build runs the requests beside an adapter's with that adapter: they fit base plus adapter to 7e-6 nats
-  and the base to 0.08 (`some-adapter`).
-- 0.32.0 with n-gram speculation at temperature 1 returns processed values of which 51 of 240 are not finite and the
-  rest 1.1 nats off on average. What they are is not known, so there is no row; greedy speculation is a clean control.
-"""
 
 
 def write(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> None:
@@ -61,33 +25,45 @@ def write(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> None:
 
 def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page for the cases that have a verdict."""
-    measured = [case for case in cases if case.name in said and case.use == REPORT]
-    marks = {case.name: mark(case, said[case.name]) for case in measured}
-    faults = [case for case in measured if case.truth.layer != NONE or case.truth.refused]
-    clean = [case for case in measured if case not in faults]
-    above, below = _by_size(faults, clean, said)
-    alarms = sum(not marks[case.name].layer for case in clean)
-    low, high = wilson(alarms, len(clean))
-    report = [case for case in cases if case.use == REPORT]
+    every = {use: [case for case in cases if case.use == use and case.kind != more.K] for use in (REPORT, SECOND)}
+    report, second = ([case for case in every[use] if case.name in said] for use in (REPORT, SECOND))
+    marks = {case.name: mark(case, said[case.name]) for case in cases if case.name in said}
+    clean = [case for case in report if case.truth.layer == NONE and not case.truth.refused]
+    above, below = _by_size([case for case in report if case not in clean], clean, said)
     extent = (
         f"All {len(report)} of them are recorded and replayed."
-        if len(measured) == len(report)
-        else f"Of {len(report)} rows {len(measured)} are measured here, which were drawn by lot within each engine."
+        if len(report) == len(every[REPORT])
+        else f"Of {len(every[REPORT])} rows {len(report)} are measured here, drawn by lot within each engine."
     )
     text = [HEAD.format(times=TIMES, extent=extent, machine=machine(), code=code_hash())]
-    false = plural(alarms, "false alarm")
-    text += [f"**Clean recordings**: {false} in {len(clean)} ({_percent(low)} to {_percent(high)}).\n"]
+    text += [f"**Clean recordings**: {_alarms(clean, marks)}.\n", *_further(cases, marks)]
     text += ["## Faults above the size\n", *_table(above, marks, said)]
     if below:
         text += ["\n## Faults below it\n", *_table(below, marks, said)]
-    text += [
-        "\n## Every miss\n",
-        *_misses(measured, marks),
-        "\n## Public reports\n",
-        *_reports(measured, marks),
-        FOUND.rstrip("\n"),
-    ]
+    text += ["\n## Every miss\n", *_misses(report, marks)]
+    if second:
+        text += [BLIND.format(num=len(second), figures=FIGURES).rstrip("\n"), NOW, *_table(second, marks, said)]
+        text += ["\nOf these it misses now:\n", *_misses(second, marks)]
+    text += ["\n## Public reports\n", *_reports([*report, *second], marks), FOUND.rstrip("\n")]
     return "\n".join(text) + "\n"
+
+
+def _alarms(clean: Sequence[Case], marks: Mapping[str, Mark]) -> str:
+    alarms = sum(not marks[case.name].layer for case in clean)
+    low, high = wilson(alarms, len(clean))
+    return f"{plural(alarms, 'false alarm')} in {len(clean)} ({_percent(low)} to {_percent(high)})"
+
+
+def _further(cases: Sequence[Case], marks: Mapping[str, Mark]) -> list[str]:
+    """Lines on recordings that are nothing but clean, by engine."""
+    rows = [case for case in cases if case.kind == more.K and case.use == REPORT and case.name in marks]
+    if not rows:
+        return []
+    groups = dict.fromkeys(case.group for case in rows)
+    by_group = ", ".join(f"{group} {sum(case.group == group for case in rows)}" for group in groups)
+    missed = [f"- {case.name}: {marks[case.name].miss}" for case in rows if marks[case.name].miss]
+    said = f"**Further clean recordings** (`tests/corpus/rows/more.py`; {by_group}): {_alarms(rows, marks)}.\n"
+    return [said, *missed, *([""] if missed else [])]
 
 
 def machine() -> str:

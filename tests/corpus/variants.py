@@ -60,6 +60,52 @@ def padded(rows: int, seed: int) -> Callable[[Tensors], Tensors]:
     return change
 
 
+def swapped(one: int, other: int) -> Callable[[Tensors], Tensors]:
+    """Two layers have changed places: a pipeline's stages joined in the wrong order."""
+
+    def change(tensors: Tensors) -> Tensors:
+        places = {f".layers.{one}.": f".layers.{other}.", f".layers.{other}.": f".layers.{one}."}
+
+        def source(name: str) -> str:
+            return next((name.replace(a, b) for a, b in places.items() if a in name), name)
+
+        return {name: tensors[source(name)] for name in tensors}
+
+    return change
+
+
+def heads_swapped(layer: int, size: int) -> Callable[[Tensors], Tensors]:
+    """The first two query heads of a layer have changed places, but not what reads them."""
+
+    def change(tensors: Tensors) -> Tensors:
+        name = f"model.layers.{layer}.self_attn.q_proj.weight"
+        own = tensors[name]
+        return {**tensors, name: torch.cat([own[size : 2 * size], own[:size], own[2 * size :]])}
+
+    return change
+
+
+def norms_moved(by: float) -> Callable[[Tensors], Tensors]:
+    """A constant is added to the weights of all norms, as where one side stores them less 1 and rounds."""
+    return lambda tensors: {name: own + by if is_norm(name) else own for name, own in tensors.items()}
+
+
+def merged(rank: int, size: float, seed: int) -> Callable[[Tensors], Tensors]:
+    """An adapter of query and value projections is merged."""
+
+    def change(tensors: Tensors) -> Tensors:
+        random = torch.Generator().manual_seed(seed)
+        result = dict(tensors)
+        for name in sorted(tensors):
+            if name.endswith(("q_proj.weight", "v_proj.weight")):
+                rows, columns = tensors[name].shape
+                update = torch.randn(rows, rank, generator=random) @ torch.randn(rank, columns, generator=random)
+                result[name] = (tensors[name].float() + size * update / columns**0.5).to(tensors[name].dtype)
+        return result
+
+    return change
+
+
 # two updates in a row are of one seed each; what is kept of an older version is what a sync forgot
 VARIANTS: dict[str, Callable[[Tensors], Tensors]] = {
     "step1": noise(0.03, 11),
@@ -74,6 +120,10 @@ VARIANTS: dict[str, Callable[[Tensors], Tensors]] = {
     "step1-without-q-proj": noise(0.03, 11, but(lambda name: "q_proj" in name)),
     "layer-7": noise(0.05, 31, layers(7)),
     "padded": padded(1024, 51),
+    "swapped-12-13": swapped(12, 13),
+    "heads-10": heads_swapped(10, 64),
+    "norms-moved": norms_moved(0.004),
+    "merged": merged(4, 0.04, 61),
     "gate-20": noise(0.05, 32, lambda name: "layers.20.mlp.gate_proj" in name),
 }
 

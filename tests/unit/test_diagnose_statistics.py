@@ -102,7 +102,7 @@ def test_evidence_is_averaged_over_the_run():
     assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.at_end).mean())))
 
 
-def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_four():
+def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_three():
     run = make_run(Made())
     none = np.zeros(run.token_id.size, dtype=bool)
     quiet = Shifts(np.zeros(16), np.zeros(16), *[np.full(16, -1)] * 3)
@@ -111,15 +111,14 @@ def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for
     two = none.copy()
     two[[3, 48 + 3]] = True  # in two of 16 rollouts
     few = 1 - 0.99**16 - 16 * 0.01 * 0.99**15
-    assert chance_of(run, replace(clean, beyond=two), []) == pytest.approx(4 * few)
+    assert chance_of(run, replace(clean, beyond=two), []) == pytest.approx(3 * few)
     many = none.copy()
-    many[:3] = True  # in one rollout
-    tail = 1 - math.exp(-0.16) * (1 + 0.16 + 0.16**2 / 2)
-    assert chance_of(run, replace(clean, beyond=many), []) == pytest.approx(4 * tail)
+    many[:3] = True  # in one rollout, whose tokens are no witnesses of their own
+    assert chance_of(run, replace(clean, beyond=many), []) == pytest.approx(3 * (1 - 0.99**16))
     one = replace(quiet, at_end=np.r_[np.log(16_000.0), np.full(15, -50.0)])
-    assert chance_of(run, replace(clean, shifts=one), []) == pytest.approx(4 / 1000)
+    assert chance_of(run, replace(clean, shifts=one), []) == pytest.approx(3 / 1000)
     change = Change("output_index", None, 9, 8, 10, True, 0.0005, 16, 0.6, 1.2)
-    assert chance_of(run, clean, [change]) == pytest.approx(0.002)
+    assert chance_of(run, clean, [change]) == pytest.approx(0.0015)
 
 
 def test_rollouts_without_a_usable_token_say_nothing():

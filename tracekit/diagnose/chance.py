@@ -12,37 +12,29 @@ from tracekit.diagnose.noise import FALSE_ROLLOUTS, TokenNoise
 from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.shift import log_e_of_run
 
-NUM_TESTS = 4  # the smallest of so many chances is taken, and times that for the choice
+NUM_TESTS = 3  # the smallest of so many chances is taken, and times that for the choice
 
 
 def chance_of(run: Run, judged: TokenNoise, changes: Sequence[Change]) -> float:
-    """Return how likely a clean run would look at least this bad: the smallest of four, times four for the choice.
+    """Return how likely a clean run would look at least this bad: the smallest of three, times three for the choice.
 
-    That at least so many rollouts have a token beyond noise (binomial), that at least so many tokens are beyond noise
-    (Poisson; the threshold lets `FALSE_ROLLOUTS` of clean rollouts show one), 1/e of the run's sustained shifts, and
-    that all rollouts together change as clearly along an axis.
+    That at least so many rollouts have a token beyond noise (binomial; the threshold lets `FALSE_ROLLOUTS` of clean
+    ones show one), 1/e of the run's sustained shifts, and that all rollouts together change as clearly along an axis.
+    Tokens beyond noise are not counted one by one: in bfloat16 a clean rollout that has one often has another beside
+    it, because both read a context that rounding moves far.
     """
     rollouts = len(run.rollouts)
     hit = len(np.unique(run.rollout[judged.beyond]))
     single = binomial_tail(hit, rollouts, FALSE_ROLLOUTS)
-    tokens = poisson_tail(int(np.count_nonzero(judged.beyond)), rollouts * FALSE_ROLLOUTS)
     sustained = exp(-max(log_e_of_run(judged.shifts), 0.0))
     pooled = min((change.chance for change in changes), default=1.0)
-    return min(NUM_TESTS * min(single, tokens, sustained, pooled), 1.0)
+    return min(NUM_TESTS * min(single, sustained, pooled), 1.0)
 
 
 def binomial_tail(at_least: int, n: int, p: float) -> float:
     """Return how likely at least so many of `n` happen, each with probability `p`."""
     k = np.arange(1, n + 1)
     return _tail(n * log1p(-p) + np.cumsum(np.log((n - k + 1) / k) + log(p) - log1p(-p)), at_least)
-
-
-def poisson_tail(at_least: int, mean: float) -> float:
-    """Return how likely at least so many happen, where `mean` are expected."""
-    if mean <= 0:
-        return float(at_least <= 0)
-    k = np.arange(1, max(at_least, int(mean)) + 20 * int(mean**0.5 + 10))  # what lies beyond is nothing beside it
-    return _tail(-mean + np.cumsum(log(mean) - np.log(k)), at_least)
 
 
 def _tail(log_chance: F8, at_least: int) -> float:

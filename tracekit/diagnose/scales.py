@@ -14,6 +14,8 @@ from tracekit.diagnose.student import log_density
 _SCALES = np.geomspace(1.0, 1e4, 81)
 _EXPLAINED = 0.5
 MOST_EDGES = 64  # places at which a change is looked for
+LEAST_SCALE = 3.0  # of the tokens under a circumstance, in deviations of clean noise
+LEAST_RATIO = 2.0  # of their scale to that of the others
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Telling:
         within, a = _best(self.z[inside], np.ones(int(inside.sum())), self.degrees)
         without, b = _best(self.z[~inside], np.ones(int((~inside).sum())), self.degrees)
         return within + without, a, b
+
+    def apart(self, inside: Mask) -> float:
+        """By how many nats a scale for some tokens, [n], beats one for all; 0 where theirs is not much larger."""
+        if not 0 < inside.sum() < inside.size:
+            return 0.0
+        both, scale, rest = self.two(inside)
+        return both - self.one() if scale >= max(LEAST_SCALE, LEAST_RATIO * rest) else 0.0
 
 
 def telling(evidence: Evidence, most: int) -> Telling | None:

@@ -73,3 +73,23 @@ def hash_collision(bench, salt=7):
 
     with patched(kv_cache_utils, "hash_block_tokens", make):
         yield
+
+
+@fault
+def scaled_blocks(bench, by):
+    """The numbers of the blocks of a hit are multiplied: read back with another scale, or, by 0, lost."""
+    manager, touched = bench.scheduler.kv_cache_manager, set()
+
+    def make(look_up):
+        def other(request):
+            found = look_up(request)
+            for block in set(found[0].get_block_ids()[0]) - touched:
+                touched.add(block)
+                for cache, dim in memories(bench):
+                    cache.select(dim, block).mul_(by)
+            return found
+
+        return other
+
+    with patched(manager, "get_computed_blocks", make):
+        yield

@@ -78,7 +78,7 @@ class Run:
         seed = self.case.seed
         own = prompts(ask.prompt, self.case.use, seed, ask.num, self.bench.tokenizer)
         fields = {"temperature": 1.0, "logprobs": 0, "max_tokens": ask.tokens, "ignore_eos": True, **ask.sampling}
-        short = fields.pop("short", 0)
+        short, each = fields.pop("short", 0), fields.pop("each", ({},))
         due = dict(ask.during)
         for fault in self.case.faults if last else ():
             if fault.since > 0:
@@ -87,6 +87,7 @@ class Run:
         for number, prompt in enumerate(own):
             name = f"{self.num_asked}-{number}"
             more = {"max_tokens": fields["max_tokens"] // 2} if short and number >= short else {}
+            more |= each[number % len(each)]
             counts[name] = 0
             self.bench.add(name, prompt, SamplingParams(**{**fields, **more}), self.adapter(ask.lora, number))
         self.num_asked += 1

@@ -25,6 +25,7 @@ SUBJECTS = {
 
 
 OPENERS["short"], SUBJECTS["short"] = OPENERS["report"], SUBJECTS["tune"]
+OPENERS["second"], SUBJECTS["second"] = OPENERS["report"], SUBJECTS["report"]
 
 
 def texts(use, seed, num):

@@ -26,8 +26,7 @@ EDGE: Code = "from a position on"
 CODES: tuple[Code, ...] = (BATCH, DECODE, EDGE)
 
 _MOST_TOKENS = 4096
-_LEAST_SCALE = 3.0  # of the tokens concerned, in deviations of clean noise
-_LEAST_RATIO = 2.0  # of their scale to that of the others
+_CHOICE = log(MOST_EDGES)  # nats, for the choice of an edge
 _SAME = 1.0  # nats: two changes that fit as well are one
 
 
@@ -36,12 +35,14 @@ def detect(evidence: Evidence) -> list[Explanation]:
     tokens = telling(evidence, _MOST_TOKENS)
     if tokens is None:
         return []
-    fits = [(_ahead(tokens, inside), code, name, inside) for code, name, inside in _circumstances(evidence, tokens)]
+    fits = [
+        (tokens.apart(inside) - _CHOICE, code, name, inside) for code, name, inside in _circumstances(evidence, tokens)
+    ]
     fits = [fit for fit in fits if fit[0] >= MARGIN]
     if not fits:
         return []
     nats, code, name, inside = max(fits, key=lambda fit: fit[0])
-    other = max((_ahead(tokens, change) for change in changes_in_time(evidence.run, tokens)), default=0.0)
+    other = max((tokens.apart(change) - _CHOICE for change in changes_in_time(evidence.run, tokens)), default=0.0)
     # of an edge in the position, a change in time is another cause; batch and phase are what time brought along
     if nats < other + (MARGIN if code == EDGE else -_SAME):
         return []
@@ -60,16 +61,6 @@ def detect(evidence: Evidence) -> list[Explanation]:
             names=[name],
         )
     ]
-
-
-def _ahead(tokens: Telling, inside: Mask) -> float:
-    """By how many nats a scale for some tokens beats one for all; 0 where these are not the larger ones."""
-    if not 0 < inside.sum() < inside.size:
-        return 0.0
-    both, scale, rest = tokens.two(inside)
-    if scale < _LEAST_SCALE or scale < _LEAST_RATIO * rest:
-        return 0.0
-    return both - tokens.one() - log(MOST_EDGES)
 
 
 def _circumstances(evidence: Evidence, tokens: Telling) -> Iterator[tuple[Code, str, Mask]]:

@@ -2,6 +2,8 @@
 
 This says where, not why: it is named where no cause explains the run. By Fisher's exact test on rollouts (R. A. Fisher,
 "The Logic of Inductive Inference", 1935): how likely a circumstance has as many of the rollouts that diverge by chance.
+Or by likelihood of their tokens, where there are too few rollouts for that: of residuals of one scale with it and of
+another without it, against one scale for all.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from tracekit.diagnose.explain.cited import cited
 from tracekit.diagnose.explanation import Code, Explanation
 from tracekit.diagnose.gains import share_of
 from tracekit.diagnose.noise import FALSE_ROLLOUTS
+from tracekit.diagnose.scales import telling
 
 ALONE: Code = "one engine"
 VERSION: Code = "one weight version"
@@ -33,12 +36,13 @@ _CITED = {
 _MOST_CHANCE = 1e-3  # that it separates them as well by chance
 _LEAST_CHANCE = 0.01  # that a clean run has as many of those without it
 _NEAR = 10.0  # times as likely by chance is as good
-_MOST_EXPLAINED = 0.5  # what another cause leaves is not asked for more than this
+_MOST_TOKENS = 4096
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
     """Name the circumstance that separates the rollouts that diverge best; those that fit as well stand beside it."""
-    if not evidence.diverges or any(e.share != e.share or e.share > _MOST_EXPLAINED for e in evidence.found):
+    tokens = telling(evidence, _MOST_TOKENS)
+    if tokens is None:
         return []
     hit = np.array([r.onset is not None for r in evidence.rollouts])
     fits = []
@@ -47,9 +51,10 @@ def detect(evidence: Evidence) -> list[Explanation]:
     ]
     num_tests = len({(having ^ having[0]).tobytes() for _, _, having in circumstances})  # one and its opposite are one
     for code, name, having in circumstances:
-        chance = num_tests * _chance(hit, having)
-        outside = int(np.count_nonzero(hit & ~having))
-        if chance <= _MOST_CHANCE and binomial_tail(outside, int((~having).sum()), FALSE_ROLLOUTS) > _LEAST_CHANCE:
+        unlike = exp(-max(tokens.apart(having[evidence.run.rollout[tokens.index]]), 0.0))
+        chance = num_tests * min(_chance(hit, having), unlike)
+        outside = binomial_tail(int(np.count_nonzero(hit & ~having)), int((~having).sum()), FALSE_ROLLOUTS)
+        if chance <= _MOST_CHANCE and outside > _LEAST_CHANCE and np.any(hit & having):
             fits.append((chance, code, name, having))
     if not fits:
         return []
