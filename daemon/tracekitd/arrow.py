@@ -43,19 +43,21 @@ def _struct(name: str, tables: Sequence[Table], engine: int) -> pa.StructArray:
 
 def _array(target: pa.DataType, base: str, parts: Sequence[Column], rows: Sequence[int]) -> pa.Array:
     num_rows = sum(rows)
-    if all(part.nulls == ALL_NULL for part in parts):
-        return pa.nulls(num_rows, target)
+    nulls, _, lengths, values = zip(*parts, strict=True)
     width = 0 if base == "str" or base in LISTS else int(base[1:])
     valid = None
-    if any(part.nulls for part in parts):
+    if any(nulls):
+        if set(nulls) == {ALL_NULL}:
+            return pa.nulls(num_rows, target)
         flags = b"".join(_valid(part, count) for part, count in zip(parts, rows, strict=True))
         valid = pa.py_buffer(np.packbits(np.frombuffer(flags, "u1"), bitorder="little"))
-    data = pa.py_buffer(b"".join(part.data or bytes(width * n) for part, n in zip(parts, rows, strict=True)))
+        values = tuple(part.data or bytes(width * n) for part, n in zip(parts, rows, strict=True))
+        lengths = tuple(part.lengths or bytes(4 * n) for part, n in zip(parts, rows, strict=True))
+    data = pa.py_buffer(b"".join(values))
     if width:
         return pa.Array.from_buffers(target, num_rows, [valid, data])
-    lengths = b"".join(part.lengths or bytes(4 * n) for part, n in zip(parts, rows, strict=True))
     offsets = np.zeros(num_rows + 1, np.int32)
-    np.cumsum(np.frombuffer(lengths, "<u4"), out=offsets[1:])
+    np.cumsum(np.frombuffer(b"".join(lengths), "<u4"), out=offsets[1:])
     if base == "str":
         return pa.Array.from_buffers(target, num_rows, [valid, pa.py_buffer(offsets), data])
     items = pa.Array.from_buffers(target.value_type, data.size // 4, [None, data])

@@ -48,14 +48,17 @@ def losses_of(batch: messages.Batch) -> list[Loss]:
     Raises:
         TracekitError: they are too many, or not runs of numbers up to its own.
     """
-    if len(batch.losses) > MAX_LOSSES or len(batch.results) > MAX_RESULTS:
+    losses, results = batch.losses, batch.results
+    if not losses and not results:
+        return []  # nearly all are like this
+    if len(losses) > MAX_LOSSES or len(results) > MAX_RESULTS:
         raise TracekitError(f"it reports more than {MAX_LOSSES} losses or results")
-    if any(not 1 <= loss.from_seq <= loss.to_seq <= batch.seq for loss in batch.losses):
+    if any(not 1 <= loss.from_seq <= loss.to_seq <= batch.seq for loss in losses):
         raise TracekitError("a loss is not a run of numbers up to its own")
-    told = [*(loss.reason for loss in batch.losses), *(text for r in batch.results for text in (r.id, r.error))]
+    told = [*(loss.reason for loss in losses), *(text for r in results for text in (r.id, r.error))]
     if any(len(text) > messages.MAX_TEXT for text in told):
         raise TracekitError(f"a reason or an answer has more than {messages.MAX_TEXT} characters")
-    return [Loss(None, loss.from_seq, loss.to_seq, loss.reason, counts_of(loss.rows)) for loss in batch.losses]
+    return [Loss(None, loss.from_seq, loss.to_seq, loss.reason, counts_of(loss.rows)) for loss in losses]
 
 
 def counts_of(counts: Mapping[str, int]) -> dict[str, int]:
@@ -65,8 +68,8 @@ def counts_of(counts: Mapping[str, int]) -> dict[str, int]:
         TracekitError: of an unknown table, or more than anybody has.
     """
     found = dict(counts)
-    if unknown := sorted(found.keys() - WIRE_TABLES.keys()):
-        raise TracekitError(f"it counts rows of an unknown table: {unknown[0]!r}")
-    if max(found.values(), default=0) > messages.MAX_COUNT:
+    if not found.keys() <= WIRE_TABLES.keys():
+        raise TracekitError(f"it counts rows of an unknown table: {min(found.keys() - WIRE_TABLES.keys())!r}")
+    if found and max(found.values()) > messages.MAX_COUNT:
         raise TracekitError(f"it counts more than {messages.MAX_COUNT} rows")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -225,6 +226,7 @@ def _sealed_before(folder: Path, out: Path) -> int | None:
 
 async def _serve(config: Config, reload: Callable[[], Config] | None) -> Daemon:
     daemon = create_server(config)
+    gc.freeze()  # what is here by now stays: the collector need not look through it, batch after batch
     loop = asyncio.get_running_loop()
     if config.attached:
         loop.add_reader(sys.stdin.fileno(), daemon.hear)

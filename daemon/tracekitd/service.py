@@ -155,19 +155,18 @@ class RecorderService:
             await self._budget.take(size)
             kept = False
             try:
-                framed = await self._work(size, open_frame, data)
-                batch, payload = framed.batch, framed.payload
-                check_number(batch, engine.engine_id)
+                framed, received = await self._work(size, self._take_in, engine, data)
+                batch = framed.batch
                 if batch.seq <= engine.received_seq:
                     self._stats.duplicates += 1
                     continue  # sent again after a reconnect
-                if batch.pieces > 1:
+                if received is None:
                     self._budget.give(size)
                     size = 0
                     payload = await self._whole(engine, framed, requests)
                     await self._budget.take(len(payload))
                     size = len(payload)
-                received = await self._work(size, decode, batch, payload, engine.number, engine.trainer)
+                    received = await self._work(size, decode, batch, payload, engine.number, engine.trainer)
                 check_counters(received, engine.produced, engine.lost)
                 if gap := find_gap(received, engine.received_seq, engine.produced):
                     received = received.behind(gap)
@@ -179,6 +178,15 @@ class RecorderService:
             finally:
                 if not kept:
                     self._budget.give(size)
+
+    def _take_in(self, engine: Engine, data: bytes) -> tuple[Framed, Received | None]:
+        """Open and check one message of an engine; no batch where it is known already, or the first of its pieces."""
+        framed = open_frame(data)
+        batch = framed.batch
+        check_number(batch, engine.engine_id)
+        if batch.seq <= engine.received_seq or batch.pieces > 1:
+            return framed, None
+        return framed, decode(batch, framed.payload, engine.number, engine.trainer)
 
     async def _work(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
         if size < INLINE_BYTES:

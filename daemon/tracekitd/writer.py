@@ -1,12 +1,11 @@
-"""The only thread that touches the spool: appends in order, and syncs for many batches at once."""
+"""The only thread that writes the spool: appends in order, and syncs once for all that waits."""
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +16,20 @@ from tracekit.trace.batch import BatchMeta
 from tracekit.trace.spool import SpoolWriter
 from tracekitd.log import say
 
-COMMIT_SECS = 0.2
-COMMIT_BYTES = 1 << 20
 RETRY_SECS = 0.25  # doubled at each refusal, up to
 MAX_RETRY_SECS = 8.0
 
 
 @dataclass(frozen=True)
 class _Job:
-    batch: pa.RecordBatch | None  # None: a flush
-    meta: BatchMeta | None
-    done: Callable[[], None]  # called on this thread, once it is on the disk
+    batches: Sequence[tuple[pa.RecordBatch, BatchMeta]]
+    done: Callable[[], None]  # called on this thread, once they are on the disk
 
 
 class Writer:
-    """Group commit: a batch is confirmed at most 200 ms, or 1 MiB, after it was appended.
+    """Group commit: what comes while the disk is busy is synced together, as soon as it is not.
 
-    A disk that refuses (it is full, say) stops nothing: the batch waits, nothing is confirmed meanwhile, and the
+    A disk that refuses (it is full, say) stops nothing: the batches wait, nothing is confirmed meanwhile, and the
     recorders keep what is not confirmed.
 
     Args:
@@ -49,9 +45,7 @@ class Writer:
         self._spool = spool
         self._failed = failed
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._waiting: list[_Job] = []  # appended, not yet on the disk
-        self._unsynced = 0
-        self._deadline = 0.0
+        self._jobs: list[_Job] = []  # taken, not yet on the disk
         self._refusing = False
         self._give_up_at: float | None = None
         self.given_up = 0
@@ -64,13 +58,9 @@ class Writer:
         """How often the disk refused to sync."""
         return self._spool.failed_syncs
 
-    def append(self, batch: pa.RecordBatch, meta: BatchMeta, done: Callable[[], None]) -> None:
-        """Write a batch after those before it; `done` is called from the writer's thread when it is durable."""
-        self._queue.put(_Job(batch, meta, done))
-
-    def flush(self, done: Callable[[], None]) -> None:
-        """Call `done` from the writer's thread when everything handed over so far is durable."""
-        self._queue.put(_Job(None, None, done))
+    def commit(self, batches: Sequence[tuple[pa.RecordBatch, BatchMeta]], done: Callable[[], None]) -> None:
+        """Write batches; `done` is called from the writer's thread when they, and all before them, are durable."""
+        self._queue.put(_Job(batches, done))
 
     def stop(self, timeout_secs: float) -> None:
         """Write and sync what was handed over, then end the spool; a disk that refuses is given `timeout_secs`.
@@ -87,47 +77,30 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while self._step():
-                pass
-            if self._waiting:
-                self._commit()
+            goes_on = True
+            while goes_on:
+                taken = [self._queue.get(), *self._at_hand()]
+                self._jobs = [job for job in taken if job is not None]
+                goes_on = None not in taken
+                if self._jobs:
+                    self._commit()
         except _GivenUp:
-            left = [*self._waiting, *self._left()]
-            self.given_up = sum(job is not None and job.batch is not None for job in left)
+            left = [*self._jobs, *self._at_hand()]
+            self.given_up = sum(len(job.batches) for job in left if job is not None)
         except BaseException as error:
             self._failed(error)
 
-    def _left(self) -> Iterator[_Job | None]:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                yield self._queue.get_nowait()
-
-    def _step(self) -> bool:
-        try:
-            wait = max(0.0, self._deadline - time.monotonic()) if self._waiting else None
-            job = self._queue.get(timeout=wait)
-        except queue.Empty:
-            self._commit()
-            return True
-        if job is None:
-            return False
-        if not self._waiting:
-            self._deadline = time.monotonic() + COMMIT_SECS
-        self._waiting.append(job)
-        if job.batch is not None and job.meta is not None:
-            self._unsynced += self._insist(self._spool.append, job.batch, job.meta)
-        # who flushes, or says goodbye, waits for the answer
-        at_once = job.meta is None or job.meta.last
-        if at_once or self._unsynced >= COMMIT_BYTES or time.monotonic() >= self._deadline:
-            self._commit()
-        return True
+    def _at_hand(self) -> list[_Job | None]:
+        return [self._queue.get() for _ in range(self._queue.qsize())]
 
     def _commit(self) -> None:
+        for job in self._jobs:
+            for batch, meta in job.batches:
+                self._insist(self._spool.append, batch, meta)
         begin = time.monotonic()
         self._insist(self._spool.sync)
         self.num_syncs, self.sync_secs = self.num_syncs + 1, self.sync_secs + time.monotonic() - begin
-        done, self._waiting, self._unsynced = self._waiting, [], 0
-        for job in done:
+        for job in self._jobs:
             job.done()
 
     def _insist(self, action: Callable[..., Any], *arguments: Any) -> Any:

@@ -58,7 +58,7 @@ def send(writer, disk, numbers):
     confirmed: queue.SimpleQueue = queue.SimpleQueue()
     for seq in numbers:
         meta = BatchMeta(engine=0, engine_id="ab" * 16, seq=seq)
-        writer.append(BATCH, meta, lambda seq=seq: confirmed.put((seq, seq in disk.durable)))
+        writer.commit([(BATCH, meta)], lambda seq=seq: confirmed.put((seq, seq in disk.durable)))
     return confirmed
 
 
@@ -91,12 +91,12 @@ def test_a_disk_that_refuses_for_ever_does_not_hold_up_the_end_and_is_named(make
     assert "2 batches were given up" in capfd.readouterr().err
 
 
-def test_a_flush_waits_for_what_came_before_it(make):
+def test_an_empty_commit_waits_for_what_came_before_it(make):
     disk = Disk()
     writer, _ = make(disk)
     send(writer, disk, [1, 2, 3])
     flushed: queue.SimpleQueue = queue.SimpleQueue()
-    writer.flush(lambda: flushed.put(list(disk.durable)))
+    writer.commit([], lambda: flushed.put(list(disk.durable)))
     assert flushed.get(timeout=30) == [1, 2, 3]
     writer.stop(10)
 

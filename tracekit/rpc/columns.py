@@ -47,6 +47,7 @@ _SHAPES = {
     for name, columns in WIRE_TABLES.items()
 }
 _NOTHING = memoryview(b"")
+_tuple = tuple.__new__  # a NamedTuple's own constructor takes twice as long, and nearly every column is made here
 
 
 class Column(NamedTuple):
@@ -129,14 +130,15 @@ def parse(payload: bytes | Buffer) -> dict[str, Table]:
             where none can be, text that is not UTF-8.
     """
     view, at, last = memoryview(payload), 0, -1
+    length = len(view)
     tables: dict[str, Table] = {}
-    while at < len(view):
+    while at < length:
         index = view[at]
         if not last < index < len(_NAMES):
             raise TracekitError("its tables are unknown, doubled or out of order")
         last, name = index, _NAMES[index]
         head = _HEADS[name]
-        if at + head.size > len(view):
+        if at + head.size > length:
             raise TracekitError(f"table {name} is cut off")
         _, rows, *shapes = head.unpack_from(view, at)
         at += head.size
@@ -145,8 +147,8 @@ def parse(payload: bytes | Buffer) -> dict[str, Table]:
         columns = {}
         for (column, base, nullable, width), nulls, size in zip(_SHAPES[name], shapes[::2], shapes[1::2], strict=True):
             end = at + size
-            if width and not nulls and size == rows * width and end <= len(view):  # nearly all are like this
-                columns[column], at = Column(FULL, _NOTHING, _NOTHING, view[at:end]), end
+            if width and not nulls and size == rows * width and end <= length:  # nearly all are like this
+                columns[column], at = _tuple(Column, (FULL, _NOTHING, _NOTHING, view[at:end])), end
                 continue
             try:
                 if nulls > ALL_NULL or (nulls and not nullable):
