@@ -29,6 +29,24 @@ def test_a_clean_run_of_a_policy_that_hardly_chooses_is_clean():
     assert judge(run).verdict.layer == "none"
 
 
+def test_a_floor_from_a_tenth_of_the_tokens_is_passed_by_no_more_clean_rollouts_than_it_says():
+    """One clean rollout in 100 may; noise that is measured on all of the tokens gives about the same line."""
+    num_onsets = 0
+    for seed in range(4):
+        run = make_run(Made(num_rollouts=64, temperature=1.0, top_p=1.0, seed=seed))
+        whole = measure_noise(run, "raw").floor
+        scores = {name: of.each(np.copy) for name, of in run.scores.items()}
+        for name in (OTHER_SHAPE, OTHER_PRECISION):
+            for column in (scores[name].raw_logprob, scores[name].processed_logprob, scores[name].forced_logprob):
+                column[run.rollout % 10 != 0] = np.nan
+        sampled = replace(run, scores=scores)
+        assert measure_noise(sampled, "raw").floor.scale == pytest.approx(whole.scale, rel=0.2)
+        verdict = judge(sampled).verdict
+        assert verdict.layer == "none"
+        num_onsets += verdict.num_with_onset
+    assert num_onsets <= 8  # of 256, of which 2.6 are allowed: more comes of chance in one case in 1,000
+
+
 def test_noise_is_the_same_at_every_temperature():
     scales = [measure_noise(make_run(Made(temperature=t, top_p=1.0)), "processed").floor.scale for t in (0.03, 0.3, 1)]
     assert scales == pytest.approx([np.sqrt(2) * 0.04] * 3, rel=0.15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -18,6 +19,7 @@ from tracekit.replay.checkpoints import content_digest
 from tracekit.replay.units import Unit, UnitScores
 from tracekit.scores import Scores
 
+_GIVEN_UP_SECS = 7 * 24 * 3600.0  # a run that failed for good leaves what it scored, and nobody asks for it again
 _NAMES = [field.name for field in fields(Scores)]
 
 
@@ -77,12 +79,15 @@ class Kept:
             partial.replace(path)
 
     def drop(self, units: Iterable[Unit]) -> None:
-        """Remove what is kept of these units, and the folder where nothing else is in it."""
-        if self._folder is None:
+        """Remove what is kept of these units and what nobody went on with; the folder where nothing else is in it."""
+        if self._folder is None or not self._folder.is_dir():
             return
         for unit in units:
             self._path(unit).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                if time.time() - path.stat().st_mtime > _GIVEN_UP_SECS:
+                    path.unlink()
             self._folder.rmdir()
 
     def _path(self, unit: Unit) -> Path:

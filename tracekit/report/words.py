@@ -222,7 +222,8 @@ def losses(data: Data) -> Iterator[str]:
     if data.sample:
         yield (
             f"SAMPLE: {data.num_rollouts} of {plural(data.sample.num_rollouts, 'rollout')}, {data.num_tokens} of "
-            f"{plural(data.sample.num_tokens, 'token')}, spread evenly: what {data.sample.budget_secs:g} s allow"
+            f"{plural(data.sample.num_tokens, 'token')}, spread evenly: what {data.sample.budget_secs:g} s allow; "
+            "a first token is the first of these"
         )
     if data.num_discarded:
         one, several = "sampled token never became output and was", "sampled tokens never became output and were"
