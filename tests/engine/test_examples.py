@@ -7,15 +7,16 @@ import pytest
 
 from helpers.engine import EXAMPLES, run_cli
 from helpers.tiny_model import write_tiny_model
+from tracekit.audit.doctor.examine import examine
 from tracekit.tables import ACCEPTED
 from tracekit.trace.reader import Trace, open_trace
 
 pytestmark = pytest.mark.engine
 
 
-def record(tmp_path: Path, *job: object) -> tuple[Trace, str]:
+def record(tmp_path: Path, *job: object, options: tuple[object, ...] = ()) -> tuple[Trace, str]:
     trace = tmp_path / "trace.arrow"
-    done = run_cli("record", "--engine", "v1", "-o", trace, "--", "python", *job)
+    done = run_cli("record", "--engine", "v1", *options, "-o", trace, "--", "python", *job)
     assert done.returncode == 0, done.stderr[-4000:]
     return open_trace(trace), done.stdout
 
@@ -49,7 +50,10 @@ def test_async_weight_update(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_serve_and_ask(tiny_model: Path, tmp_path: Path) -> None:
-    trace, said = record(tmp_path, EXAMPLES / "serve_and_ask.py", tiny_model)
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(b"k" * 32)
+    trace, said = record(tmp_path, EXAMPLES / "serve_and_ask.py", tiny_model, options=("--redact", key))
     requests = trace.table("requests").to_pylist()
     assert len(requests) == 2
     assert all(r["external_id"].startswith(("chatcmpl-", "cmpl-")) for r in requests)
@@ -57,3 +61,8 @@ def test_serve_and_ask(tiny_model: Path, tmp_path: Path) -> None:
     num_tokens = [f["num_output_tokens"] for f in trace.table("finishes").to_pylist()]
     assert sum(num_tokens) == trace.table("tokens").num_rows > 0
     assert said.strip()
+    # redacted: the ids are none of the vocabulary, one is the same where it stands for the same, and all else holds
+    vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
+    ids = [i for r in requests for i in r["prompt_token_ids"]] + trace.table("tokens").column("token_id").to_pylist()
+    assert sum(i < vocabulary for i in ids) <= 1
+    assert examine(trace).exit_code == 0 and any("hashes by the key" in note for note in trace.notes())

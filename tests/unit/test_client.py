@@ -100,6 +100,17 @@ def test_without_an_address_and_in_a_child_it_does_nothing(monkeypatch, tmp_path
         assert trainer.num_dropped == 0
 
 
+def test_a_key_that_others_can_read_sends_nothing(monkeypatch, tmp_path, capsys):
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    key.chmod(0o644)
+    monkeypatch.setenv("TRACEKIT_REDACT_KEY_FILE", str(key))
+    trainer = Client("unix:/nowhere/d.sock")
+    trainer.annotate("r", token_ids=[1, 2])
+    trainer.close()
+    assert trainer.engine_id == "" and "cannot be redacted: others can read" in capsys.readouterr().err
+
+
 def test_no_call_waits_whatever_the_daemon_does(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(client, "MAX_BYTES", 200_000)
     trainer = Client(f"unix:{tmp_path}/nobody.sock")

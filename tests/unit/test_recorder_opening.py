@@ -1,12 +1,13 @@
 """Opening a recording: once per engine, hung on what the hooks see, and described in the trace's first row."""
 
+from pathlib import Path
 from types import SimpleNamespace as Made
 from typing import Any, ClassVar
 
 import pytest
 
 from tracekit.recorder import stream as stream_module
-from tracekit.recorder.settings import options
+from tracekit.recorder.settings import options, probe_folder
 from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.opening import open_recording, recording_of
 from tracekit.recorder.vllm.recording import Recording
@@ -18,8 +19,8 @@ class Line:
 
     opened: ClassVar[list[Any]] = []
 
-    def __init__(self, address: str, engine_id: str, **_: Any) -> None:
-        self.address, self.engine_id = address, engine_id
+    def __init__(self, address: str, engine_id: str, redaction: Any = None, **_: Any) -> None:
+        self.address, self.engine_id, self.redaction = address, engine_id, redaction
         self.on_command: Any = None
         self.tables: dict[str, Any] = {}
         self.opened.append(self)
@@ -92,3 +93,24 @@ def test_a_wrong_option_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: py
         assert recording is not None
         recording.close()
     assert capsys.readouterr().err.count("the logprobs option is one of") == 1
+
+
+def test_a_key_to_redact_with_is_named_in_the_trace_and_one_that_others_can_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key"
+    monkeypatch.setenv("TRACEKIT_REDACT_KEY_FILE", str(key))
+    assert opened(owner := Made()) is None and recording_of(owner) is None and not Line.opened
+    key.write_bytes(b"k" * 32)
+    key.chmod(0o640)
+    assert opened(Made()) is None and not Line.opened
+    told = capsys.readouterr().err
+    assert "cannot be redacted: cannot read" in told and "cannot be redacted: others can read" in told
+    assert told.count("the engine is untouched") == 2
+    key.chmod(0o600)
+    monkeypatch.setenv("TRACEKIT_PROBE", str(tmp_path))
+    recording = opened(Made())
+    assert recording is not None and probe_folder() is None
+    recording.close()
+    (line,) = Line.opened
+    assert f'"redacted":"{line.redaction.name}"' in line.tables["engines"]["config"][0]

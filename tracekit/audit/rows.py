@@ -16,6 +16,7 @@ from tracekit.audit.findings import Array, Columns, select
 from tracekit.tables import ACCEPTED, NEW, PREEMPTED, TABLES
 from tracekit.trace.join import lookup, pair_key, pick
 from tracekit.trace.reader import Trace
+from tracekit.trace.redacted import key_of
 from tracekit.trace.values import json_object
 
 Made = TypeVar("Made")
@@ -143,7 +144,12 @@ class EngineRows:
 
     @cached_property
     def vocab_size(self) -> int | None:
-        """Size of the vocabulary, where the configuration tells; a model of several inputs has it in its text part."""
+        """Size of the vocabulary, where the configuration tells; a model of several inputs has it in its text part.
+
+        None where ids are redacted: none of them is of the vocabulary.
+        """
+        if key_of(self.about):
+            return None
         found: Any = self.config.get("hf_config")
         for section in (found, found.get("text_config") if isinstance(found, dict) else None):
             if isinstance(section, dict) and isinstance(section.get("vocab_size"), int):

@@ -43,6 +43,7 @@ def command(
     from tracekit.cli import sources
     from tracekit.report.doctor import to_lines
     from tracekit.trace.reader import Trace
+    from tracekit.trace.redacted import refuse_redacted
 
     if live is None and daemon is not None:
         raise UsageError("--daemon goes with --live")
@@ -52,6 +53,8 @@ def command(
     def opened() -> Trace:
         return sources.opened(trace) if only is None else sources.opened(trace).only(only)
 
+    if completions is not None:
+        refuse_redacted(opened().engines(), "--completions")
     view = None if completions is None else sources.completions(completions)
     watched = None
     if live is not None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--run", metavar="NAME", help="Your name of the run, which its engines and its trainer have in the trace."
 )
+@click.option("--redact", type=click.Path(path_type=Path), metavar="FILE",
+              help="Record prompts and tokens as hashes by the key in FILE (mode 0600).")  # fmt: skip
 @click.option("--lossless", is_flag=True, help="Let the engine wait where the daemon cannot keep up; drop nothing.")
 @click.option("--max-stall-ms", type=click.IntRange(min=0), metavar="MS",
               help="The longest that it waits at once; 0: no limit  [default: 60000]")  # fmt: skip
@@ -57,11 +59,17 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     from tracekit.cli.following import followed
     from tracekit.cli.prepare import check_targets, own_command, rollout
     from tracekit.jobs.recorded import into_trace, through_daemon
+    from tracekit.recorder.redact import of_file
     from tracekit.recorder.settings import LOGPROBS
     from tracekit.trace.output import check_output
 
     cmd, logprobs, probe, follow = (given.pop(name) for name in ("cmd", "logprobs", "probe", "follow"))
     lossless, max_stall_ms, run = given.pop("lossless"), given.pop("max_stall_ms"), given.pop("run")
+    redact = given.pop("redact")
+    if redact is not None:
+        if probe is not None:
+            raise UsageError("--probe keeps states that tell the prompts, it does not go with --redact")
+        of_file(redact)
     if max_stall_ms is not None and not lossless:
         raise UsageError("--max-stall-ms goes with --lossless")
     if cmd and any(given.values()):
@@ -86,6 +94,8 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
             environ["TRACEKIT_LOGPROBS"] = logprobs
         if run is not None:
             environ["TRACEKIT_RUN"] = run
+        if redact is not None:
+            environ["TRACEKIT_REDACT_KEY_FILE"] = str(redact.absolute())
         if lossless:
             environ["TRACEKIT_LOSSLESS"] = "1"
         if max_stall_ms is not None:

@@ -9,8 +9,10 @@ from typing import Any, SupportsInt
 
 from tracekit.client.annotations import TABLE, Annotation, Annotations, annotation
 from tracekit.client.marks import Marks
+from tracekit.errors import UsageError
 from tracekit.recorder import settings
 from tracekit.recorder.guard import say, say_once
+from tracekit.recorder.redact import redaction
 from tracekit.recorder.session import Claim, Session, Tables
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.address import socket_of
@@ -50,7 +52,13 @@ class Client:
             say_once("no daemon is named (TRACEKIT_DAEMON): what the trainer says of its rollouts goes nowhere")
             return
         access = settings.access() if access is None else access
-        self._line = _Line(Stream(address, new_token(), access=access, max_bytes=MAX_BYTES, trainer=True))
+        try:
+            hashed = redaction()
+        except UsageError as error:
+            say_once(f"what the trainer says of its rollouts goes nowhere, its ids cannot be redacted: {error}")
+            return
+        stream = Stream(address, new_token(), access=access, max_bytes=MAX_BYTES, trainer=True, redaction=hashed)
+        self._line = _Line(stream)
         self.engine_id = self._line.stream.engine_id
         marker = Marker(socket_of(address), self.engine_id)
         self._session = Session(Annotations(), self._line, marker, max_events=MAX_ANNOTATIONS)

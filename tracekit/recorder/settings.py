@@ -30,10 +30,11 @@ class Options(NamedTuple):
     access: Access
     logprobs: str = "client"  # one of `LOGPROBS`
     sample: float = 1.0  # share of requests that are recorded
+    redacted: str | None = None  # the name of the key by whose hashes ids and texts are recorded
 
     def told(self) -> dict[str, Any]:
         """Return what a trace says of it."""
-        return {"logprobs": self.logprobs, "sample": self.sample}
+        return {"logprobs": self.logprobs, "sample": self.sample, "redacted": self.redacted}
 
 
 def options() -> Options | None:
@@ -73,8 +74,16 @@ def logprobs_complaint() -> str:
 
 
 def probe_folder() -> str | None:
-    """`TRACEKIT_PROBE` or `probe`: the folder for states of the first few requests, or None: then nothing is probed."""
-    return _setting("TRACEKIT_PROBE", "probe") or None
+    """`TRACEKIT_PROBE` or `probe`: the folder for states of the first few requests, or None: then nothing is probed.
+
+    Nothing is where prompts are redacted: states tell what they were.
+    """
+    return None if redact_key_file() else _setting("TRACEKIT_PROBE", "probe") or None
+
+
+def redact_key_file() -> str | None:
+    """`TRACEKIT_REDACT_KEY_FILE` or `redact_key_file`: the key by which prompts and tokens are hashed, or None."""
+    return _setting("TRACEKIT_REDACT_KEY_FILE", "redact_key_file") or None
 
 
 def is_lossless() -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tracekit.errors import TracekitError
 from tracekit.recorder.connection import Connection, Ending, Then, refusal
 from tracekit.recorder.guard import say, say_once
+from tracekit.recorder.redact import Redaction
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages, note
 from tracekit.rpc.address import socket_of
@@ -66,6 +67,7 @@ class Stream:
         on_state: called from the thread with "connected", "disconnected" or "refused".
         trainer: whether it is no engine that speaks, but a trainer that annotates.
         lossless: whether `put` waits where the window is full, instead of dropping; see `waits`.
+        redaction: what rows go through before anything else is done with them; None: they are sent as they are.
 
     Attributes:
         engine_id: 32 hex digits, one per engine process.
@@ -83,8 +85,10 @@ class Stream:
         on_state: Callable[[str], None] | None = None,
         trainer: bool = False,
         lossless: bool = False,
+        redaction: Redaction | None = None,
     ) -> None:
         self.address = address
+        self._redaction = redaction
         self.engine_id = id_of(token)
         self._token = token
         self._access = access
@@ -112,7 +116,7 @@ class Stream:
         if os.getpid() != self._pid:
             return
         try:
-            self._put(tables, kept)
+            self._put(self._redacted(tables), kept)
         except Exception as error:
             say_once(f"a batch was malformed and is not recorded: {type(error).__name__}: {error}")
 
@@ -208,6 +212,15 @@ class Stream:
         self._cond.wait_for(
             lambda: not len(self._window) or self._ended or self._state is _State.HOPELESS, timeout_secs
         )
+
+    def _redacted(self, tables: Tables) -> Tables:
+        if self._redaction is None:
+            return tables
+        try:
+            return self._redaction.redact(tables)
+        except Exception as error:
+            self.lose(count_rows(tables), f"not redactable: {type(error).__name__}")
+            raise
 
     def _put(self, tables: Tables, kept: Callable[[int], None] | None) -> None:
         rows = count_rows(tables)

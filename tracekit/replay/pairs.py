@@ -15,6 +15,7 @@ from tracekit.replay.output import Replay
 from tracekit.replay.tokens import accepted, by_request, columns
 from tracekit.scores import PROCESSED, RAW
 from tracekit.scoring.forest import num_common
+from tracekit.trace.redacted import key_of
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -44,8 +45,11 @@ def pair_traces(first: Trace, second: Trace) -> Paired:
     where they report the same kind; else raw logprobs where both traces have them, else processed ones.
 
     Raises:
-        ReplayRefused: they report different kinds and have none in common, or no prompt is in both.
+        ReplayRefused: they report different kinds and have none in common, no prompt is in both, or they are redacted
+            by different keys.
     """
+    if len({key_of(row) for trace in (first, second) for row in trace.engines()}) > 1:
+        raise ReplayRefused("these recordings are not redacted by one key, so no prompt can be found in both")
     lens = _common_lens(first, second)
     one, other = _by_prompt(first, lens), _by_prompt(second, lens)
     pairs = [

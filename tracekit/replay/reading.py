@@ -22,6 +22,7 @@ from tracekit.scoring.params import looks_back, parse_params, untestable
 from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
+from tracekit.trace.redacted import refuse_redacted
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -35,8 +36,10 @@ def read_rollouts(trace: Trace) -> Rollouts:
     Raises:
         ReplayRefused: no token was recorded, none has a logprob, the recorded numbers are logits, or no request is
             whole.
+        UsageError: prompts and tokens are redacted.
     """
     engines = trace.engines()
+    refuse_redacted(engines, "a replay")
     modes = _logprobs_modes(engines)
     tokens, num_discarded = accepted(columns(trace.table("tokens")))
     check_logprobs(tokens, trace.rows("prompt_logprobs"), [str(e.get("kind")) for e in engines])

@@ -22,6 +22,7 @@ from tracekit.trace.combine import combine
 from tracekit.trace.hold import LOCK_NAME
 from tracekit.trace.index import INDEX_NAME
 from tracekit.trace.ledger import CORRUPT, UNKNOWN_ENGINE, Loss, loss_table, notes, so_far, told, unreported
+from tracekit.trace.redacted import redacted
 from tracekit.trace.schema import row_schema
 from tracekit.trace.segments import segment_paths
 from tracekit.trace.sources import Source, Stored, is_file_format, part_paths, sources_of
@@ -181,6 +182,7 @@ class Trace:
     def notes(self) -> list[str]:
         """Return a sentence for each engine that never said goodbye, and all else that happened and lost nothing."""
         told = attached(self.table("control").to_pylist()) if self.rows("control") else []
+        told += redacted(self.engines())
         return notes(self.tallies.values(), self.all_losses()) + told + self.incidents
 
     @property

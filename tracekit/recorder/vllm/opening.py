@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from tracekit.errors import UsageError
 from tracekit.recorder import settings
-from tracekit.recorder.guard import say_once
+from tracekit.recorder.guard import say_off, say_once
 from tracekit.recorder.pace import Pace
+from tracekit.recorder.redact import redaction
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import Options, logprobs_complaint
 from tracekit.recorder.vllm.describe import Described, engine_row
@@ -45,7 +47,7 @@ def open_recording(
         described: what the engine is.
 
     Returns:
-        None where no daemon is named, or the engine is recorded already.
+        None where no daemon is named, the engine is recorded already, or it cannot be redacted as was asked.
     """
     from tracekit.recorder.commands import Commands
     from tracekit.recorder.stream import Stream
@@ -54,8 +56,16 @@ def open_recording(
         return None
     if complaint := logprobs_complaint():
         say_once(complaint)
+    try:
+        hashed = redaction()
+    except UsageError as error:
+        say_off(f"prompts and tokens cannot be redacted: {error}")
+        return None
+    options = options._replace(redacted=None if hashed is None else hashed.name)
     lossless, size = settings.is_lossless(), settings.window_bytes()
-    stream = Stream(options.address, new_token(), access=options.access, max_bytes=size, lossless=lossless)
+    stream = Stream(
+        options.address, new_token(), access=options.access, max_bytes=size, lossless=lossless, redaction=hashed
+    )
     encoder = rows()
     encoder.is_short = stream.is_short
     pace = Pace(stream, settings.max_stall_secs()) if lossless else None
