@@ -25,7 +25,7 @@ from tracekit.recorder.vllm.switch import Switch
 from tracekit.recorder.vllm.v1.recording import V1Recording, join_engine
 from tracekit.rpc.credentials import Access
 
-OPTIONS = Options("unix:/nowhere/d.sock", Access(), "client", 0.5)
+OPTIONS = Options("unix:/nowhere/d.sock", Access(), "client", 0.5, "/states", True, 100)
 
 
 @pytest.fixture
@@ -57,6 +57,9 @@ def test_an_order_arrives_once_as_it_was_given(folder: Path) -> None:
         json.dumps({"id": 1, "action": "stop"}),
         json.dumps({"id": "a", "action": "start", "options": {**OPTIONS._asdict(), "access": {}, "sample": 7}}),
         json.dumps({"id": "a", "action": "start", "options": {**OPTIONS._asdict(), "access": {"x": 1}}}),
+        json.dumps({"id": "a", "action": "start", "options": {**OPTIONS._asdict(), "access": {}, "probe": 7}}),
+        json.dumps({"id": "a", "action": "start", "options": {**OPTIONS._asdict(), "access": {}, "lossless": "x"}}),
+        json.dumps({"id": "a", "action": "start", "options": {**OPTIONS._asdict(), "access": {}, "max_stall_ms": -1}}),
         "x" * 70_000,
     ],
 )
@@ -117,6 +120,9 @@ class Engine:
     def is_idle(self) -> bool:
         return not self.requests
 
+    def refuses(self, options: Options) -> str:
+        return "not so" if options.probe == "/refused" else ""
+
     def at_boundary(self, turn: Callable[[], None]) -> None:
         before_next(Engine, "schedule", self, turn)
 
@@ -126,7 +132,14 @@ class Engine:
             address=options.address, engine_id="9f", gave_up=lambda: "", totals=lambda: Made(produced={}, lost={})
         )
         self.recording = Made(
-            stream=stream, options=options, since_step=5, engine_step=5, stopping=False, over=False, closed=0
+            stream=stream,
+            options=options,
+            since_step=5,
+            engine_step=5,
+            stopping=False,
+            over=False,
+            closed=0,
+            trouble="",
         )
         self.recording.stop = lambda: self.recording.__dict__.update(stopping=True, over=True)
         self.recording.close = lambda _secs: self.recording.__dict__.update(closed=1)
@@ -156,6 +169,7 @@ def test_it_starts_and_stops_between_two_steps_and_no_wrap_stays(engine: Engine)
     state = switch.tend()
     assert (state["state"], state["daemon"], state["since_step"]) == ("recording", OPTIONS.address, 5)
     assert "already" in switch.told(Order("b", "start", OPTIONS))
+    assert Switch(engine, None).told(Order("b", "start", OPTIONS._replace(probe="/refused"))) == "not so"
     assert switch.told(Order("c", "stop")) == "" and switch.tend()["state"] == "stopping"
     assert engine.schedule() == "step"
     assert switch.tend()["state"] == "dormant" and engine.recording.closed and engine.off == 1
@@ -165,11 +179,11 @@ def test_it_starts_and_stops_between_two_steps_and_no_wrap_stays(engine: Engine)
 
 def test_an_idle_engine_stops_at_once_and_one_that_never_stepped_forgets_its_start(engine: Engine) -> None:
     switch = Switch(engine, None)
-    switch.told(Order("a", "start", OPTIONS))
+    switch.told(Order("a", "start", OPTIONS._replace(probe=None)))
     engine.requests = {}
     assert switch.told(Order("b", "stop")) == ""
     assert engine.schedule() == "step" and engine.began == []
-    switch.told(Order("c", "start", OPTIONS))
+    switch.told(Order("c", "start", OPTIONS._replace(probe=None)))
     engine.schedule()
     assert switch.told(Order("d", "stop")) == "" and switch.tend()["state"] == "dormant"
 
@@ -223,8 +237,11 @@ def test_the_desk_serves_and_the_command_tells(
                 main(["attach", *words])
             return (done.value.code or 0, *capsys.readouterr())
 
-        code, out, _ = tracekit("unix:/nowhere/d.sock", "--start", "--sample", "0.5")
+        states = str(folder.parent / "states")
+        options = ("--sample", "0.5", "--probe", states, "--lossless", "--max-stall-ms", "100")
+        code, out, _ = tracekit("unix:/nowhere/d.sock", "--start", *options)
         assert code == 0 and "recorded to unix:/nowhere/d.sock from step 5 on" in out
+        assert engine.began == [OPTIONS._replace(probe=states)]
         code, _, err = tracekit("unix:/nowhere/d.sock", "--start")
         assert code == 1 and "already" in err
         assert tracekit("unix:/elsewhere/d.sock", "--stop")[0] == 1
@@ -232,6 +249,8 @@ def test_the_desk_serves_and_the_command_tells(
         assert code == 0 and out.endswith("dormant\n")
         code, _, err = tracekit("--start")
         assert code == 2 and "address" in err
+        assert tracekit("--stop", "--sample", "0.5")[0] == 2
+        assert tracekit("unix:/nowhere/d.sock", "--start", "--max-stall-ms", "100")[0] == 2
     finally:
         over.set()
         stepping.join()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
+
+_HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms")  # of a start
 
 
 @click.command("attach")
@@ -25,6 +28,11 @@ from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
 @click.option("--sample", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
               help="Record this share of the requests, whole; an n>1 group stays together  [default: 1]")  # fmt: skip
 @click.option("--logprobs", metavar="WHOSE", help="As in `tracekit record`: client, engine or both  [default: client]")
+@click.option("--probe", type=click.Path(path_type=Path), metavar="DIR",
+              help="Also keep states of requests that begin then, in this new folder beside the engine.")  # fmt: skip
+@click.option("--lossless", is_flag=True, help="Let the engine wait where the daemon cannot keep up; drop nothing.")
+@click.option("--max-stall-ms", type=click.IntRange(min=0), metavar="MS",
+              help="The longest that it waits at once; 0: no limit  [default: 60000]")  # fmt: skip
 @click.option("--only", "pids", type=click.IntRange(min=1), multiple=True, metavar="PID",
               help="Only the engine of this process; may be repeated  [default: all]")  # fmt: skip
 @click.option("--folder", type=click.Path(path_type=Path), metavar="DIR",
@@ -49,6 +57,8 @@ def command(address: str | None, action: str | None, follow: bool, print_env: bo
     from tracekit.recorder.settings import attach_folder
     from tracekit.report import attach as report
 
+    if action != "start" and (told := [name for name in _HOW if given[name]]):
+        raise UsageError(f"--{told[0].replace('_', '-')} goes with --start")
     if follow and not address:
         raise UsageError("--follow needs the daemon's address")
     if follow and not action:
@@ -63,7 +73,7 @@ def command(address: str | None, action: str | None, follow: bool, print_env: bo
 
         click.echo(report.environment_lines(str(recorder_wheel()), str(folder)), nl=False)
         return EXIT_OK
-    options = _options(address, given["sample"], given["logprobs"]) if action == "start" else None
+    options = _options(address, given) if action == "start" else None
     of_daemon = _absolute(address) if address and action != "start" else None
     engines = attaching.find(folder, given["pids"], of_daemon)
     states = attaching.tell(folder, engines, action or "look", options, given["timeout"])
@@ -95,13 +105,28 @@ def _absolute(address: str) -> str:
     return address if path is None else f"unix:{path.absolute()}"
 
 
-def _options(address: str | None, sample: float | None, logprobs: str | None) -> Any:
+def _options(address: str | None, given: Mapping[str, Any]) -> Any:
     from tracekit.recorder.settings import LOGPROBS, Options
     from tracekit.rpc.credentials import Access
+    from tracekit.trace.output import check_output
+
+    logprobs, probe, lossless, max_stall_ms = (given[name] for name in _HOW[1:])
 
     if address is None:
         raise UsageError("--start needs the address of the daemon that rows go to")
     if logprobs not in (None, *LOGPROBS):
         raise UsageError(f"--logprobs is one of {', '.join(LOGPROBS)}, not {logprobs!r}")
+    if max_stall_ms is not None and not lossless:
+        raise UsageError("--max-stall-ms goes with --lossless")
+    if probe is not None:
+        check_output(probe)
     access = Access(*(None if file is None else str(Path(file).absolute()) for file in Access.of_environ()))
-    return Options(_absolute(address), access, logprobs or "client", sample or 1.0)
+    return Options(
+        _absolute(address),
+        access,
+        logprobs or "client",
+        given["sample"] or 1.0,
+        None if probe is None else str(probe.absolute()),
+        lossless or None,  # where it is not said, what the job was started with stands
+        max_stall_ms,
+    )

@@ -158,11 +158,22 @@ def _order(facts: dict[str, Any]) -> Order:
     if told is None:
         return Order(facts["id"], action)
     access = Access(**told["access"])
-    options = Options(str(told["address"]), access, str(told["logprobs"]), float(told["sample"]))
-    texts = all(file is None or isinstance(file, str) for file in access)
-    if not texts or options.logprobs not in LOGPROBS or not 0 < options.sample <= 1:
+    options = Options(**{**told, "access": access})
+    if not _are_options(options):
         raise ValueError("not options")
     return Order(facts["id"], action, options)
+
+
+def _are_options(options: Options) -> bool:
+    texts = (options.address, *(text for text in (*options.access, options.probe) if text is not None))
+    stall = options.max_stall_ms
+    return (
+        all(isinstance(text, str) for text in texts)
+        and options.logprobs in LOGPROBS
+        and 0 < float(options.sample) <= 1
+        and options.lossless in (None, True, False)
+        and (stall is None or (isinstance(stall, int) and stall >= 0))
+    )
 
 
 def _check(folder: Path) -> None:

@@ -23,24 +23,41 @@ class Options(NamedTuple):
     """How one engine is recorded.
 
     Example:
-        Options("unix:/run/user/1000/tracekit/d.sock", Access(), logprobs="both", sample=0.1)
+        Options("unix:/run/user/1000/tracekit/d.sock", Access(), logprobs="both", sample=0.1, lossless=True)
     """
 
     address: str
     access: Access
     logprobs: str = "client"  # one of `LOGPROBS`
     sample: float = 1.0  # share of requests that are recorded
+    probe: str | None = None  # folder for states of the first few requests; None: nothing is probed
+    lossless: bool | None = None  # None: as the process was told when it was started
+    max_stall_ms: int | None = None  # the same; 0: for ever
     redacted: str | None = None  # the name of the key by whose hashes ids and texts are recorded
 
     def told(self) -> dict[str, Any]:
         """Return what a trace says of it."""
-        return {"logprobs": self.logprobs, "sample": self.sample, "redacted": self.redacted}
+        told = {"logprobs": self.logprobs, "sample": self.sample, "redacted": self.redacted}
+        return {**told, "probe": self.probe is not None, "lossless": self.waits()}
+
+    def asks_workers(self) -> bool:
+        """Whether workers do something for it, which they must be told of."""
+        return self.logprobs != "client" or self.probe is not None
+
+    def waits(self) -> bool:
+        """Whether the engine waits where rows would be dropped."""
+        return is_lossless() if self.lossless is None else self.lossless
+
+    def stall_secs(self) -> float:
+        """How long it waits at once."""
+        told_ms = max_stall_ms() if self.max_stall_ms is None else self.max_stall_ms
+        return told_ms / 1000 or math.inf
 
 
 def options() -> Options | None:
     """What this process was told when it was started; None where no daemon is named."""
     address = daemon_address()
-    return None if address is None else Options(address, access(), logprobs_option())
+    return None if address is None else Options(address, access(), logprobs_option(), probe=probe_folder())
 
 
 def attach_folder() -> Path | None:
@@ -91,9 +108,9 @@ def is_lossless() -> bool:
     return (_setting("TRACEKIT_LOSSLESS", "lossless") or "0").lower() in ("1", "true", "yes", "on")
 
 
-def max_stall_secs() -> float:
+def max_stall_ms() -> int:
     """`TRACEKIT_MAX_STALL_MS` or `max_stall_ms`: how long it waits at once, a minute if not told; 0: for ever."""
-    return _number("TRACEKIT_MAX_STALL_MS", "max_stall_ms", 60_000) / 1000 or math.inf
+    return _number("TRACEKIT_MAX_STALL_MS", "max_stall_ms", 60_000)
 
 
 def window_bytes() -> int:

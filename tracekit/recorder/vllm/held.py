@@ -6,7 +6,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.settings import Options, redact_key_file
 from tracekit.recorder.vllm.describe import about
+from tracekit.recorder.vllm.probe import COMPILED
+
+REDACTED = "nothing is probed: prompts are redacted here, and states tell what they were"
 
 
 class Held:
@@ -21,6 +25,7 @@ class Held:
     def __init__(self, kind: str, owner: Any, unwatch: Callable[[], None]) -> None:
         self._owner = weakref.ref(owner)
         self._about = about(kind, owner.vllm_config)
+        self._is_eager = bool(owner.vllm_config.model_config.enforce_eager)
         self._last_step = 0  # of earlier recordings
         self.hooks_off = unwatch
 
@@ -31,6 +36,12 @@ class Held:
     def is_gone(self) -> bool:
         """Whether nobody holds the engine any more."""
         return self._owner() is None
+
+    def refuses(self, options: Options) -> str:
+        """Return why it cannot be recorded so, or nothing."""
+        if options.probe is None:
+            return ""
+        return REDACTED if redact_key_file() else "" if self._is_eager else COMPILED
 
     def _ended(self, engine_step: int) -> None:
         self._last_step = engine_step - 1

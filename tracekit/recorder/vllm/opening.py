@@ -62,13 +62,13 @@ def open_recording(
         say_off(f"prompts and tokens cannot be redacted: {error}")
         return None
     options = options._replace(redacted=None if hashed is None else hashed.name)
-    lossless, size = settings.is_lossless(), settings.window_bytes()
+    lossless, size = options.waits(), settings.window_bytes()
     stream = Stream(
         options.address, new_token(), access=options.access, max_bytes=size, lossless=lossless, redaction=hashed
     )
     encoder = rows()
     encoder.is_short = stream.is_short
-    pace = Pace(stream, settings.max_stall_secs()) if lossless else None
+    pace = Pace(stream, options.stall_secs()) if lossless else None
     session = Session(encoder, stream, Marker(socket_of(options.address), stream.engine_id), pace=pace)
     recording = make(session)
     recording.stream, recording.owners, recording.options = stream, owners, options

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracekit.recorder.vllm.taps import HEAD, Taps
+from tracekit.recorder.vllm.taps import HEAD, tap
 
 MAX_REQUESTS = 4  # at first
 MORE_REQUESTS = 2  # after each update of the weights
@@ -34,6 +34,9 @@ class Probing:
     Args:
         model: vLLM's.
         folder: that the states are written into.
+
+    Attributes:
+        hooks: what is on the model for it, and comes off with it.
     """
 
     def __init__(self, model: Any, folder: Path) -> None:
@@ -48,7 +51,7 @@ class Probing:
         self._open = False
         self._left = MAX_REQUESTS
         self._num_probed = 0
-        Taps(model, self._keep, lambda: self._open)
+        self.hooks = tap(model, self._keep, lambda: self._open)
 
     @property
     def is_over(self) -> bool:
@@ -60,8 +63,10 @@ class Probing:
         self._left = max(self._left, min(MORE_REQUESTS, MOST_REQUESTS - self._num_probed))
 
     def stop(self) -> None:
-        """Keep no more."""
+        """Keep no more, and take the taps off the model."""
         self._left, self._next, self._open, self._num_probed = 0, {}, False, MOST_REQUESTS
+        for hook in self.hooks:
+            hook.remove()
 
     def admit(self, lengths: Mapping[str, int]) -> None:
         """Probe requests that begin in this step, from their first positions on; where they are too many, some of them.
@@ -142,6 +147,13 @@ class Probing:
 
     def _put(self, name: str, key: str, rows: Any) -> None:
         self._states.setdefault(name, {})[key] = rows.detach().to("cpu", copy=True).contiguous()
+
+
+def leave(owner: Any) -> None:
+    """Probe a worker or a model runner no longer; nothing is done where it is not probed."""
+    probing = vars(owner).pop(PLACE, None)
+    if probing is not None:
+        probing.stop()
 
 
 def on_step_done(owner: Any, _result: Any, *_args: Any, **_kwargs: Any) -> None:

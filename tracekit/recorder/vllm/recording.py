@@ -57,6 +57,7 @@ class Recording:
         since_step: the first engine step that it may have.
         stopping: it takes no new step.
         over: it takes nothing any more, and waits to be closed.
+        trouble: what workers were told to do for it and cannot; empty where nothing is.
     """
 
     stream: Stream
@@ -69,6 +70,7 @@ class Recording:
         self.since_step = 0
         self.stopping = False
         self.over = False
+        self.trouble = ""
         self.on_end: Callable[[int], None] = lambda _engine_step: None  # with the step after its last
         self.weight_version = 0
         self.pending = False  # looked at before every forward

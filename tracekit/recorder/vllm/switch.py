@@ -30,6 +30,9 @@ class Engine(Protocol):
     def is_idle(self) -> bool:
         """Whether it has no request."""
 
+    def refuses(self, options: Options) -> str:
+        """Return why it cannot be recorded so while it runs, or nothing; on any thread."""
+
     def at_boundary(self, turn: Callable[[], None]) -> None:
         """Call `turn` once on the engine's thread, before its next step."""
 
@@ -74,7 +77,7 @@ class Switch:
                 return "it is not recorded"
             self._orders.append(order)
             self._engine.at_boundary(self._turn)
-            if self._engine.is_idle() and recording is not None and recording.options.logprobs == "client":
+            if self._engine.is_idle() and recording is not None and not recording.options.asks_workers():
                 self._turn()  # no step would come, and no worker need be told
             return ""
         if recording is not None:
@@ -83,6 +86,8 @@ class Switch:
         address = order.options.address
         if socket_of(address) is None and tcp_of(address) is None:
             return f"not an address of a daemon: {address}"
+        if reason := self._engine.refuses(order.options):
+            return reason
         self._orders.append(order)
         self._engine.at_boundary(self._turn)
         return ""
@@ -114,7 +119,7 @@ class Switch:
         stopping = recording.stopping or bool(self._orders)
         found = {
             "state": "stopping" if stopping else "recording",
-            "failed": recording.stream.gave_up(),
+            "failed": recording.stream.gave_up() or recording.trouble,
             "daemon": recording.stream.address,
             "engine_id": recording.stream.engine_id,
             "since_step": recording.since_step,

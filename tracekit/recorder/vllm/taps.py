@@ -21,25 +21,29 @@ Keep = Callable[[str, Any], None]
 """Gets `NAME.input` or `NAME.output` and its tensor, [rows of the step, width]; it must copy what it keeps."""
 
 
-class Taps:
-    """Taps on every module of a model; `is_open` says whether anybody listens.
+def tap(model: Any, keep: Keep, is_open: Callable[[], bool]) -> list[Any]:
+    """Tap every module of a model; return the hooks, each with a `remove()`.
 
     Args:
         model: vLLM's.
         keep: gets every state.
         is_open: asked before anything is done.
     """
+    taps, hooks = _Taps(keep, is_open), []
+    for name, module in model.named_modules():
+        if key := _key(name):
+            hooks.append(module.register_forward_pre_hook(never_raise(taps.before(key)), with_kwargs=True))
+            hooks.append(module.register_forward_hook(never_raise(taps.behind(key))))
+    return hooks
 
-    def __init__(self, model: Any, keep: Keep, is_open: Callable[[], bool]) -> None:
+
+class _Taps:
+    def __init__(self, keep: Keep, is_open: Callable[[], bool]) -> None:
         self._keep = keep
         self._is_open = is_open
         self._given: dict[str, Any] = {}
-        for name, module in model.named_modules():
-            if key := _key(name):
-                module.register_forward_pre_hook(never_raise(self._before(key)), with_kwargs=True)
-                module.register_forward_hook(never_raise(self._after(key)))
 
-    def _before(self, key: str) -> Callable[..., None]:
+    def before(self, key: str) -> Callable[..., None]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._is_open():
                 states = [value for value in (*args, *kwargs.values()) if _is_state(value)]
@@ -48,7 +52,7 @@ class Taps:
 
         return hook
 
-    def _after(self, key: str) -> Callable[..., None]:
+    def behind(self, key: str) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
             given = self._given.pop(key, None)
             made, *others = output if isinstance(output, tuple) else (output,)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tracekit.recorder.desk import serve
 from tracekit.recorder.guard import failed, never_raise, say_off
-from tracekit.recorder.settings import Options, options, probe_folder
+from tracekit.recorder.settings import Options, options
 from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
 from tracekit.recorder.vllm.events import Dispatch, Moves, Preempted, Step
@@ -111,8 +111,8 @@ def watch(told: Options) -> None:
     wrap(MQLLMEngine, "cleanup", _cleanup)
     for name in CONTROL:
         wrap(LLMEngine, name, control.recorded(recording_of))
-    if (folder := probe_folder()) is not None:
-        v0_probe.attach(folder)
+    if told.probe is not None:
+        v0_probe.attach(told.probe)
 
 
 def unwatch() -> None:

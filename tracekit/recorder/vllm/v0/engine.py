@@ -10,6 +10,7 @@ from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.events import Joined
 from tracekit.recorder.vllm.held import Held
+from tracekit.recorder.vllm.probe import leave
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
 
@@ -73,11 +74,15 @@ class V0Engine(Held):
             token_ids, computed = list(sequence.get_output_token_ids()), sequence.get_num_computed_tokens()
             recording.session.append(Joined(now, group, first_step, computed, token_ids))
         self._follow(recording, engine.model_executor, options)
+        if options.asks_workers() and not recording.has_driver:
+            recording.trouble = "its workers live in other processes, where only the tokens' own logprobs are recorded"
         recording.on_end = self._ended
         return recording
 
     def wind_up(self, recording: Recording) -> None:
-        """Do nothing: what V0's sampler sends along harms nobody."""
+        """Probe nothing any more; what V0's sampler sends along harms nobody."""
+        for owner in recording.owners:
+            leave(owner)
 
 
 def _under_way(engine: Any) -> Iterator[Any]:

@@ -33,9 +33,10 @@ def probe(worker: Any, folder: str) -> Probing:
     probing = Probing(worker.get_model(), Path(folder))
     setattr(worker, PLACE, probing)
     sampler = getattr(worker.model_runner, "sampler", None) or worker.get_model().sampler
-    sampler.register_forward_pre_hook(never_raise(_to_sampler(probing, worker)), with_kwargs=True)
+    before = never_raise(_to_sampler(probing, worker))
+    probing.hooks.append(sampler.register_forward_pre_hook(before, with_kwargs=True))
     norm = next(m for name, m in worker.get_model().named_modules() if name.endswith("model.norm"))
-    norm.register_forward_hook(never_raise(_behind_norm(probing, worker)))
+    probing.hooks.append(norm.register_forward_hook(never_raise(_behind_norm(probing, worker))))
     return probing
 
 

@@ -1,7 +1,8 @@
-"""Logprobs that nobody asked for, turned on and off in workers that run: methods that the engine core calls by name.
+"""What workers that run do for a recording, turned on and off: methods that the engine core calls by name.
 
-A sampler wrap sends a column along with a step, which only the wrap of the scheduler takes off: workers are disarmed on
-the engine's thread before a recording ends, and the scheduler's wrap stays until the output of every step has come.
+Logprobs that nobody asked for, and states at module boundaries. A sampler wrap sends a column along with a step, which
+only the wrap of the scheduler takes off: workers are disarmed on the engine's thread before a recording ends, and the
+scheduler's wrap stays until the output of every step has come.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from typing import Any
 
 from tracekit.recorder.guard import failed
 from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm.probe import PURPOSE as PROBE
+from tracekit.recorder.vllm.probe import leave
+from tracekit.recorder.vllm.v1 import probe as v1_probe
+from tracekit.recorder.vllm.v1 import probe2 as v1_probe2
 from tracekit.recorder.vllm.v1 import sampler as v1_sampler
 from tracekit.recorder.vllm.v1 import sampler2 as v1_sampler2
 
@@ -23,26 +28,41 @@ def add_to(worker_base: type) -> None:
         hooks.add(worker_base, name, method)
 
 
-def arm(worker: Any, option: str) -> str:
-    """Wrap the sampler of a worker that is there already; return what went wrong, or nothing."""
+def arm(worker: Any, logprobs: str, probe: str | None) -> str:
+    """Wrap what a recording needs in a worker that is there already; return what went wrong, or nothing.
+
+    Args:
+        worker: vLLM's.
+        logprobs: whose are recorded, one of `settings.LOGPROBS`.
+        probe: the folder for states; None: nothing is probed.
+    """
     try:
-        v1_sampler.attach(option)
-        v1_sampler2.attach(option)
-        runner = worker.model_runner
-        if hasattr(getattr(runner, "sampler", None), "sampling_states"):
-            v1_sampler2.adopt(runner.sampler, option, runner.vllm_config)
-        elif option == "both":
-            v1_sampler.adopt(runner.sampler)
-        _refresh(runner)
-        return ""
+        if probe is not None:
+            v1_probe.attach(probe)
+            v1_probe2.attach(probe)
+        return "" if logprobs == "client" else _arm_sampler(worker.model_runner, logprobs)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
+def _arm_sampler(runner: Any, logprobs: str) -> str:
+    if missing := v1_sampler.missing_features():
+        return f"this vLLM lacks {missing}"
+    v1_sampler.attach(logprobs)
+    v1_sampler2.attach(logprobs)
+    if hasattr(getattr(runner, "sampler", None), "sampling_states"):
+        v1_sampler2.adopt(runner.sampler, logprobs, runner.vllm_config)
+    elif logprobs == "both":
+        v1_sampler.adopt(runner.sampler)
+    _refresh(runner)
+    return ""
+
+
 def disarm(worker: Any) -> str:
-    """Take the wraps of the sampler out of this process; return what went wrong, or nothing."""
+    """Take the wraps of sampler and model out of this process; return what went wrong, or nothing."""
     try:
-        hooks.uninstall(keep=[hook for hook in hooks.installed() if not _module_of(hook.owner).startswith(_SAMPLING)])
+        hooks.uninstall(keep=[hook for hook in hooks.installed() if not _is_armed(hook)])
+        leave(worker.model_runner)
         _refresh(worker.model_runner)
         return ""
     except Exception as error:
@@ -59,8 +79,9 @@ def call(executor: Any, method: str, *args: Any) -> str:
     return next((answer for answer in answers if answer), "")
 
 
-def _module_of(owner: Any) -> str:
-    return str(getattr(owner, "__module__", None) or owner.__name__)
+def _is_armed(hook: hooks.Hook) -> bool:
+    module = str(getattr(hook.owner, "__module__", None) or hook.owner.__name__)
+    return hook.purpose == PROBE or module.startswith(_SAMPLING)
 
 
 def _refresh(runner: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tracekit.recorder.desk import serve
 from tracekit.recorder.guard import failed, never_raise
-from tracekit.recorder.settings import Options, options, probe_folder
+from tracekit.recorder.settings import Options, options
 from tracekit.recorder.vllm import control, worker
 from tracekit.recorder.vllm.events import Finished, Named
 from tracekit.recorder.vllm.hooks import Hook, after, install, installed, uninstall, wrap
@@ -99,9 +99,9 @@ def watch(told: Options, scheduler: Any = None) -> None:
             if name in vars(engine_class):
                 wrap(engine_class, name, control.recorded(_of))
     v1_weights.attach(core, _of)
-    if (folder := probe_folder()) is not None and scheduler is None:
-        v1_probe.attach(folder)
-        v1_probe2.attach(folder)
+    if told.probe is not None and scheduler is None:
+        v1_probe.attach(told.probe)
+        v1_probe2.attach(told.probe)
     option = told.logprobs
     if option != "client" and scheduler is None:
         v1_sampler.attach(option)

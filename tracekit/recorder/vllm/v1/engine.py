@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.guard import say_once
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.held import Held
@@ -55,23 +54,26 @@ class V1Engine(Held):
             core, is_process = _core_above(scheduler)
             if core is not None:
                 recording.ask(core.model_executor, not is_process)
-                if options.logprobs != "client":
-                    self._say(arming.call(core.model_executor, arming.ARM, options.logprobs))
+            if options.asks_workers():
+                recording.trouble = _armed(core, options)
             recording.on_end = self._ended
         return recording
 
     def wind_up(self, recording: Recording) -> None:
-        """Let workers send nothing along with a step any more."""
+        """Let workers do nothing for it any more."""
         scheduler = self._owner()
-        if scheduler is not None and recording.options.logprobs != "client":
+        if scheduler is not None and recording.options.asks_workers():
             core, _ = _core_above(scheduler)
             if core is not None:
-                self._say(arming.call(core.model_executor, arming.DISARM))
+                arming.call(core.model_executor, arming.DISARM)
 
-    @staticmethod
-    def _say(trouble: str) -> None:
-        if trouble:
-            say_once(f"workers cannot be told whose logprobs to record: {trouble}")
+
+def _armed(core: Any, options: Options) -> str:
+    """Tell workers what to do for a recording; return why they cannot, or nothing."""
+    if core is None:
+        return "workers cannot be asked: the engine core was not found above its scheduler"
+    trouble = arming.call(core.model_executor, arming.ARM, options.logprobs, options.probe)
+    return trouble and f"workers cannot do what was asked: {trouble}"
 
 
 def _core_above(scheduler: Any) -> tuple[Any, bool]:
