@@ -15,9 +15,9 @@ from helpers.engine import run_cli
 from helpers.serving import Server, serve
 from tracekit.client import Client
 from tracekit.engines.env import EngineEnv
-from tracekit.replay.annotated import read_annotations
 from tracekit.rpc.client import ControlClient, Mark
 from tracekit.tables import PREEMPTED
+from tracekit.trace.annotated import read_annotations
 from tracekit.trace.reader import Trace, open_trace
 
 pytestmark = pytest.mark.engine
@@ -144,7 +144,7 @@ def test_a_trainer_annotates_by_the_ids_of_the_answers(server: Server) -> None:
         control.flush()
     trace = open_trace(server.daemon.spool)
     found = read_annotations(trace)
-    assert len(found.of_request) == 5 and not found.num_unknown and not found.num_ambiguous
+    assert len(found.of_request) == 5 and not found.unknown and not found.num_ambiguous
     tokens = trace.table("tokens")
     for (_, request), said in found.of_request.items():
         own = np.asarray(tokens.column("rollout_logprob"))[np.asarray(tokens.column("request")) == request]

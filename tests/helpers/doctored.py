@@ -55,6 +55,13 @@ def append(tables, name, **values):
         tables[name][column] = np.ma.append(old, more) if hasattr(old, "dtype") else [*old, values.get(column)]
 
 
+def steer(tables, *names):
+    """Let the engine be told so: attach, detach…"""
+    row = {name: np.zeros(len(names), "i8") for name in TABLES["control"] if name != "engine"}
+    texts = {"name": list(names), "arguments": ["{}"] * len(names), "answer": ["null"] * len(names)}
+    tables["control"] = {**row, **texts}
+
+
 def view_of(tables):
     """What the clients of these tables received."""
     tokens = tables["tokens"]

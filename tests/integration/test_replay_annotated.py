@@ -14,7 +14,8 @@ from helpers.trained import NUM_PROMPT, NUM_REQUESTS, NUM_TOKENS, World
 from tracekit.cli.main import main
 from tracekit.client.annotations import Annotations, annotation
 from tracekit.diagnose.verdict import Verdict, judge
-from tracekit.replay.annotated import annotated_view, read_annotations
+from tracekit.replay.annotated import annotated_view
+from tracekit.trace.annotated import read_annotations
 from tracekit.trace.reader import Trace, open_trace, open_traces
 from tracekit.trace.seal import seal_trace
 from tracekit.trace.tally import FIRST_TRAINER
@@ -134,7 +135,7 @@ def test_ids_are_looked_up_as_the_callers_then_as_the_engines_with_engine_and_ru
     )
     found = read_annotations(trace)
     assert {key: said["reward"] for key, said in found.of_request.items()} == {(0, 0): 6, (0, 1): 2, (0, 2): 3}
-    assert found.of_request[0, 0]["train_step"] == 7 and (found.num_unknown, found.num_ambiguous) == (2, 0)
+    assert found.of_request[0, 0]["train_step"] == 7 and (len(found.unknown), found.num_ambiguous) == (2, 0)
 
 
 def test_rewards_alone_are_no_party(job: Job) -> None:

@@ -547,6 +547,8 @@ IN_TESTS_OF_THEIR_OWN = {
     # in test_doctor_prompts
     *{"prompt-logprob-id", "prompt-logprob-missing", "prompt-logprob-value", "prompt-alternatives"},
     *{"client-prompt-logprobs"},
+    # in test_doctor_annotations
+    *{"annotation-finite", "annotation-length", "annotation-rollout"},
 }
 
 

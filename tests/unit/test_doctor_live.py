@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from helpers.doctored import steer
 from helpers.factories import make_engine, make_tables, make_weights, write_spool, write_trace
 from tracekit.audit.live.compare import AGREES, EXCUSED, VIOLATED, compare
 from tracekit.audit.live.counters import (
@@ -339,3 +340,19 @@ def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path):
             raise doctor(path, "--live", live).exception
     with pytest.raises(UsageError, match="--daemon goes with --live"):
         raise doctor(path, "--daemon", "unix:/nowhere").exception
+
+
+@pytest.mark.parametrize("how", ["attached", "detached", "sampled"])
+def test_of_a_part_counters_are_at_least_what_the_trace_holds(tmp_path, how):
+    config = {**json.loads(V1_CONFIG), "recorder": {"sample": 0.5 if how == "sampled" else 1}}
+    tables = make_tables(engine=make_engine(kind="v1", config=json.dumps(config)))
+    if names := {"attached": ["attach"], "detached": ["attach", "detach"]}.get(how):
+        steer(tables, *names)
+    before = {name: count + 100 for name, count in WITH_CACHE.items() if name != IN_FLIGHT}
+    more = report_of(tmp_path / "more", tables, {**before, IN_FLIGHT: 0})
+    assert not states(more) and all(c.high is None and c.why for c in more.compared if c.name != IN_FLIGHT)
+    assert (IN_FLIGHT in more.not_compared) == (how != "attached")
+    fewer = report_of(tmp_path / "fewer", tables, {**before, GENERATION: 23, IN_FLIGHT: 0})
+    assert states(fewer) == {GENERATION: VIOLATED}
+    stray = report_of(tmp_path / "stray", tables, {**before, IN_FLIGHT: 1})
+    assert states(stray) == ({IN_FLIGHT: VIOLATED} if how == "attached" else {})

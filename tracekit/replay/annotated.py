@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,52 +13,13 @@ from tracekit.diagnose.view import TrainerView
 from tracekit.replay.joining import Decode, Joined, join_samples
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.third import Key, view_of
-from tracekit.trace.names import Name, is_meant, names_of, names_said
+from tracekit.trace.annotated import read_annotations
 from tracekit.trainer.types import Sample, sample
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
 
 FORMAT = "annotations in the trace"
-VALUES = ("advantages", "old_logprobs", "token_ids")  # lists, which are empty where nothing was said
-
-
-@dataclass
-class Annotations:
-    """What was said last of each thing, by request.
-
-    Attributes:
-        of_request: columns of the table `annotations`, by engine and request.
-        num_ambiguous: ids that fit several requests.
-        num_unknown: ids that fit none.
-    """
-
-    of_request: dict[Key, dict[str, Any]]
-    num_ambiguous: int = 0
-    num_unknown: int = 0
-
-
-def read_annotations(trace: Trace) -> Annotations:
-    """Find the request of each annotation, by the ids that `tracekit.trace.names` gives."""
-    requests = trace.table("requests").select(["engine", "request", "request_id", "external_id", "index"]).to_pylist()
-    engines = {row["engine"]: (row["engine_id"], row.get("run")) for row in trace.engines()}
-    by_name: dict[Name, list[Key]] = defaultdict(list)
-    for row in requests:
-        for name in names_of(row["external_id"], row["index"], row["request_id"]):
-            by_name[name].append((row["engine"], row["request"]))
-    found = Annotations({})
-    ambiguous: set[tuple[Any, ...]] = set()
-    unknown: set[tuple[Any, ...]] = set()
-    for row in sorted(trace.table("annotations").to_pylist(), key=lambda row: row["wall_ns"]):
-        names = names_said(row["request_id"], row["index"])
-        own = next((fit for name in names if (fit := _fitting(by_name.get(name, ()), row, engines))), [])
-        if len(own) != 1:
-            (ambiguous if own else unknown).add((*names[0], row["engine_id"], row["run"]))
-            continue
-        said = {name: value for name, value in row.items() if value is not None and not (name in VALUES and not value)}
-        found.of_request.setdefault(own[0], {}).update(said)
-    found.num_ambiguous, found.num_unknown = len(ambiguous), len(unknown)
-    return found
 
 
 def annotated_view(
@@ -96,13 +56,8 @@ def annotated_view(
             joined.mispaired.append(pair)
         samples.append(one)
     joined.ambiguous.update(range(len(samples), len(samples) + said.num_ambiguous + num_wrong))
-    total = len(samples) + said.num_ambiguous + num_wrong + said.num_unknown
+    total = len(samples) + said.num_ambiguous + num_wrong + len(said.unknown)
     return view_of(rollouts, samples, joined, trace.table("topk"), FORMAT, total, None)
-
-
-def _fitting(keys: Iterable[Key], row: Mapping[str, Any], engines: Mapping[int, tuple[str, str | None]]) -> list[Key]:
-    """Those of the engine and the run that an annotation names."""
-    return [key for key in keys if is_meant(engines.get(key[0], ("", None)), row["engine_id"], row["run"])]
 
 
 def _sample(rollout: Rollout, said: Mapping[str, Any]) -> Sample | None:

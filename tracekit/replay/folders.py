@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
@@ -34,7 +34,12 @@ def needed_claims(claims: Mapping[int, Claim], given: Iterable[int], oldest: Map
 
 
 def choose_weights(
-    versions: Seq[int], oldest: Mapping[int, int], given: Given, claims: Mapping[int, Claim], models: Seq[str]
+    versions: Seq[int],
+    oldest: Mapping[int, int],
+    given: Given,
+    claims: Mapping[int, Claim],
+    models: Seq[str],
+    attached: Collection[int] = (),
 ) -> list[Weights]:
     """Return where to take each version's weights from: its own folder, else that of a version with the same weights.
 
@@ -44,6 +49,7 @@ def choose_weights(
         given: folders that the caller gave, by version: paths, or `s3://` URLs, which are not asked here.
         claims: see `needed_claims`.
         models: that the engines of the trace name; the weights of version 0 where none are given.
+        attached: versions that engines had when a recorder was attached to them.
 
     Returns:
         One entry per version, and one for version 0 where its weights serve another.
@@ -69,7 +75,7 @@ def choose_weights(
     wanting = [v for v in versions if v not in given and oldest.get(v, v) not in of_group]
     if any(oldest.get(v, v) == 0 for v in wanting):
         of_group[0] = Weights(0, model_of(models), "trace")
-    _refuse_unknown([v for v in wanting if oldest.get(v, v) != 0], claims)
+    _refuse_unknown([v for v in wanting if oldest.get(v, v) != 0], claims, attached)
     found = {v: _of_version(v, oldest, given, of_group) for v in versions}
     if 0 not in found and any(taken.same_as == 0 for taken in found.values()):
         found[0] = of_group[0]
@@ -92,13 +98,15 @@ def model_of(models: Seq[str]) -> str:
     return models[0]
 
 
-def _refuse_unknown(missing: Seq[int], claims: Mapping[int, Claim]) -> None:
+def _refuse_unknown(missing: Seq[int], claims: Mapping[int, Claim], attached: Collection[int]) -> None:
     if missing:
-        elsewhere = [f"{claims[v].checkpoint} is not here" for v in missing if v in claims]
+        more = [f"{claims[v].checkpoint} is not here" for v in missing if v in claims]
+        if found := [v for v in missing if v in attached]:
+            more.append(f"{_names(found)} is what was there when the recorder was attached, and nobody said what it is")
         raise ReplayRefused(
             f"tokens were sampled under weight version {_names(missing)}, whose weights were not given: "
             f"add --weights {name_of(missing[0])}=FOLDER for each (the same folder, where the weights did not change)"
-            + (f"; {', '.join(elsewhere)}" if elsewhere else "")
+            + "".join(f"; {text}" for text in more)
         )
 
 

@@ -78,7 +78,8 @@ def locate(
     rollouts, named = numbered(rollouts, given)
     same = same_weights(rollouts.weight_changes, rollouts.ran)
     claims = needed_claims(find_claims(rollouts.weight_changes, rollouts.ran), set(named) - {0}, same)
-    taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models)
+    attached = {int(row["weight_version"]) for row in rollouts.weight_changes if row["method"] == "attach"}
+    taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models, attached)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
     known = _known(rollouts, folders)
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]

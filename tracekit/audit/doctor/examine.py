@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracekit.audit.doctor import (
+    annotated,
     cached,
     chains,
     client,
@@ -47,7 +48,13 @@ CHECKS: tuple[Check[Callable[[EngineRows], Iterator[Broken]]], ...] = (
     *clock.CHECKS,
     *shed.CHECKS,
 )
-ALL: tuple[Check[Any], ...] = (counters.CONSERVED, *CHECKS, *client_checks.OF_FILE, *client_checks.CHECKS)
+ALL: tuple[Check[Any], ...] = (
+    counters.CONSERVED,
+    *CHECKS,
+    *annotated.CHECKS,
+    *client_checks.OF_FILE,
+    *client_checks.CHECKS,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Report:
     violations: list[Finding]
     excused: list[Finding]  # what rows that are known to be lost explain
     losses: list[Loss]
-    notes: list[str]  # on engines that never said goodbye, and lost nothing by it
+    notes: list[str]  # on engines that never said goodbye, and lost nothing by it, and on what trainers said
     lacks: str | None  # what the trace must have to be judged, see `trace.lacking`
 
     @property
@@ -105,6 +112,8 @@ def examine(
     violations = [found for tally in trace.tallies.values() for found in counters.conserved(tally, losses)]
     engines = list(read_engines(trace)) if engines is None else engines
     found = [one for rows in engines for check in CHECKS for one in gather(check, rows.engine, check.find(rows))]
+    of_trainers, notes = annotated.check(trace, engines)
+    found += of_trainers
     seen = client.ClientView([], []) if view is None else client.client_view(engines, view)
     found += seen.findings
     missing = {rows.engine: lost_tables(losses, rows.engine) for rows in engines}
@@ -112,5 +121,5 @@ def examine(
     violations += [one for one in found if one not in excused]
     counts = {name: trace.rows(name) for name in TABLES if name != "losses"}
     completions = None if view is None else len(view)
-    told = (losses, trace.notes(), lacking(trace))
+    told = (losses, [*trace.notes(), *notes], lacking(trace))
     return Report(trace.path, counts, completions, seen.not_compared, violations, excused, *told)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tracekit.audit.live.counters import FINISHED, IN_FLIGHT, QUANTITIES, Counters
-from tracekit.audit.live.traced import Quantity, traced
+from tracekit.audit.live.traced import Quantity, of_a_part, traced
 from tracekit.audit.rows import EngineRows, read_engines
 from tracekit.errors import MetricsError, NoSuchEngineError, UsageError
 from tracekit.trace.ledger import lost_tables
@@ -111,6 +111,8 @@ def _report(rows: EngineRows, label: str, before: Counters, after: Counters, los
     for name in (name for name in offered if name.startswith(FINISHED)):
         if name not in {quantity.name for quantity in found}:
             found.append(Quantity(name, 0, 0))
+    if rows.is_part:
+        found = of_a_part(rows, found, unsaid)
     back = [name for name in before if name != IN_FLIGHT and after.get(name, 0) < before[name]]
     if back:
         raise MetricsError(f"the counter of {back[0]} went back: the server was started anew")

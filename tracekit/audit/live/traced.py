@@ -7,7 +7,7 @@ that it ended itself (a stop string, a client that hung up) holds tokens in the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,25 @@ def traced(rows: EngineRows) -> tuple[list[Quantity], dict[str, str]]:
         else:
             found.append(made)
     return found + _finished(view, is_v0), unsaid
+
+
+def of_a_part(rows: EngineRows, found: list[Quantity], unsaid: dict[str, str]) -> list[Quantity]:
+    """Return the least that counters may be which count from the engine's start, and all of its requests.
+
+    Requests in flight are no sum: they are all known while all are recorded, those too that were there at the attach.
+
+    Args:
+        rows: of an engine that a recorder was attached to, or taken off, or that was recorded in part.
+        found: what the trace says of them.
+        unsaid: is told why it says nothing of some.
+    """
+    names = {row["name"] for row in rows.control}
+    why = f"the recorder was attached at step {rows.since_step}, the engine counts from its start"
+    if rows.is_sampled or "detach" in names:
+        unsaid[IN_FLIGHT] = "a share of the requests is recorded" if rows.is_sampled else "it is not recorded any more"
+        found = [quantity for quantity in found if quantity.name != IN_FLIGHT]
+        why = unsaid[IN_FLIGHT]
+    return [q if q.name == IN_FLIGHT else replace(q, high=None, why=why) for q in found]
 
 
 def _prompts(view: _View) -> Quantity | str:
