@@ -93,6 +93,7 @@ def run(folder: Path, checkout: Path, engine: str, option: str, job: list[str]) 
     with Sidecar(trace_path) as sidecar:
         paths = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
         more = {"TORCHDYNAMO_DISABLE": "1", "TRACEKIT_LOGPROBS": option, "PYTHONPATH": paths}
+        more["TRACEKIT_ATTACH"] = str(folder / "attach")
         environ = sidecar.environ({**os.environ, **env.environ, **more})
         done = subprocess.run(argv, env=environ, capture_output=True, text=True)
         sidecar.stop()
@@ -112,6 +113,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = [pair for result in results for pair in result["pairs"]]
     hook_us = sorted(us for result in results for us in result["hook_us"])
     ratios = sorted(off / on for off, on in pairs)
+    dormant = sorted(off / on for result in results for off, on in result.get("dormant_pairs", ()))
     per_sec = results[0]["tokens_per_round"] / statistics.median(off for off, _ in pairs)
     return {
         "engine": results[0]["engine"],
@@ -120,6 +122,8 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_sec_without": round(per_sec, 1),
         "throughput_ratio_median": round(statistics.median(ratios), 4),
         "throughput_ratio_spread": [round(ratios[0], 4), round(ratios[-1], 4)],
+        "dormant_ratio_median": round(statistics.median(dormant), 4) if dormant else None,  # stopped, against without
+        "dormant_ratio_spread": [round(dormant[0], 4), round(dormant[-1], 4)] if dormant else None,
         "hook_us_per_step_median": round(statistics.median(hook_us), 1),
         "hook_us_per_step_spread": [round(hook_us[0], 1), round(hook_us[-1], 1)],
         "rss_mib": round(max(result["rss_mib"] for result in results)),

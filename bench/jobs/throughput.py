@@ -1,5 +1,8 @@
 """The engine process of bench/recorder.py: rounds of generation with the recorder's hooks in place and taken out.
 
+Then its recording is stopped, as `tracekit attach --stop` does, and rounds of the dormant engine are set against rounds
+without even what stays: the wraps that no step runs through, and the thread that looks for orders.
+
 throughput.py MODEL ROUNDS NUM_SEQS NUM_TOKENS LOGPROBS OUT.json, where LOGPROBS is what the client asks for, or none.
 """
 
@@ -15,6 +18,9 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's thread is thi
 
 from vllm import LLM, SamplingParams
 
+from tracekit.recorder import desk
+from tracekit.recorder.place import Order
+from tracekit.recorder.select import select_generation
 from tracekit.recorder.vllm import hooks
 
 
@@ -30,11 +36,16 @@ def clocked(method, spent):
     return timed
 
 
+def off():
+    """Take out all wraps but those that a dormant engine has, which no step runs through."""
+    return hooks.uninstall(keep=select_generation()._birth)
+
+
 def hook_secs(run):
     """Seconds that ``run`` spends in our hooks: clocks around them minus clocks around what they go around."""
     cost = []
     for ours in (False, True):  # without ours in between, the clocks measure themselves
-        taken = hooks.uninstall()
+        taken = off()
         inner, outer = [0.0], [0.0]
         methods = {(h.owner, h.name): h.original for h in reversed(taken) if isinstance(h.original, FunctionType)}
         for (owner, name), original in methods.items():
@@ -47,12 +58,49 @@ def hook_secs(run):
         run()
         for (owner, name), method in below.items():
             setattr(owner, name, method)
-        hooks.uninstall()
+        off()
         for (owner, name), original in methods.items():
             setattr(owner, name, original)
         hooks.reinstall(taken)
         cost.append(outer[0] - inner[0])
     return cost[1] - cost[0]
+
+
+def paired(rounds, round_secs, take_out, put_in):
+    """Seconds of a round (without, with) what is taken out; who goes first alternates."""
+    pairs = []
+    for i in range(rounds):
+        secs = {}
+        for there in (i % 2 == 0, i % 2 == 1):
+            taken = None if there else take_out()
+            secs[there] = round_secs()
+            if not there:
+                put_in(taken)
+        pairs.append((secs[False], secs[True]))
+    return pairs
+
+
+def stop(round_secs):
+    """End the recording between two steps; what a step runs through is vLLM's own again."""
+    ours = desk._desk
+    (counter,) = ours._counters
+    steps = [(h.owner, h.name, h.original) for h in hooks.installed() if h.name in ("schedule", "update_from_output")]
+    assert counter._customer.told(Order("bench", "stop")) == ""
+    round_secs()
+    while counter._customer.tend()["state"] != "dormant":
+        time.sleep(0.1)
+    assert steps and all(vars(owner)[name] is original for owner, name, original in steps)
+
+
+def without_ours():
+    desk.LOOK_SECS = 3600
+    return hooks.uninstall()
+
+
+def with_ours(taken):
+    hooks.reinstall(taken)
+    desk.LOOK_SECS = 1
+    desk._desk._wake.set()
 
 
 def rss_mib():
@@ -73,23 +121,24 @@ def main(model, rounds, num_seqs, num_tokens, logprobs, out):
         return time.perf_counter() - begin
 
     round_secs()  # warm up
-    taken = hooks.uninstall()
+    taken = off()
     hooked = sorted({f"{getattr(h.owner, '__qualname__', h.owner.__name__)}.{h.name}" for h in taken})
     hooks.reinstall(taken)
-    pairs, rss = [], []
-    for i in range(rounds):
-        secs = {}
-        for recorded in (i % 2 == 0, i % 2 == 1):  # who goes first alternates
-            taken = [] if recorded else hooks.uninstall()
-            secs[recorded] = round_secs()
-            hooks.reinstall(taken)
-        pairs.append((secs[False], secs[True]))
+    rss = []
+
+    def put_in(taken):
+        hooks.reinstall(taken)
         rss.append(rss_mib())
+
+    pairs = paired(rounds, round_secs, off, put_in)
+    hook_us = sorted(hook_secs(round_secs) / num_tokens * 1e6 for _ in range(3))
+    stop(round_secs)
     result = {
         "hooks": hooked,
         "pairs": pairs,
         "tokens_per_round": num_seqs * num_tokens,
-        "hook_us": sorted(hook_secs(round_secs) / num_tokens * 1e6 for _ in range(3)),
+        "hook_us": hook_us,
+        "dormant_pairs": paired(rounds, round_secs, without_ours, with_ours),
         "rss_growth_mib": rss[-1] - rss[0],
         "rss_mib": rss[-1],
     }

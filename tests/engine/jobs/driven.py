@@ -9,7 +9,7 @@ import os
 import sys
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # each step() of the engine is one step
-os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "all" if os.environ.get("VLLM_USE_V1") == "0" else "nobind"
 
 from vllm import LLM, SamplingParams
 
