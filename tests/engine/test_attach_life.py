@@ -33,7 +33,7 @@ def prompt(number: int, length: int = 20) -> list[int]:
     return [1000 + 100 * number + at for at in range(length)]
 
 
-@pytest.fixture(scope="module", params=["v0", "v1", "latest"])
+@pytest.fixture(scope="module", params=["v1", "latest"])
 def engine(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Driven]:
@@ -62,7 +62,7 @@ def means(engine: Driven) -> str:
 def test_nothing_is_installed_and_nothing_of_ours_is_on_a_step(engine: Driven) -> None:
     wheel = str(recorder_wheel())
     place, plugins = engine.do("found")
-    assert place.startswith(wheel) and plugins == [f"{wheel}/"]
+    assert place.startswith(wheel) and [plugin.rstrip("/") for plugin in plugins] == [wheel]
     assert engine.do("ours") == [[], 0]
 
 
