@@ -66,7 +66,7 @@ class V0Engine(Held):
         if recording is None:
             return None
         recording.in_process = not getattr(engine, SERVED, False)
-        recording.begin_at(first_step, len(under_way), options.told())
+        recording.begin_at(first_step, len(under_way), recording.options.told())
         now = time.monotonic_ns()
         for group in under_way:
             (sequence,) = group.seqs

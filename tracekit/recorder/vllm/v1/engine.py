@@ -50,7 +50,7 @@ class V1Engine(Held):
         self._watch(options, scheduler)
         recording = open_for(scheduler, options)
         if recording is not None:
-            join_engine(recording, scheduler, self._last_step, options.told())
+            join_engine(recording, scheduler, self._last_step, recording.options.told())
             core, is_process = _core_above(scheduler)
             if core is not None:
                 recording.ask(core.model_executor, not is_process)
