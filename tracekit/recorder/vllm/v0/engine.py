@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tracekit.recorder.settings import Options
+from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.events import Joined
 from tracekit.recorder.vllm.held import Held
-from tracekit.recorder.vllm.probe import leave
+from tracekit.recorder.vllm.probe import PURPOSE, leave
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.v0.recording import V0Recording, open_for
 
@@ -81,8 +82,10 @@ class V0Engine(Held):
 
     def wind_up(self, recording: Recording) -> None:
         """Probe nothing any more; what V0's sampler sends along harms nobody."""
-        for owner in recording.owners:
-            leave(owner)
+        if recording.options.probe is not None:
+            hooks.uninstall(keep=[hook for hook in hooks.installed() if hook.purpose != PURPOSE])
+            for owner in recording.owners:
+                leave(owner)
 
 
 def _under_way(engine: Any) -> Iterator[Any]:
