@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from helpers.synthetic import Made, make_run
-from tracekit.diagnose.chance import chance_of
-from tracekit.diagnose.noise import measure_noise
+from tracekit.diagnose.chance import chance_of, furthest_token
+from tracekit.diagnose.noise import DEGREES, ROBUST_OF_T, measure_noise
 from tracekit.diagnose.pooled import Change
 from tracekit.diagnose.residual import JUMP_BEYOND, residuals
 from tracekit.diagnose.shift import Shifts, find_shifts, log_e_of_run
@@ -102,23 +102,32 @@ def test_evidence_is_averaged_over_the_run():
     assert log_e_of_run(found) == pytest.approx(float(np.log(np.exp(found.at_end).mean())))
 
 
-def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_three():
+def test_the_chance_of_a_clean_run_is_that_of_the_least_likely_sign_and_pays_for_four():
     run = make_run(Made())
     none = np.zeros(run.token_id.size, dtype=bool)
     quiet = Shifts(np.zeros(16), np.zeros(16), *[np.full(16, -1)] * 3)
-    clean = replace(measure_noise(run, "raw"), beyond=none, shifts=quiet)
+    clean = replace(measure_noise(run, "raw"), z=np.full(none.size, 0.5), beyond=none, shifts=quiet)
     assert chance_of(run, clean, []) == 1.0
     two = none.copy()
     two[[3, 48 + 3]] = True  # in two of 16 rollouts
     few = 1 - 0.99**16 - 16 * 0.01 * 0.99**15
-    assert chance_of(run, replace(clean, beyond=two), []) == pytest.approx(3 * few)
+    assert chance_of(run, replace(clean, beyond=two), []) == pytest.approx(4 * few)
     many = none.copy()
     many[:3] = True  # in one rollout, whose tokens are no witnesses of their own
-    assert chance_of(run, replace(clean, beyond=many), []) == pytest.approx(3 * (1 - 0.99**16))
+    assert chance_of(run, replace(clean, beyond=many), []) == pytest.approx(4 * (1 - 0.99**16))
     one = replace(quiet, at_end=np.r_[np.log(16_000.0), np.full(15, -50.0)])
-    assert chance_of(run, replace(clean, shifts=one), []) == pytest.approx(3 / 1000)
+    assert chance_of(run, replace(clean, shifts=one), []) == pytest.approx(4 / 1000)
     change = Change("output_index", None, 9, 8, 10, True, 0.0005, 16, 0.6, 1.2)
-    assert chance_of(run, clean, [change]) == pytest.approx(0.0015)
+    assert chance_of(run, clean, [change]) == pytest.approx(0.002)
+    z = clean.z.copy()
+    z[3] = 30 / ROBUST_OF_T
+    furthest = z.size * two_sided_tail(30.0, DEGREES)
+    assert chance_of(run, replace(clean, z=z), []) == pytest.approx(4 * furthest)
+    z[3], none[3] = np.nan, True
+    assert furthest_token(replace(clean, z=z)) == 1.0
+    z[3] = 1e9
+    assert furthest_token(replace(clean, z=z)) < 1e-40
+    assert furthest_token(replace(clean, z=z, blurred=none)) == 1.0  # its unit does not hold
 
 
 def test_rollouts_without_a_usable_token_say_nothing():

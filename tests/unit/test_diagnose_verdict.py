@@ -156,6 +156,20 @@ def test_one_token_far_off_is_the_first_beyond_noise():
     assert onset.output_index == onset.position - 5
 
 
+@pytest.mark.parametrize("num_rollouts", [1, 64])
+@pytest.mark.parametrize("eps", [0.04, 1e-6])
+@pytest.mark.parametrize(("value", "layer"), [(-20.0, "inference path"), (3.0, "semantic")])
+def test_one_token_that_no_noise_explains_is_not_clean_in_however_many_rollouts(value, layer, eps, num_rollouts):
+    made = Made(num_rollouts=num_rollouts, length=24, eps=eps, engine_eps=eps)
+    assert judge(make_run(made)).layer == "none"
+    run = make_run(made)
+    free = int(np.flatnonzero((run.trainer.kept_count > 3) & (run.rollout == num_rollouts // 2))[1])
+    verdict = judge(edit(run, lambda values: np.where(np.arange(values.size) == free, value, values)))
+    assert verdict.layer == layer
+    assert verdict.since is not None and verdict.since.position == run.position[free]
+    assert verdict.since_rollout == run.rollout[free]
+
+
 def test_bit_equal_rollouts_have_no_onset_at_all():
     run = make_run(Made(num_rollouts=3))
     same = replace(run, rollout_logprob=run.trainer.forced_logprob)

@@ -35,6 +35,8 @@ from tracekit.scores import PROCESSED, RAW
 FALSE_ROLLOUTS = 0.01  # share of clean rollouts that may show a token beyond noise
 ALLOWANCE = 1.25
 DEGREES = 6.0
+# sigma is a robust deviation, the one in which a t of scale 1 measures more than 1
+ROBUST_OF_T = two_sided_quantile(0.5, DEGREES) / MEDIAN
 FLOAT32_SPACINGS = 8.0
 SPACING = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a dtype's numbers next to 1
 _BODY = 0.35  # eps over the spacing of the logits, where no token tells: of SmolLM2 and Gemma 3 in bfloat16
@@ -97,6 +99,7 @@ class TokenNoise:
     z: F8  # how far the record is from its replay, in deviations of clean noise; NaN where one of the two is missing
     sigma: F8  # nats: |d| / |z|, so that d / sigma is z but for its sign
     resolved: Mask  # tokens with a choice, that float32 resolves, and whose kept set noise does not blur
+    blurred: Mask  # tokens whose kept set is no wider than noise: its edge decides, and the unit of z does not hold
     telling: Mask  # those of them that have a finite record
     beyond: Mask
     shifts: Shifts  # one entry per rollout
@@ -134,13 +137,13 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
     sigma = _sigma(run, semantic, d, z, scale)
     # where noise is as wide as the kept set, its edge decides, and tokens are no longer alike in their units
     cut = (run.kept_mass < 1) | (scores.kept_count < scores.kept_count.max(initial=0))
-    blurred = (semantic == PROCESSED) & cut & (np.nan_to_num(response(scores, semantic)) * scale > 1)
+    slope = response(scores, semantic)
+    slope = np.where(slope > 0, slope, np.sqrt(2) / run.temperature)  # of a token without a choice: that of one rival
+    blurred = (semantic == PROCESSED) & cut & (slope * scale > 1)
     resolved = _resolved(run, semantic) & ~blurred
     telling = resolved & np.isfinite(z)
     length = run.token_id.size / max(len(run.rollouts), 1)
-    # sigma is a robust deviation, the one in which a t of scale 1 measures more than 1
-    robust_of_t = two_sided_quantile(0.5, DEGREES) / MEDIAN
-    threshold = two_sided_quantile(FALSE_ROLLOUTS / max(length, 1.0), DEGREES) / robust_of_t
+    threshold = two_sided_quantile(FALSE_ROLLOUTS / max(length, 1.0), DEGREES) / ROBUST_OF_T
     with np.errstate(invalid="ignore"):
         beyond = np.abs(z) > threshold
     bulk, num = robust_deviation(np.abs(z[telling])), int(np.count_nonzero(telling))
@@ -167,9 +170,17 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
         detectable=threshold * median,
         detectable_bulk=float(allowed) * median,
     )
-    shifts = find_shifts(z * robust_of_t, telling, run.rollout, len(run.rollouts), DEGREES)
+    shifts = find_shifts(z * ROBUST_OF_T, telling, run.rollout, len(run.rollouts), DEGREES)
     return TokenNoise(
-        d=d, z=z, sigma=sigma, resolved=resolved, telling=telling, beyond=beyond, shifts=shifts, floor=floor
+        d=d,
+        z=z,
+        sigma=sigma,
+        resolved=resolved,
+        blurred=blurred,
+        telling=telling,
+        beyond=beyond,
+        shifts=shifts,
+        floor=floor,
     )
 
 

@@ -10,6 +10,7 @@ from tracekit.diagnose.data import F8, Mask, Run
 from tracekit.scores import PROCESSED, RAW
 
 IMPOSSIBLE = -500.0  # nats: no sampler draws a token of this logprob
+FEW = 0.1  # of all values
 REPEATED = 3  # the same round number that often, far off each time, is no coincidence
 _FAR = 0.5  # nats
 
@@ -25,6 +26,9 @@ def sentinels(run: Run) -> Mask:
     _, inverse, counts = np.unique(recorded, return_inverse=True, return_counts=True)
     always = np.bincount(inverse, weights=~far) == 0
     found: Mask = (run.valid & (recorded <= IMPOSSIBLE)) | (far & (recorded == 0.0))
+    positive = far & (recorded > 0.0)  # of many values it is their unit, or what was added to them
+    if np.count_nonzero(positive) < FEW * np.count_nonzero(run.valid):
+        found |= positive
     found |= far & (always & (counts >= REPEATED))[inverse] & _is_round(recorded)
     return found
 
