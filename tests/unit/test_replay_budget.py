@@ -34,7 +34,7 @@ def groups_in(budget_secs: float, position_secs: float = 0.001) -> list[int]:
     return sorted(set(groups))
 
 
-@pytest.mark.parametrize(("fit", "taken"), [(0, 1), (1, 1), (5, 4), (13, 12), (99, 96), (100, 100), (1000, 100)])
+@pytest.mark.parametrize(("fit", "taken"), [(1, 1), (5, 4), (13, 12), (99, 96), (100, 100), (1000, 100)])
 def test_as_many_whole_groups_as_fit_in_coarse_steps(fit: int, taken: int) -> None:
     groups = groups_in((fit + 0.5) * COST * PASSES * 0.001)
     assert len(groups) == taken
@@ -50,4 +50,11 @@ def test_another_mood_of_the_machine_rarely_changes_the_sample_and_a_smaller_one
 
 def test_what_was_spent_before_is_not_spent_again() -> None:
     budget = 14 * COST * PASSES * 0.001
-    assert len(within(everyone(), budget, 0.001, time.monotonic() - budget).rollouts) == MEMBERS
+    assert len(within(everyone(), budget, 0.001, time.monotonic() - budget).rollouts) == 1
+
+
+@pytest.mark.parametrize(("fit", "taken"), [(0, 1), (1, 1), (3, 3)])
+def test_where_no_group_fits_a_part_of_one_is_scored(fit: int, taken: int) -> None:
+    positions = PROMPT + fit * LENGTH + 1
+    found = within(everyone(), positions * PASSES * 0.001, 0.001, time.monotonic()).rollouts
+    assert [rollout.sequence.request for rollout in found] == list(range(taken))

@@ -175,9 +175,13 @@ def test_a_chunk_of_logits_stays_within_its_bound(folders: dict[str, Path]) -> N
 def test_progress_adds_up_to_the_recorded_tokens(folders: dict[str, Path]) -> None:
     sequences = some_sequences(6)
     seen: list[int] = []
-    score(Scorer.load(folders["llama"], device="cpu"), sequences, max_batch_tokens=32, on_tokens=seen.append)
+    scorer, total = Scorer.load(folders["llama"], device="cpu"), sum(len(s.token_ids) for s in sequences)
+    score(scorer, sequences, max_batch_tokens=32, on_tokens=seen.append)
     assert len(seen) > 1
-    assert sum(seen) == sum(len(s.token_ids) for s in sequences)
+    assert sum(seen) == total
+    seen.clear()
+    score(replace(scorer, chunk_rows=1), sequences, max_batch_tokens=4096, on_tokens=seen.append)
+    assert seen == [total]  # a batch at once: its first chunk did not cost what the body of all did
 
 
 def test_processed_logprobs_use_each_requests_own_parameters(folders: dict[str, Path]) -> None:

@@ -18,12 +18,13 @@ PASSES = 2.5  # what the whole verdict costs at most, in trainer's passes
 def within(rollouts: Rollouts, budget_secs: float, position_secs: float, started: float) -> Rollouts:
     """Return the rollouts that can be scored in time: whole groups of an equal prompt, spread over versions and steps.
 
-    A machine is never twice as fast as before: how many groups there are is rounded down to 1, 2, 3, 4, 6, 8, 12…, so
+    No machine takes the same time twice: how many groups there are is rounded down to 1, 2, 3, 4, 6, 8, 12…, so
     that the next run, or one that goes on after Ctrl-C, nearly always scores the same ones.
 
     Args:
         rollouts: all of them.
-        budget_secs: how long the replay may take, about, from `started` on; one group is always scored.
+        budget_secs: how long the replay may take, about, from `started` on. Where no group fits, a part of one is
+            scored, of one rollout at least.
         position_secs: that one position of a pass takes.
         started: on the monotonic clock.
     """
@@ -33,9 +34,10 @@ def within(rollouts: Rollouts, budget_secs: float, position_secs: float, started
     groups = sorted((list(group) for _, group in groupby(by_prompt, key=_prompt)), key=_when)
     order = spread(len(groups))
     spent = np.cumsum([_cost(groups[i]) for i in order])
-    count = max(int(np.count_nonzero(spent <= room)), 1)
+    count = int(np.count_nonzero(spent <= room))
     count = count if count == len(groups) else _rounded(count)
-    chosen = {id(rollout) for i in order[:count] for rollout in groups[i]}
+    taken = [groups[i] for i in order[:count]] or [_part(groups[order[0]], room)]
+    chosen = {id(rollout) for group in taken for rollout in group}
     left = [rollout for rollout in everyone if id(rollout) in chosen]
     sample = Sample(budget_secs, len(everyone), sum(r.num_tokens for r in everyone))
     return replace(rollouts, rollouts=left, sample=sample)
@@ -50,7 +52,15 @@ def _when(group: list[Rollout]) -> tuple[int, int, int]:
     return int(first.weight_version[0]), first.sequence.engine, int(first.engine_step[0])
 
 
+def _part(group: list[Rollout], room: float) -> list[Rollout]:
+    """The first rollouts of a group that does not fit."""
+    spent = [_cost(group[:count]) for count in range(1, len(group) + 1)]
+    return group[: max(_rounded(int(np.count_nonzero(np.array(spent) <= room))), 1)]
+
+
 def _rounded(count: int) -> int:
+    if not count:
+        return 0
     power = 1 << count.bit_length() - 1
     return power * 3 // 2 if 2 * count >= 3 * power else power
 

@@ -134,8 +134,10 @@ class Scorer:
         kvs: dict[int, KV] = {}
         with torch.inference_mode(), _exact_float32():
             for hidden, parts in self.body.run(spans, max_batch_tokens, share=share, kvs=kvs):
-                self._score_parts(spans, hidden, parts, scores, profiles, on_tokens)
+                self._score_parts(spans, hidden, parts, scores, profiles)
                 del hidden  # before the next batch comes
+                if on_tokens:  # not chunk by chunk: the first would be charged with the body of all
+                    on_tokens(sum(part.num for part in parts))
         return [SpanScores(tuple(found), kvs.get(i), profiles.get(i)) for i, found in enumerate(scores)]
 
     def _check(self, span: Span) -> None:
@@ -157,7 +159,6 @@ class Scorer:
         parts: list[Part],
         scores: list[list[Scores[Values]]],
         profiles: dict[int, Values],
-        on_tokens: Callable[[int], None] | None,
     ) -> None:
         """Score parts of a batch, as many rows at a time as a chunk has, and put them where they belong."""
         for chunk in chunks(parts, self.chunk_rows):
@@ -180,8 +181,6 @@ class Scorer:
                         first = part.output - spans[part.span].outputs[0]
                         its_rows = itemgetter(slice(end - part.num, end))
                         put(scores[part.span][reading], np.arange(first, first + part.num), its_scores.each(its_rows))
-            if on_tokens:
-                on_tokens(len(targets))
 
 
 def _to_numpy(column: Tensor) -> Values:
