@@ -48,6 +48,7 @@ BEFORE_A_RUN = {
     "truncated-support": {"sampling": {"min_p": 0.1}},
     "penalties-in-the-trainer": {"sampling": {"frequency_penalty": 0.5}},
     "masks-in-the-trainer": {"sampling": {"bad_words": ["x"]}},
+    "processors-in-the-trainer": {"logits_processors": ["mine:Mine"]},
     "raw-prompt-logprobs": {"sampling": {"prompt_logprobs": 0, "temperature": 0.7}},
     "structured-outputs": {"sampling": {"structured_outputs": {"regex": "a+"}}},
     "generation-config-sampling": {"generation_config": "auto", "sampling": {"repetition_penalty": 1.1}},

@@ -1,10 +1,12 @@
 """From a trace to its rollouts, without a scorer."""
 
+import json
+
 import numpy as np
 import pytest
 
 from helpers.factories import make_engine, make_prompt_logprobs, make_tables, write_trace
-from tracekit.errors import ReplayRefused
+from tracekit.errors import ReplayRefused, TraceCorruptError
 from tracekit.replay.reading import read_rollouts
 from tracekit.trace.reader import open_trace
 
@@ -24,6 +26,42 @@ def test_a_rank_counts_only_where_no_parameter_changes_the_order_of_tokens(tmp_p
     for number, rollout in enumerate(found):
         recorded = np.asarray(tables["tokens"]["rank"])[tables["tokens"]["request"] == number]
         assert rollout.rank.tolist() == (recorded.tolist() if comparable else [0] * 6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "params", "left_out"),
+    [
+        ("processed_logprobs", ["mine:Mine"], {"extra_args": {"ban": True}}, True),
+        ("processed_logprobs", ["mine:Mine"], {"extra_args": None}, False),
+        ("processed_logprobs", None, {"extra_args": {"ban": True}}, False),
+        ("raw_logprobs", ["mine:Mine"], {"extra_args": {"ban": True}}, False),
+    ],
+)
+def test_what_an_own_processor_made_of_the_logits_at_a_requests_word_is_not_judged(
+    tmp_path, mode, own, params, left_out
+):
+    config = json.dumps({"vllm": {"model_config": {"logits_processors": own}}})
+    tables = make_tables(2, 6, sampling_params=params, engine=make_engine(config=config, logprobs_mode=mode))
+    write_trace(tmp_path / "t.arrow", [tables])
+    trace = open_trace(tmp_path / "t.arrow")
+    if left_out:
+        with pytest.raises(ReplayRefused, match="logits_processors changed the logits in a way that the trace does"):
+            read_rollouts(trace)
+    else:
+        assert len(read_rollouts(trace).rollouts) == 2
+
+
+@pytest.mark.parametrize(
+    "config", ["[]", "5", "{", '{"vllm": []}', '{"vllm": {"model_config": 1}}', '{"hf_config": 1}']
+)
+def test_settings_that_are_no_settings_are_refused_in_a_sentence_or_not_known(tmp_path, config):
+    write_trace(tmp_path / "t.arrow", [make_tables(2, 6, engine=make_engine(config=config))])
+    trace = open_trace(tmp_path / "t.arrow")
+    if config.startswith('{"'):
+        assert len(read_rollouts(trace).rollouts) == 2
+    else:
+        with pytest.raises(TraceCorruptError, match="the settings of an engine are not a JSON object"):
+            read_rollouts(trace)
 
 
 def test_requests_that_were_shed_are_counted_as_lost(tmp_path):

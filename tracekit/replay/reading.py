@@ -5,7 +5,6 @@ Refuses what cannot be judged; what was skipped is counted, never silent.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -18,11 +17,13 @@ from tracekit.errors import ReplayRefused
 from tracekit.replay.history import Computed, histories
 from tracekit.replay.rollouts import Rollout, Rollouts, text_config
 from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
+from tracekit.scores import PROCESSED
 from tracekit.scoring.params import looks_back, parse_params, untestable
 from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
 from tracekit.trace.redacted import refuse_redacted
+from tracekit.trace.values import json_object
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
@@ -47,6 +48,7 @@ def read_rollouts(trace: Trace) -> Rollouts:
     rows = {_key(r): r for r in trace.table("requests").to_pylist()}
     before = {_key(r): r["token_ids"] for r in trace.table("joined").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
+    with_processors = {int(e["engine"]) for e in engines if _has_processors(e)}
     of_request = histories(trace, tokens)
     found: list[Rollout] = []
     skipped: Counter[tuple[Why, str | None]] = Counter()
@@ -58,7 +60,9 @@ def read_rollouts(trace: Trace) -> Rollouts:
             skipped[why or "no request row", None] += 1
             continue
         sampling = _sampling(row, rounding.get(key[0]))
-        parameter = untestable(sampling) or (looks_back(sampling) if earlier else None)
+        # arguments that vLLM itself does not know are how a request tells such a processor what to do
+        processed = "logits_processors" if key[0] in with_processors and sampling.get("extra_args") else None
+        parameter = untestable(sampling) or processed or (looks_back(sampling) if earlier else None)
         if parameter:
             skipped["sampling parameter", parameter] += 1
         else:
@@ -120,10 +124,7 @@ def _why_not(part: Columns, row: Row | None, num_promised: int, num_before: int)
 
 def _sampling(row: Row, rounded_to: str | None) -> Mapping[str, Any]:
     """The request's sampling parameters as its engine used them."""
-    try:
-        sampling: dict[str, Any] = json.loads(row["sampling_params"])
-    except ValueError as error:
-        raise ReplayRefused(f"the sampling parameters of request {row['request_id']} are not JSON: {error}") from error
+    sampling = json_object(row["sampling_params"], f"the sampling parameters of request {row['request_id']}")
     return round_sampling(sampling, rounded_to) if rounded_to else sampling
 
 
@@ -157,18 +158,23 @@ def _dtype(engines: Seq[Row]) -> str | None:
 
 
 def _head_dtype(workers: Seq[Row]) -> str | None:
-    heads = [json.loads(worker["config"] or "{}").get("head") or {} for worker in workers]
-    found = {head.get("computed_in") or head.get("dtype") for head in heads} - {None}
+    heads = [json_object(worker["config"], "the settings of a worker").get("head") for worker in workers]
+    found = {head.get("computed_in") or head.get("dtype") for head in heads if isinstance(head, dict)} - {None}
     return found.pop() if len(found) == 1 else None
 
 
 def _config(engines: Seq[Row]) -> Mapping[str, Any]:
     """The language model's part of the first configuration that names a vocabulary."""
     for engine in engines:
-        try:
-            config = json.loads(engine.get("config") or "{}").get("hf_config") or {}
-        except ValueError:
-            continue
-        if isinstance((part := text_config(config)).get("vocab_size"), int):
+        config = json_object(engine.get("config"), "the settings of an engine").get("hf_config")
+        if isinstance(config, dict) and isinstance((part := text_config(config)).get("vocab_size"), int):
             return part
     return {}
+
+
+def _has_processors(engine: Row) -> bool:
+    """Whether processed logprobs of an engine are those that logits processors of the job's own made."""
+    vllm = json_object(engine.get("config"), "the settings of an engine").get("vllm")
+    model = vllm.get("model_config") if isinstance(vllm, dict) else None
+    own = isinstance(model, dict) and model.get("logits_processors")
+    return bool(own) and str(engine.get("logprobs_mode")).startswith(PROCESSED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Set
 from collections.abc import Sequence as Seq
@@ -21,6 +20,7 @@ from tracekit.plural import plural
 from tracekit.replay.joining import Decode, Joined, Span, join_samples
 from tracekit.replay.rollouts import Rollout, Rollouts
 from tracekit.scores import Scores, Values
+from tracekit.trace.values import json_object
 from tracekit.trainer.types import Dump, Sample, Text, sample
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def ended_by_client(trace: Trace) -> set[Key]:
         (row["engine"], row["request"]) for row in trace.table("finishes").to_pylist() if row["reason"] != "abort"
     }
     requests = trace.table("requests").select(["engine", "request", "sampling_params"]).to_pylist()
-    keys = {(row["engine"], row["request"]): json.loads(row["sampling_params"]) or {} for row in requests}
+    said = "sampling parameters"
+    keys = {(row["engine"], row["request"]): json_object(row["sampling_params"], said) for row in requests}
     return {key for key, sampling in keys.items() if key not in finished or sampling.get("stop")}
 
 

@@ -30,11 +30,10 @@ def model_dtype(engine: Mapping[str, Any]) -> str | None:
         engine: a row of the `engines` table.
     """
     try:
-        config = json.loads(engine.get("config") or "{}")
-    except ValueError:
+        named = json.loads(engine.get("config") or "{}")["vllm"]["model_config"]["dtype"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    named = ((config.get("vllm") or {}).get("model_config") or {}).get("dtype")
-    dtype = str(named or "").removeprefix("torch.")
+    dtype = str(named).removeprefix("torch.")
     return dtype if dtype in ("bfloat16", "float16", "float32") else None
 
 

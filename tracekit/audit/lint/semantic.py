@@ -163,6 +163,14 @@ RULES = (
         lambda s: some(s, masks) if not s.is_raw else None,
     ),
     Rule(
+        "processors-in-the-trainer",
+        RISK,
+        "The job's own logits processors are part of what was sampled, and the trainer knows nothing of them.",
+        "logits_processors=[], or apply the same in the trainer",
+        "https://github.com/vllm-project/vllm/issues/42259",
+        lambda s: _processors(s) if not s.is_raw else None,
+    ),
+    Rule(
         "raw-prompt-logprobs",
         RISK,
         "Prompt logprobs are taken before temperature, penalties and truncation whatever logprobs_mode says: a trainer "
