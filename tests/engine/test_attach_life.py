@@ -33,7 +33,7 @@ def prompt(number: int, length: int = 20) -> list[int]:
     return [1000 + 100 * number + at for at in range(length)]
 
 
-@pytest.fixture(scope="module", params=["v1", "latest"])
+@pytest.fixture(scope="module", params=["v0", "v1", "latest"])
 def engine(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Driven]:

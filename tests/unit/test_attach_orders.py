@@ -17,7 +17,7 @@ from tracekit.jobs import attaching
 from tracekit.recorder import desk
 from tracekit.recorder.place import Order, Place, engines, send, state_of
 from tracekit.recorder.settings import Options
-from tracekit.recorder.vllm import hooks
+from tracekit.recorder.vllm import held, hooks
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.events import Admitted, Finished, Joined, Step, TableRow
 from tracekit.recorder.vllm.rows import LiveRequest, Rows
@@ -258,6 +258,23 @@ def test_the_desk_serves_and_the_command_tells(
     while list(folder.glob("*.json")):
         pass
     assert state_of(folder, "nobody") is None
+
+
+class Owner:
+    """What stands for an engine of vLLM."""
+
+    def __init__(self, eager: bool) -> None:
+        self.vllm_config = Made(model_config=Made(enforce_eager=eager))
+
+
+def test_states_are_refused_where_they_cannot_be_or_tell_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "about", lambda _kind, _config: {})
+    for owner, word in ((Owner(True), ""), (Owner(False), "enforce_eager")):
+        told = held.Held("v1", owner, lambda: None).refuses(OPTIONS)
+        assert word in told and bool(word) == bool(told)
+    assert held.Held("v1", owner, lambda: None).refuses(OPTIONS._replace(probe=None)) == ""
+    monkeypatch.setenv("TRACEKIT_REDACT_KEY_FILE", "key")
+    assert "redacted" in held.Held("v1", Owner(True), lambda: None).refuses(OPTIONS)
 
 
 def test_print_env_names_the_two_variables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
