@@ -7,6 +7,7 @@ import pytest
 
 from helpers.world import Played, Sampler, World, play, run_of
 from tracekit.diagnose.verdict import Verdict, judge
+from tracekit.report.causes.table import sentence
 
 WORLD = World(num_rollouts=12, length=24, vocab=300, seed=1)
 NUCLEUS = Sampler(temperature=0.7, top_p=0.9)
@@ -125,6 +126,52 @@ def shifted(played: Played) -> np.ndarray:
     values = played.processed.copy()
     values[:, 1:] = played.processed[:, :-1]
     return values
+
+
+def two_before(played: Played) -> np.ndarray:
+    values = played.processed.copy()
+    values[:, 2:] = played.processed[:, :-2]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (two_before, "shifted by one"),
+        (lambda played: np.roll(played.processed, 2, axis=0), "values of another row"),
+        (lambda played: np.maximum(played.processed, -2.3456), "sentinel values"),
+    ],
+)
+def test_values_two_places_away_and_values_cut_off_are_told(change, code):
+    verdict = edited(change)
+    assert (verdict.layer, [cause.code for cause in verdict.causes]) == ("semantic", [code])
+    assert "two" in sentence(verdict.causes[0], verdict) or code != "shifted by one"
+
+
+def test_zeros_among_values_that_are_off_are_told_from_tokens_that_other_weights_are_sure_of():
+    played = play(WORLD, WARM, eps=FINE)
+    values = played.processed * np.exp(0.2 * np.random.default_rng(3).normal(size=played.processed.shape))
+    for spoiled in (False, True):
+        if spoiled:
+            values[:, 4::5] = 0.0
+        causes = judge(run_of(WORLD, played, values, WARM.params(), eps=FINE)).verdict.causes
+        assert ("sentinel values" in [cause.code for cause in causes]) == spoiled
+
+
+def test_a_mask_whose_ids_form_no_ranges_is_told_by_the_side_that_values_are_off_to():
+    played = play(WORLD, WARM, eps=FINE)
+    missing = np.random.default_rng(5).uniform(0.05, 0.4, played.processed.shape)
+
+    def judged(values: np.ndarray) -> Verdict:
+        return judge(run_of(WORLD, played, values, WARM.params(), eps=FINE)).verdict
+
+    verdict = judged(np.minimum(played.processed - np.log1p(-missing), -1e-4))
+    assert (verdict.layer, [cause.code for cause in verdict.causes]) == ("semantic", ["hidden mask"])
+    assert 0.05 < verdict.causes[0].numbers["missing_mass"] < 0.4
+    assert "form no ranges" in sentence(verdict.causes[0], verdict)
+    sides = np.where(np.arange(missing.size).reshape(missing.shape) % 20 == 0, -1, 1)
+    both = judged(np.minimum(played.processed - sides * np.log1p(-missing), -1e-4))
+    assert "hidden mask" not in [cause.code for cause in both.causes]
 
 
 TRANSFORMED = {

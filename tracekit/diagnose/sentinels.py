@@ -16,7 +16,7 @@ _FAR = 0.5  # nats
 
 
 def sentinels(run: Run) -> Mask:
-    """[N] impossible values, zeros of tokens that were not certain, and round numbers that come back far off."""
+    """[N] impossible values, zeros of tokens that were not certain, round numbers that come back, and a floor."""
     recorded = run.rollout_logprob
     far = np.isfinite(recorded)
     for lens in (RAW, PROCESSED):  # neither may come near, nor with a token more or less in the kept set
@@ -30,7 +30,15 @@ def sentinels(run: Run) -> Mask:
     if np.count_nonzero(positive) < FEW * np.count_nonzero(run.valid):
         found |= positive
     found |= far & (always & (counts >= REPEATED))[inverse] & _is_round(recorded)
-    return found
+    return found | _at_floor(run, far)
+
+
+def _at_floor(run: Run, far: Mask) -> Mask:
+    """[N] the least value of all, where it stands for values that are smaller: log(p + 1e-4), or a clamp."""
+    recorded = run.rollout_logprob
+    floor: Mask = run.valid & (recorded == np.min(recorded[run.valid], initial=0.0))
+    below = np.fmin(run.trainer.raw_logprob, run.trainer.logprob(PROCESSED)) < recorded + _FAR
+    return floor if np.count_nonzero(floor & far) >= REPEATED and np.all(below[floor]) else np.zeros_like(floor)
 
 
 def without(run: Run, which: Mask) -> Run:

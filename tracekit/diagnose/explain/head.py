@@ -23,6 +23,7 @@ LEAST_NATS = 8.0
 LEAST_SHARE = 0.25
 PROVED = 0.3  # of the error of probed logits that a bfloat16 head leaves
 ALONE_NATS = 25.0  # for rounded logits without the proof, which have to halve the bulk of what is off, too
+EXACT = 0.1  # of that bulk, left by rounded logits: proof enough that what makes them is not rounded
 _TAILS = (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 _SMALLEST_UNIT = 0.02
 
@@ -35,7 +36,7 @@ def detect(evidence: Evidence) -> list[Explanation]:
     if modules is not None and modules.narrow_head < PROVED:
         nan, numbers = float("nan"), {"left": modules.narrow_head}
         return [Explanation(CODE, INFERENCE_PATH, margin=nan, share=nan, numbers=numbers, names=["lm_head"])]
-    if scored or not evidence.diverges:
+    if not evidence.diverges:
         return []
     trial = evidence.trial(RAW if evidence.lens == RAW else PROCESSED)
     if trial is None:
@@ -43,7 +44,8 @@ def detect(evidence: Evidence) -> list[Explanation]:
     exact, rounded = (predict(trial.profile, trial.settings, low_head=low) for low in (False, True))
     nats = _likelihood(trial, rounded) - _likelihood(trial, exact)
     was, now = (trial.recorded - told.logprob for told in (exact, rounded))
-    if nats < ALONE_NATS or np.nanmedian(np.abs(now)) > 0.5 * np.nanmedian(np.abs(was)):
+    left = np.nanmedian(np.abs(now)) / np.nanmedian(np.abs(was))
+    if nats < ALONE_NATS or left > (EXACT if scored else 0.5):
         return []
     before, after = (trial.density.at(residual, told.gain) for residual, told in ((was, exact), (now, rounded)))
     perfect = float((trial.density.usual(exact.gain) - before).sum())

@@ -13,6 +13,7 @@ from tracekit.diagnose.sentinels import IMPOSSIBLE, REPEATED
 
 CODE: Code = "sentinel values"
 ENOUGH = 0.5  # of a perfect replay
+APART = 2.0  # times the largest residual of all other tokens
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
@@ -22,7 +23,11 @@ def detect(evidence: Evidence) -> list[Explanation]:
         which &= run.rollout_logprob <= IMPOSSIBLE  # a shifted zero is the value of a token that was certain
     # and to an engine with other weights other tokens are certain: a zero counts among values that agree
     others = np.bincount(run.rollout, weights=evidence.judged.beyond & ~which, minlength=len(run.rollouts))
-    which &= (run.rollout_logprob != 0.0) | ((others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER))
+    agree = (others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER)
+    # or far beyond all that is off
+    size = np.where(np.isfinite(evidence.judged.z), np.abs(evidence.judged.z), 0.0)
+    apart = size > APART * np.max(size[~which & (run.rollout_logprob != 0.0)], initial=0.0)
+    which &= (run.rollout_logprob != 0.0) | agree | apart
     # where noise is wider than the kept set, it makes a token the only one that is kept
     which &= (run.rollout_logprob != 0.0) | evidence.judged.resolved
     if np.count_nonzero(~run.valid) >= REPEATED:  # what is missing here and there is withheld, and no convention

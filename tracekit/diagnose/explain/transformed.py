@@ -27,6 +27,7 @@ OTHER_UNIT: Code = "another unit"
 OFFSET: Code = "constant offset"
 CODES = (SHIFTED, OTHER_ROW, OTHER_UNIT, OFFSET)
 
+NEIGHBOURS = {1: "next", -1: "previous", 2: "next but one", -2: "previous but one"}
 LEAST_NATS = 12.0  # for the choice of a transformation and of a part of the run
 LEAST_SHARE = 0.4  # of what a perfect replay would gain
 LEAST_OFFSET = 8.0  # times what a float32 sum over the vocabulary loses: less is no mask and no padding
@@ -99,9 +100,9 @@ def _weigh(evidence: Evidence, lens: str, use: I8) -> Iterator[_Weighed]:
 
 
 def _transformations(run: Run, value: F8, gain: F8) -> Iterator[_Told]:
-    for by, name in ((1, "next"), (-1, "previous")):
+    for by, name in NEIGHBOURS.items():
         yield _Told(SHIFTED, shifted(run, value, -by), shifted(run, gain, -by), [name], {"by": float(by)})
-    for by, name in ((1, "next"), (-1, "previous")):
+    for by, name in NEIGHBOURS.items():
         at = rows_beside(run, by)
         yield _Told(OTHER_ROW, other_row(value, at), other_row(gain, at), [name], {"by": float(by)})
     for name, factor in (("bits", 1 / log(2)), ("decimal digits", 1 / log(10)), ("no sign", -1.0)):

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tracekit.diagnose.evidence import Evidence
-from tracekit.diagnose.explain import biased, first, fitted, hidden, padded, rounded_sampling, transformed
+from tracekit.diagnose.explain import (
+    biased,
+    first,
+    fitted,
+    hidden,
+    padded,
+    rounded_sampling,
+    scattered,
+    transformed,
+)
 from tracekit.diagnose.explanation import Explanation
 from tracekit.diagnose.semantic import MARGIN
 
@@ -32,8 +41,10 @@ def detect(evidence: Evidence) -> list[Explanation]:
         if explanations and sum(e.share for e in explanations) >= ENOUGH:
             break
     found.sort(key=lambda explanations: -_nats(explanations))
+    if not found:
+        return scattered.detect(evidence)
     if len(found) < 2:
-        return found[0] if found else []
+        return found[0]
     (best, second), ahead = found[:2], _nats(found[0]) - _nats(found[1])
     if ahead < MARGIN:
         alternatives = [explanation.code for explanation in second]

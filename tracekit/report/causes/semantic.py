@@ -23,6 +23,11 @@ def _other_reading(found: Explanation, verdict: Verdict) -> str:
 
 def _hidden_mask(found: Explanation, verdict: Verdict) -> str:
     numbers = found.numbers
+    if not found.names:
+        return (
+            f"Of {plural(int(numbers['num_tokens']), 'value')} beyond noise all are larger than their replay: the "
+            f"engine divides by less. A share of {numbers['missing_mass']:.1%} is missing, of ids that form no ranges."
+        )
     return (
         f"The engine bars token ids that no request names ({', '.join(found.names)}): a share of "
         f"{numbers['missing_mass']:.1%} is missing from what it divides by, and of these ids, "

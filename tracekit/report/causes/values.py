@@ -36,7 +36,8 @@ def _value(code: Code, value: float) -> str:
 
 def _shifted(found: Explanation, verdict: Verdict) -> str:
     lens, which = found.names
-    return f"Each recorded value is the {lens} logprob of the {which} token: values and tokens are shifted by one."
+    by = "one" if abs(found.numbers["by"]) == 1 else "two"
+    return f"Each recorded value is the {lens} logprob of the {which} token: values and tokens are shifted by {by}."
 
 
 def _other_row(found: Explanation, verdict: Verdict) -> str:
