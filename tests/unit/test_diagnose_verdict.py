@@ -9,6 +9,7 @@ from helpers.synthetic import Made, edit, make_run, off_by
 from tracekit.diagnose.data import KV_KEPT, OTHER_PRECISION, OTHER_SHAPE, TRAINER, Run
 from tracekit.diagnose.noise import measure_noise
 from tracekit.diagnose.remarks import Remark
+from tracekit.diagnose.semantic import MARGIN
 from tracekit.diagnose.verdict import Verdict
 from tracekit.diagnose.verdict import judge as judge_run
 
@@ -274,3 +275,10 @@ def test_the_first_token_that_is_the_most_likely_one_on_one_side_only_is_an_onse
     rank[4 * 48 :] = 0  # none was recorded
     onsets = [r.first_other_choice for r in judge(replace(run, rank=rank)).rollouts]
     assert [onset and onset.output_index for onset in onsets] == [None, None, None, 7, None, None]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_a_reading_that_explains_nothing_does_not_win_by_chance(seed):
+    """Other weights, on few tokens: one of two readings that are both wrong is always the nearer one."""
+    verdict = judge(make_run(Made(num_rollouts=4, length=24, shift=3.0, seed=seed)))
+    assert verdict.semantic.margin > MARGIN and (verdict.layer, verdict.causes) == ("inference path", [])

@@ -160,17 +160,18 @@ def test_zeros_among_values_that_are_off_are_told_from_tokens_that_other_weights
 
 def test_a_mask_whose_ids_form_no_ranges_is_told_by_the_side_that_values_are_off_to():
     played = play(WORLD, WARM, eps=FINE)
-    missing = np.random.default_rng(5).uniform(0.05, 0.4, played.processed.shape)
+    chance = np.exp(played.processed.astype(float))
+    gone = np.random.default_rng(5).uniform(0.2, 0.8, chance.shape) * (1 - chance)
 
-    def judged(values: np.ndarray) -> Verdict:
+    def judged(sign: np.ndarray) -> Verdict:
+        values = np.minimum(played.processed - np.log1p(-gone) * sign, 0.0)
         return judge(run_of(WORLD, played, values, WARM.params(), eps=FINE)).verdict
 
-    verdict = judged(np.minimum(played.processed - np.log1p(-missing), -1e-4))
+    verdict = judged(np.ones(gone.shape))
     assert (verdict.layer, [cause.code for cause in verdict.causes]) == ("semantic", ["hidden mask"])
-    assert 0.05 < verdict.causes[0].numbers["missing_mass"] < 0.4
+    assert 0.05 < verdict.causes[0].numbers["missing_mass"] < 0.6
     assert "form no ranges" in sentence(verdict.causes[0], verdict)
-    sides = np.where(np.arange(missing.size).reshape(missing.shape) % 20 == 0, -1, 1)
-    both = judged(np.minimum(played.processed - sides * np.log1p(-missing), -1e-4))
+    both = judged(np.where(np.arange(gone.size).reshape(gone.shape) % 20 == 0, -1, 1))
     assert "hidden mask" not in [cause.code for cause in both.causes]
 
 

@@ -14,6 +14,7 @@ from tracekit.diagnose.sentinels import IMPOSSIBLE, REPEATED
 CODE: Code = "sentinel values"
 ENOUGH = 0.5  # of a perfect replay
 APART = 2.0  # times the largest residual of all other tokens
+WARM = 0.7
 
 
 def detect(evidence: Evidence) -> list[Explanation]:
@@ -24,9 +25,11 @@ def detect(evidence: Evidence) -> list[Explanation]:
     # and to an engine with other weights other tokens are certain: a zero counts among values that agree
     others = np.bincount(run.rollout, weights=evidence.judged.beyond & ~which, minlength=len(run.rollouts))
     agree = (others == 0)[run.rollout] & (evidence.semantic.kind != NEITHER)
-    # or far beyond all that is off
+    # or far beyond all that is off, where neither a kept set of one nor a low temperature makes a token certain
+    free = (run.kept_mass == 1) & (run.trainer.kept_count == run.trainer.kept_count.max(initial=0))
+    free &= run.temperature >= WARM
     size = np.where(np.isfinite(evidence.judged.z), np.abs(evidence.judged.z), 0.0)
-    apart = size > APART * np.max(size[~which & (run.rollout_logprob != 0.0)], initial=0.0)
+    apart = free & (size > APART * np.max(size[~which & (run.rollout_logprob != 0.0)], initial=0.0))
     which &= (run.rollout_logprob != 0.0) | agree | apart
     # where noise is wider than the kept set, it makes a token the only one that is kept
     which &= (run.rollout_logprob != 0.0) | evidence.judged.resolved
