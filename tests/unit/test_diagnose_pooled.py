@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tracekit.diagnose.data import RolloutInfo, Run, Strata
+from helpers.synthetic import Made, make_run, off_by
+from tracekit.diagnose.data import OTHER_PRECISION, RolloutInfo, Run, Strata
 from tracekit.diagnose.events import coincide, events_of
 from tracekit.diagnose.pooled import LEAST, find_changes
 
@@ -125,3 +126,16 @@ def test_what_counts_as_an_event():
     assert np.flatnonzero(events["adapter change"]).tolist() == (np.arange(16) * LENGTH + 7).tolist()
     cached = replace(run, strata=replace(strata, num_cached=np.where(run.rollout < 2, 16, 0)))
     assert np.flatnonzero(events_of(cached)["first token after cached blocks"]).tolist() == [0, LENGTH]
+
+
+@pytest.mark.parametrize("control_grows", [True, False])
+def test_noise_that_grows_with_the_context_is_clean_where_the_control_shows_the_same(control_grows: bool) -> None:
+    run = make_run(Made(num_rollouts=24, length=96, temperature=1.0, top_p=1.0))
+    random, growth = np.random.default_rng(0), (run.position / 50) ** 0.6
+    size = 0.02 * run.trainer.raw_noise_gain
+    away = size * random.standard_normal(size.size) * (growth if control_grows else 1.0)
+    run = replace(run, scores={**run.scores, OTHER_PRECISION: off_by(run.trainer, away)})
+    z = random.standard_normal(size.size) * growth
+    changes = find_changes(run, z, np.ones(size.size, dtype=bool))
+    (change,) = (change for change in changes if change.axis == "output_index")
+    assert (change.chance > 0.02) == control_grows and (change.chance < 1e-3) != control_grows

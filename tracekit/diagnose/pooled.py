@@ -2,6 +2,7 @@
 
 Every token with a choice has a score, the rank of |z| among those of its stratum (engine, prefill or decode, cached or
 not), from −1/2 to 1/2: a level of noise that is not that of the floor, or that differs between strata, moves nothing.
+Nor does noise that grows with the context as clean noise does: |z| is taken over `tracekit.diagnose.growth`.
 For a change at x, the tokens from x on are compared with those before. A rollout's tokens are not independent of each
 other, so a rollout counts as one: its sum is what the statistic's deviation is made of, and the chance of the largest
 statistic over all x comes from flipping the signs of whole rollouts (Rademacher multipliers; Cameron, Gelbach and
@@ -18,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from tracekit.diagnose.data import F8, I8, Mask, Run
+from tracekit.diagnose.growth import clean_growth
 
 Axis = Literal["engine_step", "output_index"]
 
@@ -68,9 +70,10 @@ def find_changes(run: Run, z: F8, telling: Mask) -> list[Change]:
         telling: [N] tokens that can tell.
     """
     looks = list(_looks(run, telling))
+    growth = clean_growth(run, telling)
     found = []
     for axis, engine, use in looks:
-        change = _along(run, z, use, axis, engine, len(looks))
+        change = _along(run, z, growth, use, axis, engine, len(looks))
         if change is not None:
             found.append(change)
     return found
@@ -88,13 +91,13 @@ def _looks(run: Run, telling: Mask) -> Iterator[tuple[Axis, int | None, Mask]]:
             yield axis, engine, use
 
 
-def _along(run: Run, z: F8, use: Mask, axis: Axis, engine: int | None, num_looks: int) -> Change | None:
+def _along(run: Run, z: F8, growth: F8, use: Mask, axis: Axis, engine: int | None, num_looks: int) -> Change | None:
     x, size = getattr(run, axis)[use], np.abs(z[use])
     _, cluster = np.unique(run.rollout[use], return_inverse=True)
     places = _places(x)
     if not places.size:
         return None
-    sums = _sums(_scores(size, _strata(run)[use]), x, cluster, places)
+    sums = _sums(_scores(size / growth[use], _strata(run)[use]), x, cluster, places)
     deviation = np.sqrt((sums**2).sum(axis=0))
     deviation = np.where(deviation > 0, deviation, np.inf)
     statistic = sums.sum(axis=0) / deviation
