@@ -1,6 +1,7 @@
 """``tracekit check`` over results that the real diagnosis made."""
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -149,11 +150,15 @@ def test_what_is_no_replay_is_refused(tracekit, tmp_path):
         '{"schema_version": 2, "tracekit_version": "", "outcome": "clean", "exit_code": 0, "scoring": "x"}'
     )
     (tmp_path / "c.arrow").write_text("no Arrow file, and longer than its magic")
+    (tmp_path / "deep.json").write_text('{"a": ' + "[" * 100_000)
+    os.mkfifo(tmp_path / "pipe")
     said = {
         "a.json": "version 99",
         "b.json": "not the JSON",
         "c.arrow": "not an Arrow",
         "d": "read",
+        "deep.json": "not the JSON",
+        "pipe": "Not a regular file",
         "e.json": "one of a",
     }
     for name, sentence in said.items():

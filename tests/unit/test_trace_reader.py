@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from helpers.factories import ENGINE_ID, count_rows, make_engine, make_tables, write_spool, write_trace
-from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, TraceTruncatedError
+from tracekit.errors import NotATraceError, SchemaTooNewError, TraceError, TraceTruncatedError, UnreadableTraceError
 from tracekit.tables import SCHEMA_VERSION, SINCE, TABLES
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.ledger import GAP, OPEN_END
@@ -67,6 +67,15 @@ def test_every_form_reads_the_same(form, spool, sealed, tmp_path):
     (engine,) = trace.engines()
     assert (engine["engine_id"], engine["logprobs_mode"]) == (ENGINE_ID, "raw_logprobs")
     assert sum(len(batch) for batch in trace.batches()) == len(trace.stored)
+
+
+def test_a_link_that_its_user_names_is_followed(sealed, tmp_path):
+    (tmp_path / "latest.arrow").symlink_to(sealed)
+    assert open_trace(tmp_path / "latest.arrow").rows("tokens") == open_trace(sealed).rows("tokens")
+    for name, target in (("loop", "loop"), ("zeros", "/dev/zero"), ("gone", "/nowhere")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(UnreadableTraceError, match=f"cannot read .*{target}"):
+            open_trace(tmp_path / name)
 
 
 def test_tables_have_their_order_across_engines(tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from tracekit.diagnose.reran import COMPOSED
 from tracekit.diagnose.result import Result
 from tracekit.errors import NotATraceError, SchemaTooNewError, UnreadableTraceError
 from tracekit.replay.timeline import from_metadata, to_metadata
+from tracekit.trace.durable import open_regular
 from tracekit.trace.output import new_file
 
 _RESULT = b"tracekit.result"
@@ -124,13 +126,14 @@ def read_replay(path: str | os.PathLike[str]) -> Replay:
     Raises:
         NotATraceError: it is not a file that replay wrote.
         SchemaTooNewError: another version of tracekit wrote it, whose results are not those of this one.
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it is a pipe or a device, which may have no end.
 
     Example:
         found = tracekit.read_replay("replay.arrow")
         found.result.verdict.layer == "semantic"
         found.tokens.column("d")
     """
+    _check_regular(path)
     try:
         with pa.OSFile(os.fspath(path)) as file:
             table = pa.ipc.open_file(file).read_all()
@@ -151,6 +154,7 @@ def read_result(path: str | os.PathLike[str]) -> Result:
         NotATraceError, SchemaTooNewError: as `read_replay`.
     """
     try:
+        _check_regular(path)
         with open(path, "rb") as file:
             head = file.read(1)
             return _result(head + file.read(), path) if head == b"{" else read_replay(path).result
@@ -158,10 +162,14 @@ def read_result(path: str | os.PathLike[str]) -> Result:
         raise UnreadableTraceError(os.fspath(path), error) from None
 
 
+def _check_regular(path: str | os.PathLike[str]) -> None:
+    os.close(open_regular(Path(os.path.realpath(path))))
+
+
 def _result(stored: bytes, path: str | os.PathLike[str]) -> Result:
     try:
         values = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotATraceError(f"this is not the JSON of a replay: {path}") from error
     try:
         return Result.from_dict(values)

@@ -234,8 +234,9 @@ def _sources(text: str, say: Callable[[str], None]) -> list[Source]:
             ):
                 raise NotATraceError(f"this folder is not the spool of a trace: {item}")
             sources += sources_of(item, lambda url: local_file(url, say))
-        elif is_file_format(item):
-            sources.append(Source.sealed(item))
+        # links are followed where their user names one, and nowhere inside a spool
+        elif is_file_format(real := Path(os.path.realpath(item))):
+            sources.append(Source.sealed(real, str(item)))
         else:
             segments.append(item)
     if segments:
