@@ -9,11 +9,16 @@ from collections import Counter
 
 import pytest
 
+from helpers.factories import make_tables, write_spool
 from helpers.wire import DaemonProcess, all_tables, assert_conserved, engine_id, numbered_tokens, rows_of_trace
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
 from tracekit.rpc.columns import count_rows
 from tracekit.trace.reader import open_trace
+from tracekit.trace.spool import SpoolWriter
+from tracekitd.catalog import Catalog
+from tracekitd.sealing import seal_spool
+from tracekitd.server import _sealed_before
 
 CLOSE_SECS = 60.0
 ROWS = 50
@@ -273,3 +278,35 @@ def test_a_note_counts_where_nothing_is_sealed_too(short_path):
     assert not list(daemon.socket.parent.glob("*undelivered*"))
     (loss,) = open_trace(daemon.spool).losses()
     assert loss["rows"] == {"tokens": ROWS} and loss["reason"] == "no daemon answered"
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing cleans up after it."""
+
+
+@pytest.mark.parametrize("where", ["before it is removed", "before it is moved", "before it is cleared"])
+def test_killed_when_all_is_sealed_the_next_daemon_says_so_and_ends(where, tmp_path, monkeypatch):
+    folder, out = write_spool(tmp_path / "spool", [make_tables()]), tmp_path / "out.arrow"
+    spool = SpoolWriter(folder)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        owner, name = {
+            "before it is removed": (SpoolWriter, "remove"),
+            "before it is moved": (type(folder), "rename"),
+            "before it is cleared": (type(folder), "rmdir"),
+        }[where]
+        patched.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            seal_spool(spool, out, tmp_path / "d.sock", Catalog(spool.resume()))
+    spool._hold.release()  # a kill does
+    before = out.read_bytes()
+    if folder.exists():
+        assert _sealed_before(folder, out) == 0
+    assert not folder.exists() and out.read_bytes() == before and not open_trace(out).all_losses()
+    # what was left of one is in nobody's way
+    with SpoolWriter(folder) as again:
+        again.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.arrow"]

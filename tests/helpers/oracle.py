@@ -15,7 +15,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from helpers.wire import DaemonProcess
 
@@ -82,19 +87,36 @@ def judge(trace_path: Path, folder: Path) -> Judged:
     return found
 
 
-def trial(folder: Path, rng: random.Random, kills: int, engines: int = 2) -> tuple[Judged, int]:
-    """Hurt a daemon `kills` times while engines send, seal, and judge; return the faults done as well."""
+@contextmanager
+def recording(folder: Path, rng: random.Random, engines: int, *options: str) -> Iterator[tuple[DaemonProcess, Path]]:
+    """Run a daemon and engines that send to it; afterwards they end, and the folder has what they note."""
     folder.mkdir(mode=0o700)
     notes = folder / "notes"
     notes.mkdir()
     daemon = DaemonProcess(folder)
-    daemon.argv += ["--roll-bytes", "60000", "--roll-secs", "0.2"]
+    daemon.argv += options
     daemon.start()
     program = "import sys; from helpers.oracle import main; main(sys.argv[1:])"
     argv = [sys.executable, "-c", program, daemon.address, str(notes)]
     producers = [subprocess.Popen([*argv, f"{rng.getrandbits(128):032x}", "0.02"]) for _ in range(engines)]
-    done = 0
     try:
+        yield daemon, notes
+        (notes / "stop").touch()
+        for producer in producers:
+            assert producer.wait(180) == 0
+    except BaseException:
+        daemon.end()
+        raise
+    finally:
+        for producer in producers:
+            producer.kill()
+            producer.wait()
+
+
+def trial(folder: Path, rng: random.Random, kills: int, engines: int = 2) -> tuple[Judged, int]:
+    """Hurt a daemon `kills` times while engines send, seal, and judge; return the faults done as well."""
+    done = 0
+    with recording(folder, rng, engines, "--roll-bytes", "60000", "--roll-secs", "0.2") as (daemon, notes):
         while done < kills:
             if rng.random() < 0.8:
                 _wait_for_progress(notes)
@@ -106,16 +128,32 @@ def trial(folder: Path, rng: random.Random, kills: int, engines: int = 2) -> tup
             daemon.kill()
             done += 1
             daemon.start()
-        (notes / "stop").touch()
-        for producer in producers:
-            assert producer.wait(180) == 0
+    try:
         done += _seal(daemon, rng)
     finally:
-        for producer in producers:
-            producer.kill()
-            producer.wait()
         daemon.end()
     return judge(daemon.out, notes), done
+
+
+def soak(folder: Path, rng: random.Random, seconds: float, engines: int = 4) -> Judged:
+    """Let engines send for a long time; print what the daemon grows by, then judge as after any trial."""
+    seen = []
+    with recording(folder, rng, engines, "--roll-bytes", "4000000", "--roll-secs", "20") as (daemon, notes):
+        begin = time.monotonic()
+        while (now := time.monotonic() - begin) < seconds:
+            proc = Path(f"/proc/{daemon.process.pid}")
+            pages = int((proc / "statm").read_text().split()[1])
+            seen.append((now, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(list((proc / "fd").iterdir()))))
+            if len(seen) % 12 == 2:
+                # the first fifth, in which buffers and pools get their sizes, is no growth
+                times, memory, files = zip(*seen[len(seen) // 5 :], strict=True)
+                slope = float(np.polyfit(times, memory, 1)[0]) * 3600
+                acked = sum(int(note.read_bytes() or b"0") for note in notes.glob("*.acked"))
+                print(f"{now:.0f} s, {acked} rows acked, {memory[-1]:.1f} MB, {slope:+.1f} MB an hour, "
+                      f"{min(files)} to {max(files)} descriptors", flush=True)  # fmt: skip
+            time.sleep(5)
+    assert daemon.stop() in (0, 3), daemon.stderr()
+    return judge(daemon.out, notes)
 
 
 def _wait_for_progress(notes: Path) -> None:
@@ -134,15 +172,18 @@ def _seal(daemon: DaemonProcess, rng: random.Random) -> int:
         daemon.process.terminate()
         try:
             code = daemon.process.wait(rng.uniform(0.0, 0.4) if kills < 2 else 120)
-            assert code in (0, 3), daemon.stderr()
+            assert code in (0, 3), f"exit status {code}: {daemon.stderr()}"
         except subprocess.TimeoutExpired:
             daemon.kill()
             kills += 1
         if daemon.out.exists() and not daemon.spool.exists():
             return kills
+        # the socket of one that was killed still lies there: a daemon that does not listen yet is not asked to end
+        daemon.socket.unlink(missing_ok=True)
         # where the trace was named already, the next one only finishes, and ends by itself
         daemon.argv[daemon.argv.index("--grace") + 1] = "0"
-        daemon.process = subprocess.Popen(daemon.argv, stderr=subprocess.DEVNULL)
+        with open(daemon.log, "ab") as log:
+            daemon.process = subprocess.Popen(daemon.argv, stderr=log)
         deadline = time.monotonic() + 30
         while daemon.process.poll() is None and not daemon.socket.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -161,17 +202,33 @@ def run() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=10_000)
     parser.add_argument("--per-trial", type=int, default=50)
+    parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="trials; each waits most of its time")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="kill nothing, and see what the daemon grows by")
     parser.add_argument("--seed", type=int, default=None)
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}", flush=True)
     rng, total, faults = random.Random(seed), Judged(), 0
-    while faults < given.kills:
+    if given.soak is not None:
         with tempfile.TemporaryDirectory(prefix="tk-") as folder:
-            found, done = trial(Path(folder) / "t", rng, min(given.per_trial, given.kills - faults))
-        total.update(found)
-        faults += done
-        print(f"{faults} kills, {total}", flush=True)
+            total = soak(Path(folder) / "t", rng, given.soak)
+        print(total)
+        sys.exit(0 if total.good else 1)
+
+    def one(number: int) -> tuple[Judged, int]:
+        with tempfile.TemporaryDirectory(prefix="tk-") as folder:
+            return trial(Path(folder) / "t", random.Random(f"{seed} {number}"), min(given.per_trial, given.kills))
+
+    with ThreadPoolExecutor(given.at_once) as pool:
+        trials = [pool.submit(one, number) for number in range(-(-given.kills // given.per_trial))]
+        try:
+            for ended in as_completed(trials):
+                found, done = ended.result()
+                total.update(found)
+                faults += done
+                print(f"{faults} kills, {total}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # one that failed ends the rest, too
     sys.exit(0 if total.good else 1)
 
 

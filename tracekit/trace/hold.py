@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -41,14 +42,19 @@ class Hold:
             os.close(fd)
         self._fds.clear()
 
-    def remove(self) -> None:
-        """Remove the folder if nothing but the lock is in it, and let go: who waits for it finds it gone."""
+    def remove(self, name: str) -> None:
+        """Remove the folder if nothing but the lock and `name` is in it, and let go: who waits for it finds it gone.
+
+        Whoever is killed meanwhile leaves the folder as it was, or none: one that is empty would be a new spool.
+        """
+        gone = self._folder.with_name(f"{self._folder.name}.gone")
         try:
-            if os.listdir(self._folder) == [LOCK_NAME]:
-                (self._folder / LOCK_NAME).unlink()
-                self._folder.rmdir()
+            if set(os.listdir(self._folder)) <= {LOCK_NAME, name}:
+                _clear(gone, name)
+                self._folder.rename(gone)
+                _clear(gone, name)
         except OSError:
-            pass  # somebody keeps other things in it
+            pass  # it is a mount, or not ours to move
         self.release()
 
     def _take(self) -> bool:
@@ -67,6 +73,13 @@ class Hold:
             return all(os.path.samestat(os.fstat(fd), found) for fd, found in zip(self._fds, named, strict=True))
         except FileNotFoundError:
             return False
+
+
+def _clear(folder: Path, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        for one in (LOCK_NAME, name):
+            (folder / one).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def is_live(folder: Path) -> bool:

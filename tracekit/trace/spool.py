@@ -22,7 +22,7 @@ from tracekit.trace.index import INDEX_NAME, Part, Seals, Standing, is_told
 from tracekit.trace.parts import make_part
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.recovery import look, standings
-from tracekit.trace.segments import segment_name, segment_paths
+from tracekit.trace.segments import segment_name
 from tracekit.trace.sources import part_paths
 
 SEGMENT_BYTES = 64 << 20
@@ -192,7 +192,7 @@ class SpoolWriter:
         self._rewrite()
 
     def forget(self, names: Iterable[str]) -> None:
-        """Remove segments that are in a sealed trace, and nothing else.
+        """Remove segments that are in a sealed trace, and nothing else; that they are stays known until `remove`.
 
         Raises:
             OutputError: the disk refused.
@@ -202,7 +202,9 @@ class SpoolWriter:
             self._index.parts.pop(name, None)
             self._index.superseded.append(name)
         self._index.engines, self._index.losses, self._index.incidents = {}, [], []
-        self._standings, self._resume, self._index.seals = {}, {}, None
+        self._standings, self._resume = {}, {}
+        if self._index.whole or self._index.parts:
+            self._index.seals = None  # there is more, to go on with
         self._rewrite()
 
     def roll(self) -> None:
@@ -273,9 +275,7 @@ class SpoolWriter:
     def remove(self) -> None:
         """Remove the folder, where nothing is left in it, and let go of it."""
         self._closed = True
-        if not segment_paths(self.folder):
-            (self.folder / INDEX_NAME).unlink(missing_ok=True)
-        self._hold.remove()
+        self._hold.remove(INDEX_NAME)
 
     def _rewrite(self) -> None:
         try:
