@@ -287,6 +287,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("where", ["before it is removed", "before it is moved", "before it is cleared"])
 def test_killed_when_all_is_sealed_the_next_daemon_says_so_and_ends(where, tmp_path, monkeypatch):
     folder, out = write_spool(tmp_path / "spool", [make_tables()]), tmp_path / "out.arrow"
+    (folder / ".part-000000-000001.arrow.0a1b2c3d.tmp").touch()  # of one who was killed before
     spool = SpoolWriter(folder)
 
     def killed(*_: object) -> None:

@@ -13,7 +13,7 @@ def key_of(engine: Mapping[str, Any]) -> str | None:
     """Return the name of the key by which a row of `engines` is redacted; None where it is not."""
     try:
         return json.loads(engine["config"])["recorder"]["redacted"] or None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

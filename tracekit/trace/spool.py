@@ -298,6 +298,8 @@ class SpoolWriter:
 
     def _recover(self) -> None:
         """Copy what may be in the page cache alone, sync it, and only then forget where it was."""
+        for path in self.folder.glob(".part-*.tmp"):
+            path.unlink()  # of one who was killed while making it
         found = look(self.folder)
         self._index, self._next_number = found.index, found.next_number
         self._standings = standings(found)
