@@ -35,7 +35,9 @@ def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
         if len(report) == len(every[REPORT])
         else f"Of {len(every[REPORT])} rows {len(report)} are measured here, drawn by lot within each engine."
     )
-    text = [HEAD.format(times=TIMES, extent=extent, machine=machine(), code=code_hash())]
+    text = [
+        HEAD.format(times=TIMES, extent=extent, machine=machine(), code=code_hash(), earlier=_earlier(report, said))
+    ]
     text += [f"**Clean recordings**: {_alarms(clean, marks)}.\n", *_further(cases, marks)]
     text += ["## Faults above the size\n", *_table(above, marks, said)]
     if below:
@@ -46,6 +48,13 @@ def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
         text += ["\nOf these it misses now:\n", *_misses(second, marks)]
     text += ["\n## Public reports\n", *_reports([*report, *second], marks), FOUND.rstrip("\n")]
     return "\n".join(text) + "\n"
+
+
+def _earlier(report: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say how many rows an earlier code judged, where the page had to be written before all were judged again."""
+    codes = [code for case in report if (code := said[case.name].get("code", code_hash())) != code_hash()]
+    names = " and ".join(f"`{code}`" for code in sorted(set(codes)))
+    return f"; of {len(codes)} of the {len(report)} rows {names}, before the last changes of detectors" if codes else ""
 
 
 def _alarms(clean: Sequence[Case], marks: Mapping[str, Mark]) -> str:
@@ -62,7 +71,10 @@ def _further(cases: Sequence[Case], marks: Mapping[str, Mark]) -> list[str]:
     groups = dict.fromkeys(case.group for case in rows)
     by_group = ", ".join(f"{group} {sum(case.group == group for case in rows)}" for group in groups)
     missed = [f"- {case.name}: {marks[case.name].miss}" for case in rows if marks[case.name].miss]
-    said = f"**Further clean recordings** (`tests/corpus/rows/more.py`; {by_group}): {_alarms(rows, marks)}.\n"
+    num = sum(case.kind == more.K and case.use == REPORT for case in cases)
+    said = (
+        f"**Further clean recordings** ({len(rows)} of {num} rows of `more.py`: {by_group}): {_alarms(rows, marks)}.\n"
+    )
     return [said, *missed, *([""] if missed else [])]
 
 

@@ -15,9 +15,10 @@ sizes; this page counts rows for reporting, and a second set apart. {extent}
 - *above the size*: mean |d| is at least {times:g} times that of the median clean recording of the same engine and
   precision. Rows below it are counted apart.
 - Intervals are Wilson's, 95 %. Seconds are of one replay, in CPU time, models loaded before ({machine}).
-- The code that judged is `{code}` (`corpus.scoring.code_hash`). Which codes a row takes for right was settled when the
-  detectors had their names, after a first look at these verdicts; layers, tokens and
-  modules were settled before, but for the rows of the last section.
+- The code that judged is `{code}` (`corpus.scoring.code_hash`){earlier}.
+- Which codes a row takes for right was settled when the detectors had their names, after a first look at these
+  verdicts; layers, tokens and modules were settled before, but for the rows of the last section. Overwritten KV blocks
+  take `cached requests` for right since that is told by few rollouts, too.
 - This set is not blind any more. On 2026-11-27 it was measured for the first time (layer 106 of 110, cause 78 of 108,
   first token 100 of 109, module 20 of 38, 3 false alarms in 60), and that page named its misses by kind. Detectors for
   those kinds were written afterwards and tried on the rows for tuning alone; rows that name a module were recorded
@@ -32,7 +33,27 @@ replayed once before anybody looked at them. What is right was settled before th
 {figures}
 """
 
-FIGURES = ""
+FIGURES = """
+Blind, on 2026-11-27, with code `aadd9e2f4836`, 40 rows: **layer 34 of 40 = 85 %** (71 % to 93 %), **cause 27 of 40 =
+68 %** (52 % to 80 %), first token 32 of 36 (75 % to 96 %), module 12 of 14 (60 % to 96 %). What was missed:
+
+| row | right would be | said blind |
+|---|---|---|
+| every-fourth-word | semantic: hidden mask or constant offset | inference path: unexplained |
+| two-before | semantic: shifted by one | inference path: unexplained |
+| two-rows-on | semantic: values of another row | inference path: unexplained |
+| floor | semantic: sentinel values | inference path: unexplained |
+| zeros-int4 | semantic: sentinel values and module | inference path: module |
+| mask-stale | semantic: hidden mask and stale prefix blocks | inference path: stale prefix blocks |
+| raw-shifted | semantic: shifted by one and other reading | semantic: shifted by one |
+| embedding-scaled | inference path: module | inference path: unexplained |
+| layer-skipped | inference path: module | inference path: unexplained |
+| logits-rounded | inference path: bfloat16 head | inference path: unexplained |
+| merged-adapter | inference path: unknown weights or module | inference path: unexplained |
+| blocks-lost, blocks-scaled | inference path: foreign blocks or cached requests | inference path: unexplained |
+
+Never was a clean verdict given, and no cause was named that was not there: what is not known is *unexplained*.
+"""
 
 NOW = """
 With the detectors of today, some of which were written for kinds that this set missed:

@@ -73,7 +73,7 @@ def score(cases: Iterable[Case], say: Any = None) -> dict[str, dict[str, Any]]:
         said = kept([case]).get(case.name)
         if said is None:
             load = load or Loader()
-            said = {"key": _key(case), **_replayed(case, load)}
+            said = {"key": _key(case), "code": code_hash(), **_replayed(case, load)}
             path = _path(case)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}")

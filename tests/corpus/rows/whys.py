@@ -12,8 +12,6 @@ WHYS = {
     "gemma-t1": f"{FALSE}: an offset of 2e-5 nats, float32's own over 262,144 tokens",
     "tight-chunked": f"{FALSE}: an offset of 9e-6 nats, float32's own",
     "latest-raw-raw": f"{FALSE}: one token 1.8e-5 nats off, 4.5 times the noise that the controls show",
-    "foreign-blocks": "nothing in the trace tells who wrote that memory",
-    "noisy-blocks": "as foreign-blocks",
     "without-q-proj": PACKED,
     "gate-20": "the module is named; that its weights are other ones and its kernel is not cannot be told",
     "article": "the head's precision is not told apart behind the other three",
