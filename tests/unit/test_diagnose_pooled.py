@@ -79,6 +79,14 @@ def test_strata_are_not_compared_with_each_other():
     assert changes(replace(run, strata=strata), z)["engine_step", 0].chance > 0.05
 
 
+def test_over_many_rollouts_the_smallest_change_is_no_chance_and_no_finding():
+    run, z = make(2000)
+    z[run.output_index >= 24] *= 1.1
+    assert changes(run, z)["output_index", None].chance == 1.0
+    z[run.output_index >= 24] *= 1.3
+    assert changes(run, z)["output_index", None].chance < 0.005
+
+
 def test_few_rollouts_say_nothing_and_the_same_run_says_the_same():
     assert not find_changes(*make(LEAST - 1), np.ones((LEAST - 1) * LENGTH, dtype=bool))
     run, z = make(16)

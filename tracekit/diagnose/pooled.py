@@ -7,7 +7,8 @@ For a change at x, the tokens from x on are compared with those before. A rollou
 other, so a rollout counts as one: its sum is what the statistic's deviation is made of, and the chance of the largest
 statistic over all x comes from flipping the signs of whole rollouts (Rademacher multipliers; Cameron, Gelbach and
 Miller, "Bootstrap-based improvements for inference with clustered errors", 2008), with a fixed seed, so that two runs
-on the same trace say the same. Where rollouts are fewer than `LEAST` it says nothing.
+on the same trace say the same. Where rollouts are fewer than `LEAST` it says nothing; and over very many the smallest
+change is no chance, so the medians have to differ by `ALLOWANCE`, growth aside.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from tracekit.diagnose.data import F8, I8, Mask, Run
 from tracekit.diagnose.growth import clean_growth
+from tracekit.diagnose.noise import ALLOWANCE
 
 Axis = Literal["engine_step", "output_index"]
 
@@ -43,7 +45,7 @@ class Change:
         first: of the confidence set.
         last: of the confidence set.
         rises: whether tokens are further off from there on, else nearer.
-        chance: that a clean run shows a change as clear along any of the axes.
+        chance: that a clean run shows a change as clear along any of the axes; 1 of one too small to matter.
         num_rollouts: that have tokens there.
         median_before: median |z| before, in deviations of clean noise.
         median_after: median |z| from there on.
@@ -97,14 +99,16 @@ def _along(run: Run, z: F8, growth: F8, use: Mask, axis: Axis, engine: int | Non
     places = _places(x)
     if not places.size:
         return None
-    sums = _sums(_scores(size / growth[use], _strata(run)[use]), x, cluster, places)
+    over_growth = size / growth[use]
+    sums = _sums(_scores(over_growth, _strata(run)[use]), x, cluster, places)
     deviation = np.sqrt((sums**2).sum(axis=0))
     deviation = np.where(deviation > 0, deviation, np.inf)
     statistic = sums.sum(axis=0) / deviation
     best = int(np.argmax(np.abs(statistic)))
-    chance = _chance(sums / deviation, abs(float(statistic[best])))
     open_ = places[statistic**2 >= statistic[best] ** 2 - _DROP]
     after = x >= places[best]
+    smaller, larger = sorted((np.median(over_growth[~after]), np.median(over_growth[after])))
+    chance = _chance(sums / deviation, abs(float(statistic[best]))) if larger > ALLOWANCE * smaller else 1.0
     return Change(
         axis=axis,
         engine=engine,
