@@ -1,6 +1,8 @@
 """Every form of a trace opens, and everything that is not one says so in a sentence."""
 
+import gc
 import json
+import os
 import shutil
 
 import numpy as np
@@ -261,3 +263,16 @@ def test_a_trace_of_the_schema_before_is_read_and_has_nothing_in_the_tables_it_l
         assert trace.table("engines").column("run").to_pylist() == [None]
         assert trace.table("tokens").num_rows == len(tables["tokens"]["token_id"])
         assert [b.schema.names for b in trace.batches()] == [arrow_schema().names]
+
+
+def test_a_trace_that_nobody_holds_is_closed_without_the_collector(sealed):
+    """A daemon opens its own parts again and again, and has a limit of descriptors."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            open_trace(sealed).table("tokens")
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()

@@ -71,10 +71,15 @@ class SealedFile:
         except DAMAGE:
             raise DamagedFooterError(self.name) from None
         self.seal = (reader.schema.metadata or {}).get(SEAL_KEY, b"").decode("utf-8", "replace")
-        self.batches = [SealedBatch(self, self.read(index, ["engines"])[1]) for index in range(count)]
-        if any(batch.meta.of != count for batch in self.batches):
+        self._metas = [self.read(index, ["engines"])[1] for index in range(count)]
+        if any(meta.of != count for meta in self._metas):
             told = "1 batch" if count == 1 else f"{count} batches"
             raise TraceCorruptError(f"the footer tells of {told}, the batches of another number: {self.name}")
+
+    @property
+    def batches(self) -> list[SealedBatch]:
+        """The batches in order; not kept, so that a file nobody holds is closed at once."""
+        return [SealedBatch(self, meta) for meta in self._metas]
 
     def read(self, index: int, tables: Sequence[str] | None) -> tuple[pa.RecordBatch, BatchMeta]:
         """Read and verify the named tables of one batch, counted from 0, and what it says about itself."""

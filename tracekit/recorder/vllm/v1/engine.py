@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tracekit.recorder.guard import say_once
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.boundary import before_next
 from tracekit.recorder.vllm.held import Held
@@ -64,8 +65,8 @@ class V1Engine(Held):
         scheduler = self._owner()
         if scheduler is not None and recording.options.asks_workers():
             core, _ = _core_above(scheduler)
-            if core is not None:
-                arming.call(core.model_executor, arming.DISARM)
+            if core is not None and (trouble := arming.call(core.model_executor, arming.DISARM)):
+                say_once(f"workers cannot be told to stop: {trouble}")
 
 
 def _armed(core: Any, options: Options) -> str:
