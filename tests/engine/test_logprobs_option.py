@@ -9,6 +9,8 @@ import pytest
 
 from helpers.engine import plain, record, run_cli, then
 from helpers.traced import prompts
+from tracekit.recorder.settings import Options
+from tracekit.rpc.credentials import Access
 from tracekit.trace.reader import Trace
 
 pytestmark = pytest.mark.engine
@@ -82,7 +84,8 @@ def test_prompt_logprobs_are_what_the_client_received_and_raw_from_v1(runs: Any)
 def test_the_trace_says_what_was_asked_of_the_recorder(runs: Any) -> None:
     trace, _, _ = runs
     for engine in trace.engines():
-        assert json.loads(engine["config"])["recorder"] == {"logprobs": "both", "sample": 1.0}
+        asked = Options("unix:d.sock", Access(), logprobs="both", lossless=False)
+        assert json.loads(engine["config"])["recorder"] == asked.told()
 
 
 def test_the_trace_is_sound(runs: Any) -> None:
