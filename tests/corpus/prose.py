@@ -16,7 +16,8 @@ sizes; this page counts rows for reporting, and a second set apart. {extent}
   precision. Rows below it are counted apart.
 - Intervals are Wilson's, 95 %. Seconds are of one replay, in CPU time, models loaded before ({machine}).
 - The code that judged is `{code}` (`corpus.scoring.code_hash`){earlier}.
-  The passes that it judged were scored by `aadd9e2f4836`, whose scorer is the same.
+  (What changed since is the order of two causes in three rows, which were replayed again.) Of 198 recordings the passes
+  had been kept from `aadd9e2f4836`, whose scorer is the same, and were judged again; the others were replayed.
 - Which codes a row takes for right was settled when the detectors had their names, after a first look at these
   verdicts; layers, tokens and modules were settled before, but for the rows of the last section. Overwritten KV blocks
   take `cached requests` for right since that is told by few rollouts, too.

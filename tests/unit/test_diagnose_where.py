@@ -121,6 +121,21 @@ def test_requests_that_began_on_blocks_of_older_weights_are_stale_and_a_trainer_
     assert judge(own, facts=Facts(changes=changes)).verdict.causes == []
 
 
+def test_what_says_why_comes_before_what_says_where_however_little_it_explains(faulty):
+    """Stale blocks beside another fault of the same rollouts: the version that has both is no cause of either."""
+    farther = np.sign(faulty.trainer.processed_logprob - faulty.rollout_logprob) * (faulty.rollout < FAULTY) * 0.1
+    run = replace(
+        faulty,
+        weight_version=of_faulty(2, 1)[faulty.rollout],
+        scores={**faulty.scores, KV_RECOMPUTED: off_by(faulty.trainer, farther)},
+        strata=strata(faulty, num_cached=of_faulty(4), oldest_found=of_faulty(1, -1), newest_found=of_faulty(1, -1)),
+    )
+    changes = [WeightChange(0, version, 10 * version, "load_weights", 4) for version in (1, 2)]
+    why, where = judge(run, facts=Facts(changes=changes)).verdict.causes
+    assert why.code == "stale prefix blocks" and where.code in ("one weight version", "cached requests")
+    assert why.share < 0.5 < where.share
+
+
 def off(run, where, size=0.8):
     """Values of some tokens that leave their replay."""
     rng = np.random.default_rng(3)

@@ -93,7 +93,10 @@ CAUSES: tuple[Cause, ...] = (
 
 
 def explain(evidence: Evidence) -> list[Explanation]:
-    """Return what explains a run: the lowest layer first, in each what is proved, then what explains most."""
+    """Return what explains a run: the lowest layer first, in each what is proved, then what explains most.
+
+    What says where and not why has a large share by what it is: it comes behind all that says why.
+    """
     found: list[Explanation] = []
     for detect in dict.fromkeys(cause.detect for cause in CAUSES):
         found += detect(replace(evidence, found=tuple(found)))
@@ -103,8 +106,9 @@ def explain(evidence: Evidence) -> list[Explanation]:
 _PLACE: dict[str, int] = {cause.code: place for place, cause in enumerate(CAUSES)}
 
 
-def _rank(explanation: Explanation) -> tuple[int, bool, float, float, int]:
+def _rank(explanation: Explanation) -> tuple[int, bool, bool, float, float, int]:
     proved = explanation.margin != explanation.margin
     share = 0.0 if explanation.share != explanation.share else explanation.share
     margin = 0.0 if proved else explanation.margin
-    return LAYERS.index(explanation.layer), not proved, -share, -margin, _PLACE[explanation.code]
+    says_where, place = explanation.code in where.CODES, _PLACE[explanation.code]
+    return LAYERS.index(explanation.layer), not proved, says_where, -share, -margin, place
