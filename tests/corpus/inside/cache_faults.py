@@ -11,52 +11,55 @@ def memories(bench):
     return [(cache, cache.shape.index(num)) for cache in bench.runner.kv_caches]
 
 
-@fault
-def foreign_blocks(bench):
-    """Every block of a hit holds what another block holds: someone wrote to memory that was not theirs."""
-    manager = bench.scheduler.kv_cache_manager
-    poisoned = set()
+def spoiled(bench, spoil):
+    """Let `spoil(own, other)` write to each block that is hit, once, in every layer; `other` is the one before it."""
+    manager, touched = bench.scheduler.kv_cache_manager, set()
 
     def make(look_up):
-        def other(request):
+        def look_up_and_spoil(request):
             found = look_up(request)
             blocks = list(found[0].get_block_ids()[0])
             for i, block in enumerate(blocks):
-                if block not in poisoned:
-                    poisoned.add(block)
+                if block not in touched:
+                    touched.add(block)
                     for cache, dim in memories(bench):
-                        # another block of the same prompt, or the same one upside down
-                        source = cache.select(dim, blocks[i - 1]).clone()
-                        if len(blocks) == 1:
-                            source = source.flip(-2)
-                        cache.select(dim, block).copy_(source)
+                        spoil(cache.select(dim, block), cache.select(dim, blocks[i - 1]))
             return found
 
-        return other
+        return look_up_and_spoil
 
-    with patched(manager, "get_computed_blocks", make):
+    return patched(manager, "get_computed_blocks", make)
+
+
+@fault
+def foreign_blocks(bench):
+    """Every block of a hit holds what another block holds: someone wrote to memory that was not theirs."""
+
+    def spoil(own, other):
+        # another block of the same prompt, or the same one upside down
+        alone = own.data_ptr() == other.data_ptr()
+        own.copy_(other.flip(-2) if alone else other)
+
+    with spoiled(bench, spoil):
         yield
 
 
 @fault
 def noisy_blocks(bench, by):
     """The numbers of the blocks of a hit are off by a part of their size: they were moved in a narrow format."""
-    manager = bench.scheduler.kv_cache_manager
-    touched, random = set(), torch.Generator().manual_seed(3)
+    random = torch.Generator().manual_seed(3)
 
-    def make(look_up):
-        def other(request):
-            found = look_up(request)
-            for block in set(found[0].get_block_ids()[0]) - touched:
-                touched.add(block)
-                for cache, dim in memories(bench):
-                    own = cache.select(dim, block)
-                    own += (torch.randn(own.shape, generator=random) * own.float().std() * by).to(own.dtype)
-            return found
+    def spoil(own, _other):
+        own += (torch.randn(own.shape, generator=random) * own.float().std() * by).to(own.dtype)
 
-        return other
+    with spoiled(bench, spoil):
+        yield
 
-    with patched(manager, "get_computed_blocks", make):
+
+@fault
+def scaled_blocks(bench, by):
+    """The numbers of the blocks of a hit are multiplied: read back with another scale, or, by 0, lost."""
+    with spoiled(bench, lambda own, _other: own.mul_(by)):
         yield
 
 
@@ -72,24 +75,4 @@ def hash_collision(bench, salt=7):
         return other
 
     with patched(kv_cache_utils, "hash_block_tokens", make):
-        yield
-
-
-@fault
-def scaled_blocks(bench, by):
-    """The numbers of the blocks of a hit are multiplied: read back with another scale, or, by 0, lost."""
-    manager, touched = bench.scheduler.kv_cache_manager, set()
-
-    def make(look_up):
-        def other(request):
-            found = look_up(request)
-            for block in set(found[0].get_block_ids()[0]) - touched:
-                touched.add(block)
-                for cache, dim in memories(bench):
-                    cache.select(dim, block).mul_(by)
-            return found
-
-        return other
-
-    with patched(manager, "get_computed_blocks", make):
         yield
