@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from tracekit.errors import ReplayRefused
 from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.probe import Probing
+from tracekit.recorder.vllm.shares import is_within
+from tracekit.recorder.vllm.v0.rows import family_of as v0_family
+from tracekit.recorder.vllm.v1.rows import family_of as v1_family
 from tracekit.replay.probes import _check_rows
 
 
@@ -94,6 +97,20 @@ def test_states_of_other_tokens_are_refused(tmp_path: Path) -> None:
     _check_rows({"layers.0.input_layernorm.input": rows}, ids, tmp_path)
     with pytest.raises(ReplayRefused, match="not those of the recorded tokens"):
         _check_rows({"layers.0.input_layernorm.input": rows}, np.array([4, 4, 7]), tmp_path)
+
+
+def test_where_a_share_of_the_requests_is_recorded_the_probed_are_of_it(tmp_path: Path) -> None:
+    model = Model()
+    probing = Probing(model, tmp_path, lambda name: is_within(v1_family(name), 0.3))
+    names = [f"{child}_{number}" for number in range(20) for child in range(2)]
+    probing.admit(dict.fromkeys(names, 1))
+    probing.begin({name: (0, 1) for name in names}, lambda: names)
+    model(rows_of(*range(len(names))))
+    probing.end()
+    recorded = {at for at, name in enumerate(names) if is_within(name.split("_")[1], 0.3)}
+    kept = {int(found["layers.0.mlp.input"][0, 0]) for found in states(tmp_path).values()}
+    assert len(kept) == 4 < len(recorded) < len(names) / 2 and kept < recorded
+    assert v0_family("cmpl-7_parallel_sample_1") == "cmpl-7" == v0_family("cmpl-7")
 
 
 class Runner2:

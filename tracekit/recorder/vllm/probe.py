@@ -34,13 +34,15 @@ class Probing:
     Args:
         model: vLLM's.
         folder: that the states are written into.
+        is_recorded: tells of a request's id whether its rows are recorded: the states of others are of no use.
 
     Attributes:
         hooks: what is on the model for it, and comes off with it.
     """
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    def __init__(self, model: Any, folder: Path, is_recorded: Callable[[str], bool] = lambda _: True) -> None:
         self._folder = folder
+        self._is_recorded = is_recorded
         self._next: dict[str, int] = {}  # position that comes next, of those being probed
         self._num_prompt: dict[str, int] = {}
         self._logits: dict[str, int] = {}
@@ -74,7 +76,7 @@ class Probing:
         Args:
             lengths: of their prompts, in the order of their rows: those that are chosen are spread over it.
         """
-        names = list(lengths)
+        names = [name for name in lengths if self._is_recorded(name)]
         chosen = min(self._left, len(names))
         for number in range(chosen):
             name = names[number * len(names) // chosen]

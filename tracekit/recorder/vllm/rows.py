@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from tracekit.recorder.guard import say_once
@@ -23,6 +21,7 @@ from tracekit.recorder.vllm.events import (
     Step,
     TableRow,
 )
+from tracekit.recorder.vllm.shares import is_within
 from tracekit.recorder.vllm.snapshot import dumps
 
 # tokens of a finished request can still come, one or two steps after an abort
@@ -152,7 +151,7 @@ class Rows(Columns, Generic[R]):
 
     def is_sampled(self, request_id: str) -> bool:
         """Whether a request is recorded; any thread may ask, also of one whose admission was lost."""
-        return self._sample >= 1 or _share(self._family(request_id)) < self._sample
+        return is_within(self._family(request_id), self._sample)
 
     def _admissions(self, event: Admitted | Joined, tables: tuple[str, ...]) -> dict[str, int]:
         return {table: 1 for table in tables if self.is_sampled(event.request.request_id)}
@@ -310,12 +309,6 @@ class Rows(Columns, Generic[R]):
             if len(self._finished) > REMEMBER_FINISHED:
                 self._finished.popitem(last=False)
         return request
-
-
-@lru_cache(maxsize=8192)
-def _share(name: str) -> float:
-    """Return a number from 0 to 1 for a name, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / (1 << 48)
 
 
 def topk_of(params: Any) -> int:

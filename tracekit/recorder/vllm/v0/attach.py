@@ -112,7 +112,7 @@ def watch(told: Options) -> None:
     for name in CONTROL:
         wrap(LLMEngine, name, control.recorded(recording_of))
     if told.probe is not None:
-        v0_probe.attach(told.probe)
+        v0_probe.attach(told.probe, told.sample)
 
 
 def unwatch() -> None:

@@ -15,22 +15,24 @@ from typing import Any
 from tracekit.recorder.guard import never_raise, say_once
 from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.probe import COMPILED, PLACE, PURPOSE, Probing, on_step_done
+from tracekit.recorder.vllm.shares import is_within
+from tracekit.recorder.vllm.v0.rows import family_of
 
 _HIDDEN = "_tracekit_hidden"  # [T, H] behind the final norm, of the last forward
 _ROWS = "_tracekit_rows"  # last row of each sequence in the step, in their order
 
 
-def attach(folder: str) -> None:
-    """Wrap the workers once per process."""
+def attach(folder: str, sample: float = 1.0) -> None:
+    """Wrap the workers once per process; of a share of requests that is recorded, `sample`, some are probed."""
     from vllm.worker.worker_base import LocalOrDistributedWorkerBase
 
-    hooks.after(LocalOrDistributedWorkerBase, "prepare_input", _prepared_for(folder), PURPOSE)
+    hooks.after(LocalOrDistributedWorkerBase, "prepare_input", _prepared_for(folder, sample), PURPOSE)
     hooks.after(LocalOrDistributedWorkerBase, "execute_model", on_step_done, PURPOSE)
 
 
-def probe(worker: Any, folder: str) -> Probing:
+def probe(worker: Any, folder: str, sample: float = 1.0) -> Probing:
     """Probe a worker from now on."""
-    probing = Probing(worker.get_model(), Path(folder))
+    probing = Probing(worker.get_model(), Path(folder), lambda name: is_within(family_of(name), sample))
     setattr(worker, PLACE, probing)
     sampler = getattr(worker.model_runner, "sampler", None) or worker.get_model().sampler
     before = never_raise(_to_sampler(probing, worker))
@@ -40,14 +42,14 @@ def probe(worker: Any, folder: str) -> Probing:
     return probing
 
 
-def _prepared_for(folder: str) -> Callable[..., None]:
+def _prepared_for(folder: str, sample: float) -> Callable[..., None]:
     def _on_prepared(worker: Any, result: Any, request: Any = None, *_args: Any, **_kwargs: Any) -> None:
         if result is None or request is None or not request.seq_group_metadata_list:
             return
         if not worker.model_config.enforce_eager:
             say_once(COMPILED)
             return
-        probing = getattr(worker, PLACE, None) or probe(worker, folder)
+        probing = getattr(worker, PLACE, None) or probe(worker, folder, sample)
         if probing.is_over:
             return
         probing.forget(request.finished_requests_ids)

@@ -63,8 +63,7 @@ class V0Rows(Rows[V0Request]):
         return {**rows, **{t: n for t, n in more.items() if n}}
 
     def _family(self, request_id: str) -> str:
-        parent, child, index = request_id.rpartition(CHILD)
-        return parent if child and index.isdigit() else request_id
+        return family_of(request_id)
 
     def _add_to(self, live: V0Request, event: Joined) -> None:
         live.computed = event.num_computed
@@ -265,3 +264,9 @@ def _count_prompt(num_topk: int, output: Any) -> dict[str, int]:
     """Rows by table of the prompt tokens that an output of a group has."""
     count = len(output.prompt_logprobs or ())
     return {table: n for table, n in (("prompt_logprobs", count), ("prompt_topk", count * num_topk)) if n}
+
+
+def family_of(request_id: str) -> str:
+    """What the ids of one n>1 request have in common (vllm/sequence.py `ParallelSampleSequenceGroup`)."""
+    parent, child, index = request_id.rpartition(CHILD)
+    return parent if child and index.isdigit() else request_id

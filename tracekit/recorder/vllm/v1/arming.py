@@ -28,18 +28,19 @@ def add_to(worker_base: type) -> None:
         hooks.add(worker_base, name, method)
 
 
-def arm(worker: Any, logprobs: str, probe: str | None) -> str:
+def arm(worker: Any, logprobs: str, probe: str | None, sample: float) -> str:
     """Wrap what a recording needs in a worker that is there already; return what went wrong, or nothing.
 
     Args:
         worker: vLLM's.
         logprobs: whose are recorded, one of `settings.LOGPROBS`.
         probe: the folder for states; None: nothing is probed.
+        sample: share of requests that are recorded.
     """
     try:
         if probe is not None:
-            v1_probe.attach(probe)
-            v1_probe2.attach(probe)
+            v1_probe.attach(probe, sample)
+            v1_probe2.attach(probe, sample)
         return "" if logprobs == "client" else _arm_sampler(worker.model_runner, logprobs)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

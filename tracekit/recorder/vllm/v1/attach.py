@@ -100,8 +100,8 @@ def watch(told: Options, scheduler: Any = None) -> None:
                 wrap(engine_class, name, control.recorded(_of))
     v1_weights.attach(core, _of)
     if told.probe is not None and scheduler is None:
-        v1_probe.attach(told.probe)
-        v1_probe2.attach(told.probe)
+        v1_probe.attach(told.probe, told.sample)
+        v1_probe2.attach(told.probe, told.sample)
     option = told.logprobs
     if option != "client" and scheduler is None:
         v1_sampler.attach(option)

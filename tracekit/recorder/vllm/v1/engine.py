@@ -73,7 +73,7 @@ def _armed(core: Any, options: Options) -> str:
     """Tell workers what to do for a recording; return why they cannot, or nothing."""
     if core is None:
         return "workers cannot be asked: the engine core was not found above its scheduler"
-    trouble = arming.call(core.model_executor, arming.ARM, options.logprobs, options.probe)
+    trouble = arming.call(core.model_executor, arming.ARM, options.logprobs, options.probe, options.sample)
     return trouble and f"workers cannot do what was asked: {trouble}"
 
 

@@ -14,27 +14,29 @@ from typing import Any
 from tracekit.recorder.guard import failed, say_once
 from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.probe import COMPILED, PLACE, PURPOSE, Probing
+from tracekit.recorder.vllm.shares import is_within
+from tracekit.recorder.vllm.v1.rows import family_of
 
 
-def attach(folder: str) -> None:
-    """Wrap the model runner once per process."""
+def attach(folder: str, sample: float = 1.0) -> None:
+    """Wrap the model runner once per process; of a share of requests that is recorded, `sample`, some are probed."""
     try:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     except Exception as error:
         say_once(f"nothing is probed: this vLLM has no model runner of that kind ({error})")
         return
-    hooks.wrap(GPUModelRunner, "execute_model", _execute_model(folder), PURPOSE)
+    hooks.wrap(GPUModelRunner, "execute_model", _execute_model(folder, sample), PURPOSE)
     hooks.after(GPUModelRunner, "reload_weights", on_reloaded, PURPOSE)
 
 
-def probing_of(runner: Any, folder: str) -> Probing | None:
+def probing_of(runner: Any, folder: str, sample: float = 1.0) -> Probing | None:
     """What probes this runner; None where a graph hides its modules."""
     if not runner.model_config.enforce_eager:
         say_once(COMPILED)
         return None
     found: Probing | None = getattr(runner, PLACE, None)
     if found is None:
-        found = Probing(runner.get_model(), Path(folder))
+        found = Probing(runner.get_model(), Path(folder), lambda name: is_within(family_of(name), sample))
         setattr(runner, PLACE, found)
     return found
 
@@ -58,11 +60,11 @@ def admit_new(probing: Probing, scheduled: Any) -> None:
     )
 
 
-def _execute_model(folder: str) -> Callable[..., Any]:
+def _execute_model(folder: str, sample: float) -> Callable[..., Any]:
     def execute_model(original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         probing = None
         try:
-            probing = probing_of(self, folder)
+            probing = probing_of(self, folder, sample)
             if probing is not None and not probing.is_over:
                 _begin(self, probing, scheduler_output)
         except Exception as error:

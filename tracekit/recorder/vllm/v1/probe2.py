@@ -15,8 +15,8 @@ from tracekit.recorder.vllm.probe import PLACE, PURPOSE, on_step_done
 from tracekit.recorder.vllm.v1.probe import admit_new, on_reloaded, probing_of
 
 
-def attach(folder: str) -> None:
-    """Wrap model runner 2 once per process, where it is."""
+def attach(folder: str, sample: float = 1.0) -> None:
+    """Wrap model runner 2 once per process, where it is; of a share of requests that is recorded some are probed."""
     try:
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     except Exception:
@@ -25,7 +25,7 @@ def attach(folder: str) -> None:
     if missing:
         say_once(f"model runner 2 is not probed: it lacks {missing}")
         return
-    hooks.after(GPUModelRunner, "prepare_inputs", _prepared_for(folder), PURPOSE)
+    hooks.after(GPUModelRunner, "prepare_inputs", _prepared_for(folder, sample), PURPOSE)
     hooks.wrap(GPUModelRunner, "sample", _sample, PURPOSE)
     if "reload_weights" in vars(GPUModelRunner):
         hooks.after(GPUModelRunner, "reload_weights", on_reloaded, PURPOSE)
@@ -37,9 +37,9 @@ def missing_features(runner: Any) -> str:
     return ", ".join(name for name in ("prepare_inputs", "sample", "sample_tokens") if name not in vars(runner))
 
 
-def _prepared_for(folder: str) -> Callable[..., None]:
+def _prepared_for(folder: str, sample: float) -> Callable[..., None]:
     def _on_prepared(runner: Any, batch: Any, scheduler_output: Any, *_args: Any, **_kwargs: Any) -> None:
-        probing = probing_of(runner, folder)
+        probing = probing_of(runner, folder, sample)
         if probing is None or probing.is_over:
             return
         admit_new(probing, scheduler_output)

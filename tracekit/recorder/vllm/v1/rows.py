@@ -102,8 +102,7 @@ class V1Rows(Rows[V1Request]):
         self._blocks.begin(request_id)
 
     def _family(self, request_id: str) -> str:
-        index, _, parent = request_id.partition("_")
-        return parent if index.isdigit() else request_id
+        return family_of(request_id)
 
     def _add_step(self, event: Step) -> None:
         at, scheduled, ids, row_of = event.at, event.scheduled, event.token_ids, event.row_of
@@ -258,3 +257,9 @@ class V1Rows(Rows[V1Request]):
 def _asks(params: Any) -> bool:
     """Whether the client of a request gets logprobs of its tokens; 0.32 has more ways to ask, and a property."""
     return getattr(params, "num_logprobs", getattr(params, "logprobs", None)) is not None
+
+
+def family_of(request_id: str) -> str:
+    """What the ids of one n>1 request have in common (vllm/v1/engine/parallel_sampling.py `get_child_info`)."""
+    index, _, parent = request_id.partition("_")
+    return parent if index.isdigit() else request_id
