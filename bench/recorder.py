@@ -112,6 +112,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of several engine processes."""
     pairs = [pair for result in results for pair in result["pairs"]]
     hook_us = sorted(us for result in results for us in result["hook_us"])
+    calls = sorted(us for result in results for us in result["call_us"])
     ratios = sorted(off / on for off, on in pairs)
     dormant = sorted(off / on for result in results for off, on in result.get("dormant_pairs", ()))
     per_sec = results[0]["tokens_per_round"] / statistics.median(off for off, _ in pairs)
@@ -126,6 +127,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "dormant_ratio_spread": [round(dormant[0], 4), round(dormant[-1], 4)] if dormant else None,
         "hook_us_per_step_median": round(statistics.median(hook_us), 1),
         "hook_us_per_step_spread": [round(hook_us[0], 1), round(hook_us[-1], 1)],
+        "hook_us_per_call_p99": round(calls[len(calls) * 99 // 100], 1),
         "rss_mib": round(max(result["rss_mib"] for result in results)),
         "rss_growth_mib": round(max(r["rss_growth_mib"] for r in results), 1),  # first round's end to the last's
         "tokens_recorded": [result["tokens_recorded"] for result in results],

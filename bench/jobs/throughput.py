@@ -31,7 +31,7 @@ def clocked(method, spent):
         try:
             return method(*args, **kwargs)
         finally:
-            spent[0] += time.perf_counter() - begin
+            spent.append(time.perf_counter() - begin)
 
     return timed
 
@@ -42,19 +42,23 @@ def off():
 
 
 def hook_secs(run):
-    """Seconds that ``run`` spends in our hooks: clocks around them minus clocks around what they go around."""
+    """Seconds that ``run`` spends in our hooks: clocks around them minus clocks around what they go around.
+
+    Returns:
+        In all, and in every call of each hook (the clocks among it).
+    """
     cost = []
     for ours in (False, True):  # without ours in between, the clocks measure themselves
         taken = off()
-        inner, outer = [0.0], [0.0]
         methods = {(h.owner, h.name): h.original for h in reversed(taken) if isinstance(h.original, FunctionType)}
+        inner, outer = {place: [] for place in methods}, {place: [] for place in methods}
         for (owner, name), original in methods.items():
-            setattr(owner, name, clocked(original, inner))
+            setattr(owner, name, clocked(original, inner[owner, name]))
         if ours:
             hooks.reinstall(taken)
         below = {place: vars(place[0])[place[1]] for place in methods}
         for (owner, name), method in below.items():
-            setattr(owner, name, clocked(method, outer))
+            setattr(owner, name, clocked(method, outer[owner, name]))
         run()
         for (owner, name), method in below.items():
             setattr(owner, name, method)
@@ -62,8 +66,11 @@ def hook_secs(run):
         for (owner, name), original in methods.items():
             setattr(owner, name, original)
         hooks.reinstall(taken)
-        cost.append(outer[0] - inner[0])
-    return cost[1] - cost[0]
+        # of a method that calls itself, or that a hook does not call, the two do not go in pairs
+        even = [place for place in methods if len(outer[place]) == len(inner[place])]
+        calls = [o - i for place in even for o, i in zip(outer[place], inner[place], strict=True)]
+        cost.append(sum(map(sum, outer.values())) - sum(map(sum, inner.values())))
+    return cost[1] - cost[0], calls
 
 
 def paired(rounds, round_secs, take_out, put_in):
@@ -131,13 +138,14 @@ def main(model, rounds, num_seqs, num_tokens, logprobs, out):
         rss.append(rss_mib())
 
     pairs = paired(rounds, round_secs, off, put_in)
-    hook_us = sorted(hook_secs(round_secs) / num_tokens * 1e6 for _ in range(3))
+    hooked_rounds = [hook_secs(round_secs) for _ in range(3)]
     stop(round_secs)
     result = {
         "hooks": hooked,
         "pairs": pairs,
         "tokens_per_round": num_seqs * num_tokens,
-        "hook_us": hook_us,
+        "hook_us": [secs / num_tokens * 1e6 for secs, _ in hooked_rounds],
+        "call_us": [secs * 1e6 for _, calls in hooked_rounds for secs in calls],
         "dormant_pairs": paired(rounds, round_secs, without_ours, with_ours),
         "rss_growth_mib": rss[-1] - rss[0],
         "rss_mib": rss[-1],
