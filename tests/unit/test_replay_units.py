@@ -148,3 +148,12 @@ def test_every_beginning_of_a_spread_is_even():
     for count in (1, 2, 5, 100):
         assert sorted(spread(count)) == list(range(count))
     assert sorted(spread(100)[:8].tolist())[::7] == [0, 96] or np.diff(sorted(spread(128)[:8])).tolist() == [16] * 7
+
+
+def test_a_file_gets_each_line_of_progress_once(capsys):
+    now = iter(float(second) for second in range(0, 90, 3))
+    with Progress("replay", {"one": 30}, clock=lambda: next(now)) as progress:
+        for _ in range(3):
+            progress.advance("one", 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(set(lines)) and "100% 30/30" in lines[-1], lines

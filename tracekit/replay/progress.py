@@ -43,13 +43,13 @@ class Progress:
         self._clock = clock
         self._last = clock()
         self._next = math.inf if quiet else self._last + (_REDRAW_SECS if self._tty else _PATIENCE_SECS)
-        self._shown = False
+        self._drawn = ""
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._drawn and (self._tty or self._drawn != self._line()):
             self._draw(end="\n")
 
     def begin(self) -> None:
@@ -82,17 +82,17 @@ class Progress:
                 secs_left += left * (self._secs[kind] / self._done[kind] if self._done.get(kind) else rate)
         return secs_left
 
-    def _draw(self, *, end: str) -> None:
-        self._shown = True
+    def _line(self) -> str:
         done, left, secs = sum(self._done.values()), sum(self._left.values()), self.secs_left
         spent = sum(self._secs.values())
         share = spent / (spent + secs) if spent + secs > 0 else 1.0
         bar = "#" * round(24 * share)
-        start = "\r" if self._tty else ""
-        self._stream.write(
-            f"{start}{self.label} [{bar:<24}] {share:4.0%} {done}/{done + left} tokens of all passes, "
-            f"{_clock_of(secs)} left{end}"
-        )
+        of_all = f"{done}/{done + left} tokens of all passes"
+        return f"{self.label} [{bar:<24}] {share:4.0%} {of_all}, {_clock_of(secs)} left"
+
+    def _draw(self, *, end: str) -> None:
+        self._drawn = self._line()
+        self._stream.write(("\r" if self._tty else "") + self._drawn + end)
         self._stream.flush()
 
 
