@@ -54,8 +54,8 @@ def _when(group: list[Rollout]) -> tuple[int, int, int]:
 
 def _part(group: list[Rollout], room: float) -> list[Rollout]:
     """The first rollouts of a group that does not fit."""
-    spent = [_cost(group[:count]) for count in range(1, len(group) + 1)]
-    return group[: max(_rounded(int(np.count_nonzero(np.array(spent) <= room))), 1)]
+    spent = group[0].num_prompt_tokens + np.cumsum([r.num_tokens for r in group])
+    return group[: max(_rounded(int(np.count_nonzero(spent <= room))), 1)]
 
 
 def _rounded(count: int) -> int:
