@@ -85,7 +85,9 @@ def gather(check: Check[Any], engine: int, broken: Iterable[Broken]) -> list[Fin
 
 
 def select(columns: Columns, keep: Array | slice) -> Columns:
-    """Return the rows of a table where `keep` (bool [N], places, or a run of them) says so."""
+    """Return the rows of a table where `keep` (bool [N], places, or a run of them) says so; not copied if all do."""
+    if isinstance(keep, np.ndarray) and keep.dtype == bool and keep.all():
+        return columns
     return {name: values[keep] for name, values in columns.items()}
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracekit.audit.findings import Array, Columns, select
+from tracekit.join import lookup, pair_key, pick
 from tracekit.tables import ACCEPTED, NEW, PREEMPTED, TABLES
-from tracekit.trace.join import lookup, pair_key, pick
 from tracekit.trace.reader import Trace
 from tracekit.trace.redacted import key_of
 from tracekit.trace.values import json_object
@@ -22,14 +22,15 @@ from tracekit.trace.values import json_object
 Made = TypeVar("Made")
 
 _NUMBERS = ("u1", "u4", "u8", "i8", "f4")
+_TEXTS = ("requests", "joined", "finishes", "control", "weights", "fingerprints")  # tables whose texts checks read
 
 
 @dataclass(frozen=True, eq=False)
 class EngineRows:
     """Everything recorded of one engine.
 
-    `tables` maps a table to its numeric columns (integers as int64, a null float as NaN, a null integer as -1), in
-    the order of `trace.reader.ORDER`; `requests`, `joined` and `about` stay Arrow for their texts and lists.
+    `tables` maps a table to its numeric columns but the engine's number (integers as int64, a null float as NaN, a null
+    integer as -1), in the order of `trace.reader.ORDER`; `requests` and `joined` stay Arrow for their texts and lists.
     """
 
     engine: int
@@ -201,17 +202,33 @@ def read_engines(trace: Trace) -> Iterator[EngineRows]:
     Raises:
         TraceCorruptError: a batch is not what was written.
     """
-    whole = {name: trace.table(name) for name in TABLES if name != "losses"}
     about = {row["engine"]: row for row in trace.engines()}
-    for engine in sorted(trace.numbers):
-        own = {name: _of_engine(table, engine) for name, table in whole.items()}
-        tables = {name: _columns(name, table) for name, table in own.items()}
+    numbers = sorted(trace.numbers)
+    tables: dict[int, dict[str, Columns]] = {engine: {} for engine in numbers}
+    texts: dict[int, dict[str, pa.Table]] = {engine: {} for engine in numbers}
+    for name in (name for name in TABLES if name != "losses"):
+        whole = trace.table(name)
+        for engine in numbers:
+            own = _of_engine(whole, engine)
+            tables[engine][name] = _columns(name, own)
+            if name in _TEXTS:
+                texts[engine][name] = own
+    for engine in numbers:
+        own = texts[engine]
         reasons, control = own["finishes"].column("reason").to_pylist(), own["control"].to_pylist()
         labels, loras = (own["weights"].column(name).to_pylist() for name in ("label", "lora"))
         tensors = {name: own["fingerprints"].column(name).to_pylist() for name in ("tensor", "dtype", "shape")}
-        about_it = about.get(engine, {})
         yield EngineRows(
-            engine, tables, own["requests"], reasons, labels, loras, tensors, control, about_it, own["joined"]
+            engine,
+            tables[engine],
+            own["requests"],
+            reasons,
+            labels,
+            loras,
+            tensors,
+            control,
+            about.get(engine, {}),
+            own["joined"],
         )
 
 
@@ -226,7 +243,7 @@ def _columns(name: str, table: pa.Table) -> Columns:
     found: Columns = {}
     for column, kind in TABLES[name].items():
         base = kind.rstrip("?")
-        if base not in _NUMBERS or column not in table.column_names:
+        if base not in _NUMBERS or column == "engine" or column not in table.column_names:
             continue
         values = table.column(column)
         if base == "f4":

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit import tables
+from tracekit.join import lookup, pair_key, pick
 from tracekit.replay.columns import int_columns
 from tracekit.replay.tokens import Columns
-from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,8 +60,14 @@ def histories(trace: Trace, tokens: Columns) -> dict[Pair, tuple[Computed, ...]]
         trace: with its tables.
         tokens: the accepted tokens, which know the version of their step best.
     """
-    rows = _scheduled(trace, tokens)
-    found = _found(trace.table("cache"))
+    steps = int_columns(trace.table("steps"), ("engine", "engine_step", "weight_version"))
+    cache = trace.table("cache")
+    of_blocks = int_columns(cache, ("min_weight_version", "max_weight_version"))
+    told = [steps["weight_version"], tokens["weight_version"], *of_blocks.values()]
+    if len({int(version) for versions in told for version in np.unique(versions)} - {-1}) < 2:
+        return {}  # the whole trace is of one version
+    rows = _scheduled(trace, tokens, steps)
+    found = _found(cache)
     columns = rows.columns
     if not columns["request"].size:
         return {}
@@ -78,15 +84,15 @@ def histories(trace: Trace, tokens: Columns) -> dict[Pair, tuple[Computed, ...]]
     return out
 
 
-def _scheduled(trace: Trace, tokens: Columns) -> _Scheduled:
+def _scheduled(trace: Trace, tokens: Columns, steps: dict[str, I8]) -> _Scheduled:
     """Rows of requests that computed something; the version is -1 where no row tells the step's."""
     names = ("engine", "request", "engine_step", "num_tokens", "num_computed", "flags")
     columns = int_columns(trace.table("scheduled"), names)
     runs = ((columns["flags"] & tables.PREEMPTED) == 0) & (columns["num_tokens"] > 0)
-    columns = {name: values[runs] for name, values in columns.items()}
-    order = np.lexsort((columns["engine_step"], columns["request"], columns["engine"]))
+    # the table is in the order of steps
+    order = np.flatnonzero(runs)
+    order = order[np.argsort(pair_key(columns["engine"], columns["request"])[order], kind="stable")]
     columns = {name: values[order] for name, values in columns.items()}
-    steps = int_columns(trace.table("steps"), ("engine", "engine_step", "weight_version"))
     # of a step that both tell the token's own stamp counts, which comes last
     step = np.concatenate([pair_key(rows["engine"], rows["engine_step"]) for rows in (steps, tokens)])
     version = np.concatenate([steps["weight_version"], tokens["weight_version"]])

@@ -20,6 +20,7 @@ from tracekit.diagnose.view import IdFault, Mispaired
 from tracekit.replay.numbers import OWN
 from tracekit.replay.rollouts import Rollout
 from tracekit.scoring.forest import num_common
+from tracekit.trace.prefixes import prefix_digests
 from tracekit.trainer.types import I8, Sample
 
 _EXTENDED: IdFault = "trainer completion extended"
@@ -78,7 +79,7 @@ def _exact(rollouts: Seq[Rollout], samples: Seq[Sample], found: Joined) -> None:
     lengths = np.unique([whole.size for whole in ids])
     fitting: dict[bytes, list[int]] = defaultdict(list)
     for s, one in enumerate(samples):
-        for content in _prefixes(one.token_ids, lengths):
+        for _, content in prefix_digests(one.token_ids, lengths.tolist()):
             if content in by_content:
                 fitting[content].append(s)
     for content, which in fitting.items():
@@ -247,13 +248,3 @@ def _whole(rollout: Rollout) -> I8:
 
 def _digest(ids: np.ndarray) -> bytes:
     return blake2b(ids.astype("<u4").tobytes(), digest_size=16).digest()
-
-
-def _prefixes(ids: I8, lengths: I8) -> Iterator[bytes]:
-    """Digests of the beginnings of a sequence."""
-    hashed, done = blake2b(digest_size=16), 0
-    data = ids.astype("<u4")
-    for length in lengths[lengths <= ids.size].tolist():
-        hashed.update(data[done:length].tobytes())
-        done = length
-        yield hashed.copy().digest()

@@ -95,7 +95,7 @@ def _by_prompt(trace: Trace, lens: str) -> dict[bytes, list[_Request]]:
     for key, part in by_request(tokens) if tokens["token_id"].size else ():
         prompt = prompts.get(key)
         if prompt and int(part["position"][0]) == len(prompt) // 4 and not np.any(np.diff(part["position"]) != 1):
-            request = _Request(key, part["token_id"], part[_COLUMNS[lens]], part["engine_step"])
+            request = _Request(key, part["token_id"].astype(np.int64), part[_COLUMNS[lens]], part["engine_step"])
             found.setdefault(prompt, []).append(request)
     return found
 

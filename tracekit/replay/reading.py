@@ -14,11 +14,12 @@ import numpy as np
 
 from tracekit.diagnose.skipped import Skipped, Why
 from tracekit.errors import ReplayRefused
+from tracekit.replay.columns import list_column
 from tracekit.replay.history import Computed, histories
 from tracekit.replay.rollouts import Rollout, Rollouts, text_config
 from tracekit.replay.tokens import Columns, accepted, by_request, check_logprobs, columns
 from tracekit.scores import PROCESSED
-from tracekit.scoring.params import looks_back, parse_params, untestable
+from tracekit.scoring.params import Params, looks_back, parse_params, untestable
 from tracekit.scoring.rounding import model_dtype, round_sampling, sampling_dtype
 from tracekit.scoring.types import Sequence
 from tracekit.trace.ledger import num_lost_rows
@@ -45,13 +46,20 @@ def read_rollouts(trace: Trace) -> Rollouts:
     tokens, num_discarded = accepted(columns(trace.table("tokens")))
     check_logprobs(tokens, trace.rows("prompt_logprobs"), [str(e.get("kind")) for e in engines])
     promised = {_key(f): int(f["num_output_tokens"]) for f in trace.table("finishes").to_pylist()}
-    rows = {_key(r): r for r in trace.table("requests").to_pylist()}
+    requests = trace.table("requests")
+    prompts = list_column(requests, "prompt_token_ids")
+    rows = {
+        _key(r): {**r, "prompt_token_ids": prompt}
+        for r, prompt in zip(requests.drop_columns("prompt_token_ids").to_pylist(), prompts, strict=True)
+    }
     before = {_key(r): r["token_ids"] for r in trace.table("joined").to_pylist()}
     rounding = {int(e["engine"]): sampling_dtype(e) for e in engines}
     with_processors = {int(e["engine"]) for e in engines if _has_processors(e)}
     of_request = histories(trace, tokens)
     found: list[Rollout] = []
     skipped: Counter[tuple[Why, str | None]] = Counter()
+    samplings: dict[tuple[str, str | None], Mapping[str, Any]] = {}  # requests by the thousand share a few
+    params: dict[tuple[str, str | None], Params] = {}
     for key, part in by_request(tokens):
         row = rows.get(key)
         earlier = before.get(key, [])
@@ -59,14 +67,16 @@ def read_rollouts(trace: Trace) -> Rollouts:
         if row is None or why:
             skipped[why or "no request row", None] += 1
             continue
-        sampling = _sampling(row, rounding.get(key[0]))
+        told = row["sampling_params"], rounding.get(key[0])
+        sampling = samplings[told] = samplings.get(told) or _sampling(row, told[1])
         # arguments that vLLM itself does not know are how a request tells such a processor what to do
         processed = "logits_processors" if key[0] in with_processors and sampling.get("extra_args") else None
         parameter = untestable(sampling) or processed or (looks_back(sampling) if earlier else None)
         if parameter:
             skipped["sampling parameter", parameter] += 1
         else:
-            found.append(_rollout(part, row, earlier, sampling, of_request.get(key, ())))
+            params[told] = params.get(told) or parse_params(sampling)
+            found.append(_rollout(part, row, earlier, params[told], of_request.get(key, ())))
     if num_shed := trace.rows("shed"):
         skipped["shed", None] = num_shed
     left_out = [Skipped(why, parameter, count) for (why, parameter), count in sorted(skipped.items(), key=str)]
@@ -128,15 +138,12 @@ def _sampling(row: Row, rounded_to: str | None) -> Mapping[str, Any]:
     return round_sampling(sampling, rounded_to) if rounded_to else sampling
 
 
-def _rollout(
-    part: Columns, row: Row, earlier: list[int], sampling: Mapping[str, Any], history: tuple[Computed, ...]
-) -> Rollout:
+def _rollout(part: Columns, row: Row, earlier: list[int], params: Params, history: tuple[Computed, ...]) -> Rollout:
     # what was sampled before the recorder was attached is given, as the prompt is
-    params = parse_params(sampling)
     sequence = Sequence(
         engine=int(row["engine"]),
         request=int(row["request"]),
-        prompt_token_ids=np.asarray([*row["prompt_token_ids"], *earlier], dtype=np.uint32),
+        prompt_token_ids=np.concatenate([row["prompt_token_ids"], np.asarray(earlier, dtype=np.uint32)]),
         token_ids=part["token_id"].astype(np.uint32),
         params=params,
     )

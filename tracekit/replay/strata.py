@@ -9,9 +9,9 @@ import numpy as np
 
 from tracekit import tables
 from tracekit.diagnose.data import I8, Mask, Strata
+from tracekit.join import lookup, pair_key, pick
 from tracekit.replay.columns import int_columns
 from tracekit.replay.rollouts import Rollout
-from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa

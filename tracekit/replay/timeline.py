@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tracekit import tables
+from tracekit.join import lookup, pair_key, pick
 from tracekit.replay.columns import int_columns
 from tracekit.trace.clock import wall_offsets
-from tracekit.trace.join import lookup, pair_key, pick
 
 if TYPE_CHECKING:
     from tracekit.trace.reader import Trace

@@ -30,9 +30,10 @@ _PROMPTS = {  # what prompt logprobs are, by the engine's generation
 
 
 def columns(table: pa.Table) -> Columns:
-    """Return the columns of the token table in order of (engine, request, position); a null logprob is NaN, rank 0."""
-    names = ("engine", "request", "position", "token_id", "engine_step", "weight_version", "flags")
+    """Return the columns of the token table, in its order; a null logprob is NaN, rank 0."""
+    names = ("engine", "request", "position", "engine_step", "weight_version")
     out = {name: table.column(name).to_numpy().astype(np.int64) for name in names}
+    out |= {name: table.column(name).to_numpy() for name in ("token_id", "flags")}
     out["rank"] = pc.fill_null(table.column("rank"), 0).to_numpy().astype(np.int64)
     logprob = table.column("rollout_logprob")
     out["has_logprob"] = np.asarray(pc.is_valid(logprob).to_numpy(), dtype=bool)
@@ -40,13 +41,14 @@ def columns(table: pa.Table) -> Columns:
     out["has_both"] = np.asarray(pc.or_(*others).to_numpy(), dtype=bool)
     for name in ("rollout_logprob", "raw_logprob", "processed_logprob"):
         out[name] = np.asarray(table.column(name).to_numpy(), dtype=np.float64)
-    order = np.lexsort((out["position"], out["request"], out["engine"]))
-    return {name: values[order] for name, values in out.items()}
+    return out
 
 
 def accepted(tokens: Columns) -> tuple[Columns, int]:
     """Return the tokens that became output, and how many did not."""
     kept = (tokens["flags"] & tables.ACCEPTED) != 0
+    if kept.all():
+        return tokens, 0
     return {name: values[kept] for name, values in tokens.items()}, int(np.count_nonzero(~kept))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from tracekit.audit.doctor.sums import sum_by
 from tracekit.audit.findings import MISLEADS, Array, Broken, Check, Columns, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.join import pick
 from tracekit.plural import plural
 from tracekit.tables import NEW, RESUMED
-from tracekit.trace.join import pick
 
 
 def _hits(rows: EngineRows) -> Columns:

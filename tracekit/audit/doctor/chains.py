@@ -8,9 +8,9 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.join import lookup, pick
 from tracekit.plural import plural
 from tracekit.tables import ACCEPTED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED
-from tracekit.trace.join import lookup, pick
 
 
 def _has(rows: EngineRows, flag: int) -> Array:

@@ -8,8 +8,8 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
+from tracekit.join import pick
 from tracekit.plural import plural
-from tracekit.trace.join import pick
 
 
 def _accepted(rows: EngineRows) -> tuple[Array, Array]:

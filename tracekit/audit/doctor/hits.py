@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tracekit.audit.findings import MISLEADS, Broken, Check
+from tracekit.audit.findings import MISLEADS, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
 from tracekit.plural import plural
+from tracekit.trace.prefixes import prefix_digests
+
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+_Prefix = tuple[Any, int, bytes]  # adapter and salt, length, digest
+_Sources = dict[_Prefix, list[tuple[int, int]]]
 
 
 def _beyond_prompt(rows: EngineRows) -> Iterator[Broken]:
@@ -40,41 +44,57 @@ def _unexplained(rows: EngineRows) -> Iterator[Broken]:
     identity = list(
         zip(rows.requests.column("lora").to_pylist(), rows.requests.column("cache_salt").to_pylist(), strict=True)
     )
-    sources: dict[int, dict[Any, list[tuple[int, int]]]] = {
-        int(length): _first_computed(rows, int(length), identity) for length in np.unique(hits["num_computed"])
-    }
+    sought: list[_Prefix | None] = []
+    for row, length in zip(at.tolist(), hits["num_computed"].tolist(), strict=True):
+        ids = prompts[row].values.to_numpy() if row >= 0 else np.zeros(0)
+        sought += [(identity[row], *mark) for mark in prefix_digests(ids, [length])] or [None]
+    earliest = _earliest(rows, {prefix: [] for prefix in sought if prefix}, identity)
     alone = np.zeros(at.size, dtype=bool)
-    for i, row in enumerate(at.tolist()):
-        length, step = int(hits["num_computed"][i]), int(hits["engine_step"][i])
-        ids = prompts[row].values.to_numpy()[:length] if row >= 0 else np.zeros(0)
-        if len(ids) < length:
-            continue
-        found = sources[length].get((identity[row], ids.astype("<u4").tobytes()), [])
-        alone[i] = not any(first <= step and source != row for source, first in found)
+    for i, (row, prefix) in enumerate(zip(at.tolist(), sought, strict=True)):
+        if prefix is not None:
+            step = int(hits["engine_step"][i])
+            alone[i] = not any(first <= step and source != row for first, source in earliest[prefix])
     yield Broken(
         alone, hits, lambda i: f"{plural(hits['num_computed'][i], 'token')} cached that no earlier request computed"
     )
 
 
-def _first_computed(rows: EngineRows, length: int, identity: list[Any]) -> dict[Any, list[tuple[int, int]]]:
-    """Group requests by their first `length` tokens: (row of the request, step that computed the last of them)."""
-    scheduled = rows.running
-    start, end = scheduled["num_computed"], scheduled["num_computed"] + scheduled["num_tokens"]
-    reaches = (start < length) & (end >= length)
-    tokens = rows.accepted
-    starts = np.searchsorted(tokens["request"], rows["requests"]["request"])
+def _earliest(rows: EngineRows, found: _Sources, identity: list[Any]) -> _Sources:
+    """Fill in for each prefix the two requests that computed all of it first: (step, row of the request)."""
+    lengths = sorted({length for _, length, _ in found})
+    order = np.argsort(rows.running["request"], kind="stable")  # by request, then by step
+    running, tokens = rows.running["request"][order], rows.accepted
+    requests, starts = np.unique(running, return_index=True)
+    begin, stop = (np.searchsorted(tokens["request"], requests, side=side).tolist() for side in _SIDES)
     prompts = rows.requests.column("prompt_token_ids")
-    groups: dict[Any, list[tuple[int, int]]] = defaultdict(list)
-    requests, first = np.unique(scheduled["request"][reaches], return_index=True)
-    steps = scheduled["engine_step"][reaches][first]
-    for row, step in zip(rows.row_of(requests).tolist(), steps.tolist(), strict=True):
+    for i, row in enumerate(rows.row_of(requests).tolist()):
         if row < 0:
             continue
-        ids = prompts[row].values.to_numpy()
-        if len(ids) < length:
-            ids = np.concatenate([ids, tokens["token_id"][starts[row] : starts[row] + length - len(ids)]])
-        groups[identity[row], ids[:length].astype("<u4").tobytes()].append((row, step))
-    return groups
+        ids = np.concatenate([prompts[row].values.to_numpy(), tokens["token_id"][begin[i] : stop[i]]])
+        marks = [mark for mark in prefix_digests(ids, lengths) if (identity[row], *mark) in found]
+        own = order[starts[i] : starts[i + 1] if i + 1 < requests.size else None] if marks else order[:0]
+        start = rows.running["num_computed"][own]
+        reached = _rows_reaching(start, start + rows.running["num_tokens"][own], [length for length, _ in marks])
+        for mark, at in zip(marks, reached, strict=True):
+            if at is not None:
+                first = found[(identity[row], *mark)]
+                first.append((int(rows.running["engine_step"][own[at]]), row))
+                first[:] = sorted(first)[:2]  # one of them is not the request that asks
+    return found
+
+
+def _rows_reaching(start: Array, end: Array, lengths: list[int]) -> Iterator[int | None]:
+    """Yield for each length the first row that began below it and ended at or beyond it."""
+    furthest = np.maximum.accumulate(end) if end.size else end
+    lowest = np.minimum.accumulate(start[::-1])[::-1] if start.size else start  # from each row on
+    for length, at in zip(lengths, np.searchsorted(furthest, lengths).tolist(), strict=True):
+        if at == end.size or lowest[at] >= length:
+            yield None
+        elif start[at] < length:
+            yield at
+        else:  # what lay there was found, and computed anew later
+            later = np.flatnonzero((start < length) & (end >= length))
+            yield int(later[0]) if later.size else None
 
 
 CHECKS = (

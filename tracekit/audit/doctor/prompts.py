@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check
 from tracekit.audit.rows import EngineRows, place_key
-from tracekit.trace.join import lookup, pick
+from tracekit.join import lookup, pick
 
 
 def asked_alternatives(params: dict[str, object]) -> int:

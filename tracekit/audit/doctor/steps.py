@@ -9,9 +9,9 @@ import numpy as np
 from tracekit.audit.doctor.sums import sum_by
 from tracekit.audit.findings import BREAKS_REPLAY, MISLEADS, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.join import lookup
 from tracekit.plural import plural
 from tracekit.tables import PARTIAL
-from tracekit.trace.join import lookup
 
 
 def _before(rows: EngineRows) -> Array:

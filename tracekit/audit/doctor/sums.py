@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.audit.findings import Array
-from tracekit.trace.join import lookup
+from tracekit.join import lookup
 
 
 def sum_by(keys: Array, of: Array, values: Array) -> Array:

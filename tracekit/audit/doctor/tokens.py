@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check
 from tracekit.audit.rows import EngineRows
-from tracekit.trace.join import pick
+from tracekit.join import pick
 
 
 def _unknown(rows: EngineRows) -> Iterator[Broken]:

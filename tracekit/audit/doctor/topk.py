@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.audit.findings import BREAKS_REPLAY, Array, Broken, Check, select
 from tracekit.audit.rows import EngineRows, once, place_key
-from tracekit.trace.join import lookup, pick
+from tracekit.join import lookup, pick
 
 
 @dataclass(frozen=True)

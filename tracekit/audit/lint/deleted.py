@@ -6,8 +6,8 @@ import numpy as np
 
 from tracekit.audit.findings import select
 from tracekit.audit.rows import EngineRows, sequence_key
+from tracekit.join import lookup, pick
 from tracekit.tables import ACCEPTED, PARTIAL
-from tracekit.trace.join import lookup, pick
 
 
 def deleted_tokens(rows: EngineRows) -> list[tuple[int, int]]:

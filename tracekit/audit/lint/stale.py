@@ -8,7 +8,7 @@ import numpy as np
 
 from tracekit.audit.findings import Array
 from tracekit.audit.rows import EngineRows, sequence_key
-from tracekit.trace.join import pick
+from tracekit.join import lookup, pick
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,22 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
         between = np.searchsorted(changed, now, side="right") - np.searchsorted(changed, oldest, side="right")
         stale |= mine & (between > 0)
     key = sequence_key(cache)
-    found = []
-    for hit in np.unique(key[stale]).tolist():
-        own = stale & (key == hit)
-        first = int(np.flatnonzero(own)[0])
-        found.append(
-            StaleHit(
-                request=int(cache["request"][first]),
-                engine_step=int(cache["engine_step"][first]),
-                num_stale=int(own.sum()),
-                num_blocks=int((key == hit).sum()),
-                oldest_version=int(oldest[own].min()),
-                weight_version=int(now[first]),
-            )
+    hits, first, of, num_stale = np.unique(key[stale], return_index=True, return_inverse=True, return_counts=True)
+    least = np.full(hits.size, np.iinfo(np.int64).max)
+    np.minimum.at(least, of, oldest[stale])
+    whose = lookup(hits, key)
+    num_blocks = np.bincount(whose[whose >= 0], minlength=hits.size)
+    return [
+        StaleHit(
+            request=int(cache["request"][row]),
+            engine_step=int(cache["engine_step"][row]),
+            num_stale=int(num_stale[i]),
+            num_blocks=int(num_blocks[i]),
+            oldest_version=int(least[i]),
+            weight_version=int(now[row]),
         )
-    return found
+        for i, row in enumerate(np.flatnonzero(stale)[first].tolist())
+    ]
 
 
 def real_changes(rows: EngineRows, lora: str | None) -> Array:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tracekit.report.page.figures import F8, I8
+from tracekit.join import lookup, pair_key, pick
+from tracekit.report.page.figures import F8
 from tracekit.report.page.tokens import Columns
 
 MAX_PARTS = 240  # of an engine; more steps than that are shown together
@@ -49,12 +50,14 @@ def _of_engine(engine: int, timeline: Timeline, tokens: Columns, d: F8) -> dict[
     lane["begin_ms"] = ((steps["time_ns"][starts] - steps["time_ns"][0]) / 1e6).round(1).tolist()
     part = starts.searchsorted(np.arange(number.size), side="right") - 1
     mine = (tokens["engine"] == engine) & np.isfinite(d)
-    at, known = _find(number, tokens["engine_step"][mine].astype(np.int64))
+    at = lookup(number, tokens["engine_step"][mine].astype(np.int64))
+    known = at >= 0
     size = np.bincount(part[at[known]], weights=np.abs(d[mine][known]), minlength=starts.size)
     count = np.bincount(part[at[known]], minlength=starts.size)
     lane["d"] = [round(float(s / n), 8) if n else None for s, n in zip(size, count, strict=True)]
     hits = _only(timeline["hits"], engine)
-    at, known = _find(number, hits["engine_step"].astype(np.int64))
+    at = lookup(number, hits["engine_step"].astype(np.int64))
+    known = at >= 0
     at, blocks = at[known], hits["num_blocks"][known]
     old = hits["min_weight_version"][known] < steps["weight_version"][at].astype(np.int64)
     old &= hits["min_weight_version"][known] >= 0
@@ -66,25 +69,16 @@ def _of_engine(engine: int, timeline: Timeline, tokens: Columns, d: F8) -> dict[
 def hits_by_version(timeline: Timeline) -> Iterator[tuple[int, str, int, int, int]]:
     """Yield (engine, versions that computed it, version that ran, blocks, tokens) of what the prefix cache gave."""
     hits, steps = timeline["hits"], timeline["steps"]
-    key = (steps["engine"].astype(np.int64) << 32) | steps["engine_step"].astype(np.int64)
-    at, known = _find(key, (hits["engine"].astype(np.int64) << 32) | hits["engine_step"].astype(np.int64))
-    ran = np.where(known, steps["weight_version"][at].astype(np.int64), -1) if key.size else np.full(at.size, -1)
+    key, wanted = (pair_key(table["engine"], table["engine_step"]) for table in (steps, hits))
+    ran = pick(steps["weight_version"].astype(np.int64), lookup(key, wanted), -1)
     rows = np.stack([hits["engine"], hits["min_weight_version"], hits["max_weight_version"], ran], axis=1)
-    for row in np.unique(rows, axis=0):
-        mine = (rows == row).all(axis=1)
-        engine, oldest, newest, version = map(int, row)
+    kinds, of = np.unique(rows, axis=0, return_inverse=True)
+    sums = [np.bincount(of.ravel(), weights=hits[name], minlength=len(kinds)) for name in ("num_blocks", "num_tokens")]
+    for (engine, oldest, newest, version), blocks, tokens in zip(kinds.tolist(), *sums, strict=True):
         found = "not known" if oldest < 0 else str(oldest) if oldest == newest else f"{oldest} to {newest}"
-        yield engine, found, version, int(hits["num_blocks"][mine].sum()), int(hits["num_tokens"][mine].sum())
+        yield engine, found, version, int(blocks), int(tokens)
 
 
 def _only(columns: Columns, engine: int) -> dict[str, Any]:
     mine = columns["engine"] == engine
     return {name: values[mine] for name, values in columns.items()}
-
-
-def _find(keys: I8, wanted: I8) -> tuple[I8, Any]:
-    """[N] the place of each wanted key, and [N] whether it is there."""
-    if not keys.size:
-        return np.zeros(wanted.size, dtype=np.int64), np.zeros(wanted.size, dtype=bool)
-    at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-    return at, keys[at] == wanted

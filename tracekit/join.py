@@ -19,6 +19,10 @@ def lookup(keys: Array, wanted: Array) -> npt.NDArray[np.int64]:
     """
     if not keys.size:
         return np.full(wanted.shape, -1, dtype=np.int64)
+    if int(keys[-1]) - int(keys[0]) == keys.size - 1 and (np.diff(keys) == 1).all():  # numbered without holes
+        at = np.subtract(wanted, int(keys[0]), dtype=np.int64)
+        at[(at < 0) | (at >= keys.size)] = -1
+        return at
     at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
     return np.where(keys[at] == wanted, at, -1)
 
@@ -36,4 +40,7 @@ def pick(values: Array, at: Array, missing: Any) -> Array:
 
 def pair_key(first: Array, second: Array) -> npt.NDArray[np.int64]:
     """Return one number for each pair of unsigned 32-bit numbers, in the order of the pairs, as of (step, request)."""
-    return np.asarray(first.astype(np.int64) << 32 | second.astype(np.int64))
+    key = first.astype(np.int64)
+    key <<= 32
+    key |= second.astype(np.int64, copy=False)
+    return key
