@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,6 +52,7 @@ def serve(given: dict[str, Any]) -> int:
     Raises:
         TracekitError: it cannot be done.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or every stranger's failed handshake is a line of the log
     from tracekitd.server import check, run
 
     config = load(given)

@@ -68,6 +68,18 @@ def _private_folder(folder: Path) -> None:
     try:
         for made in (*reversed(folder.parents), folder):  # `parents=True` would make those on the way for everybody
             made.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DaemonError(f"cannot use the socket's folder ({error.strerror}): {folder}") from None
+    check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that the folder of a socket lets nobody else in.
+
+    Raises:
+        DaemonError: it does, or cannot be looked at.
+    """
+    try:
         found = folder.stat()
     except OSError as error:
         raise DaemonError(f"cannot use the socket's folder ({error.strerror}): {folder}") from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import tomllib
 
 from tracekit.errors import UsageError
+
+MAX_NUMBER = 1e18  # seconds or bytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise UsageError(f"this is nested too deep to be settings: {path}") from None
     except ValueError as error:
         raise UsageError(f"this is not TOML ({error}): {path}") from None
 
@@ -86,14 +90,19 @@ def read_config(path: Path) -> dict[str, Any]:
 def _value(kind: str, value: Any, where: str) -> Any:
     if kind.startswith("tuple"):
         texts = [value] if isinstance(value, str) else value
-        if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        if isinstance(texts, list | tuple) and all(map(_is_text, texts)):
             return tuple(texts)
     elif kind == "bool" and isinstance(value, bool):
         return value
-    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf:
+    elif kind == "float" and type(value) in (int, float) and 0 <= value <= MAX_NUMBER:
         return float(value)
-    elif kind.startswith("Path") and isinstance(value, str | Path):
-        return Path(value).expanduser()
-    elif kind.startswith("str") and isinstance(value, str):
+    elif kind.startswith("Path") and _is_text(value):
+        with contextlib.suppress(RuntimeError):  # nobody of that name
+            return Path(value).expanduser()
+    elif kind.startswith("str") and _is_text(value):
         return value
-    raise UsageError(f"{where} cannot be {value!r}")
+    raise UsageError(f"{where} cannot be {value!r:.200}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value  # which no path and no address may hold

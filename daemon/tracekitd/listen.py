@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,9 @@ from tracekitd.config import Config
 from tracekitd.tls import Certificates
 from tracekitd.tokens import Tokens
 
+MAX_CONNECTIONS = 1024
+OWN_DESCRIPTORS = 128  # for segments, parts, the archive, metrics
+
 OPTIONS = [
     ("grpc.max_receive_message_length", messages.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", messages.MAX_MESSAGE_BYTES),
@@ -23,6 +27,7 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 TCP_OPTIONS = [
+    ("grpc.max_connection_idle_ms", 60_000),  # without a call
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -50,6 +55,13 @@ def check_listen(config: Config) -> Path | None:
     return paths[0] if paths else None
 
 
+def max_connections(num_listeners: int) -> int:
+    """Return how many connections one address may have: strangers must leave the spool its descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else soft - OWN_DESCRIPTORS
+    return max(1, min(MAX_CONNECTIONS, left // num_listeners))
+
+
 class Listener:
     """One address and its server, not started yet.
 
@@ -64,13 +76,14 @@ class Listener:
     def __init__(self, address: str, config: Config) -> None:
         self.address = address
         self._path = socket_of(address)
+        options = [*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections(len(config.listen)))]
         if self._path is not None:
-            self.server = grpc.aio.server(options=OPTIONS)
+            self.server = grpc.aio.server(options=options)
             return
         assert config.cert is not None and config.key is not None
         self._certificates = Certificates(config.cert, config.key, config.client_ca)
         guards = [] if config.token_file is None else [Tokens(config.token_file)]
-        self.server = grpc.aio.server(options=[*OPTIONS, *TCP_OPTIONS], interceptors=guards)
+        self.server = grpc.aio.server(options=[*options, *TCP_OPTIONS], interceptors=guards)
 
     async def start(self) -> None:
         """Listen; a socket is readable by its owner only.

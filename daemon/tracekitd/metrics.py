@@ -9,6 +9,7 @@ from typing import Any
 from tracekit import __version__
 from tracekit.errors import UsageError
 from tracekitd.catalog import Catalog
+from tracekitd.scrape import Server
 from tracekitd.stats import Stats
 from tracekitd.watch import Watch
 from tracekitd.writer import Writer
@@ -113,7 +114,7 @@ def check_metrics(address: str) -> tuple[str, int]:
         UsageError: it is not an address, or prometheus_client is missing.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"metrics are served at HOST:PORT, not {address}")
     try:
         import prometheus_client  # noqa: F401
@@ -122,20 +123,19 @@ def check_metrics(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def serve(address: str, collector: Collector) -> Any:
+def serve(address: str, collector: Collector) -> Server:
     """Serve metrics from a thread; return the server, to be shut down, which knows its port.
 
     Raises:
         UsageError: as `check_metrics`, or the address cannot be had.
     """
     host, port = check_metrics(address)
-    from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+    from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
     registry = CollectorRegistry()
     registry.register(collector)
     ProcessCollector(registry=registry)
     try:
-        server, _ = start_http_server(port, addr=host, registry=registry)
+        return Server(host, port, make_wsgi_app(registry))
     except OSError as error:
         raise UsageError(f"cannot serve metrics at {address}: {error.strerror}") from None
-    return server

@@ -15,23 +15,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
-from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError
+from tracekit.errors import EXIT_DATA_LOST, EXIT_OK, DaemonError, TracekitError, UsageError
+from tracekit.objects.address import Address
 from tracekit.rpc import idle
-from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
+from tracekit.rpc.methods import CONTROL, RECORDER
 from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
 from tracekitd import log, metrics
-from tracekitd.address import claim
+from tracekitd.address import check_folder, claim
+from tracekitd.calls import handlers
 from tracekitd.catalog import Catalog
 from tracekitd.config import Config
 from tracekitd.listen import Listener, check_listen
 from tracekitd.log import say
 from tracekitd.roller import Roller
 from tracekitd.sealing import finish, seal_spool, take_notes, tell
-from tracekitd.service import ControlService, RecorderService, handlers
+from tracekitd.service import ControlService, RecorderService
 from tracekitd.stats import Stats
 from tracekitd.watch import Watch
 from tracekitd.writer import Writer
@@ -55,20 +54,17 @@ class Daemon:
         self._hurry = False
         self._grace_secs = config.grace
         self._loop = asyncio.get_running_loop()
+        self._listeners = [Listener(address, config) for address in config.listen]  # who refuses, before any thread
         self._writer = Writer(spool, self._writer_failed)
         self._roller = Roller(spool, config)
         self._stats = Stats()
         self._watch = Watch(compare=config.metrics is not None)
         self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed, self._watch)
         self._metrics: Any = None
-        self._health = health.aio.HealthServicer()
-        self._listeners = [Listener(address, config) for address in config.listen]
         control = ControlService(self.catalog, self._recorder, self._watch, str(config.spool.absolute()))
-        shown = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        servicers = {RECORDER: self._recorder, CONTROL: control}
         for listener in self._listeners:
-            listener.server.add_generic_rpc_handlers(handlers({RECORDER: self._recorder, CONTROL: control}))
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, listener.server)
-            reflection.enable_server_reflection(shown, listener.server)
+            listener.server.add_generic_rpc_handlers(handlers(servicers, lambda: not self._recorder.closing))
 
     async def start(self) -> None:
         """Listen.
@@ -83,8 +79,6 @@ class Daemon:
             collector = metrics.Collector(self._stats, self.catalog, self._writer, self._watch)
             self._metrics = metrics.serve(self.config.metrics, collector)
             say(f"metrics at http://{self.config.metrics.rpartition(':')[0]}:{self._metrics.server_port}/metrics")
-        for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def shut_down(self) -> None:
         """Ask for the end; asked again, it comes without the grace."""
@@ -120,7 +114,6 @@ class Daemon:
         Raises:
             OutputError: the disk refuses to the end.
         """
-        await self._health.enter_graceful_shutdown()
         self._recorder.closing = True
         deadline = self._loop.time() + self._grace_secs
         while any(engine.open and not engine.ended for engine in self.catalog.engines()):
@@ -162,11 +155,23 @@ def check(config: Config) -> None:
     Raises:
         TracekitError: it could not.
     """
-    check_listen(config)
-    if config.metrics is not None:
-        metrics.check_metrics(config.metrics)
+    path = _check(config)
+    if path is not None and path.parent.exists():
+        check_folder(path.parent)
     if config.seal is not None:
         check_output(config.seal)
+
+
+def _check(config: Config) -> Path | None:
+    """Make sure that settings can be; return the path of the unix socket, None where there is none."""
+    path = check_listen(config)
+    if config.metrics is not None:
+        metrics.check_metrics(config.metrics)
+    if config.archive is not None:
+        Address.of(config.archive)
+    if config.spool.exists() and not config.spool.is_dir():
+        raise UsageError(f"the spool is a folder, and this is none: {config.spool}")
+    return path
 
 
 def spool_of(config: Config) -> SpoolWriter:
@@ -189,9 +194,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
         TracekitError: the address, the spool or the output cannot be used.
     """
     log.as_json = config.log == "json"
-    path = check_listen(config)
-    if config.metrics is not None:
-        metrics.check_metrics(config.metrics)
+    path = _check(config)
     if config.attached:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # also while it seals

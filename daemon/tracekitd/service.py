@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,6 @@ import grpc
 from tracekit import __version__
 from tracekit.rpc import messages
 from tracekit.rpc.frames import Framed
-from tracekit.rpc.methods import SERVICES, Method
 from tracekit.tables import SCHEMA_VERSION
 from tracekitd.budget import Budget
 from tracekitd.catalog import Catalog, Engine
@@ -39,7 +39,7 @@ from tracekitd.writer import Writer
 T = TypeVar("T")
 
 MAX_STREAMS = 64  # of engines, and as many of trainers
-MAX_GREETING = 64  # connected, and not yet said who they are
+MAX_GREETING = 64  # connected, and not yet said who they are; one more, and the longest silent of them ends
 HELLO_SECS = 10.0
 MAX_QUEUED_BYTES = 128 << 20  # received, not yet durable; beyond it nothing more is taken in
 INLINE_BYTES = 64 << 10  # a smaller message is taken in on the event loop: a change of threads costs more
@@ -73,7 +73,7 @@ class RecorderService:
         self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed, watch)
         self._budget = Budget(MAX_QUEUED_BYTES)
         self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
-        self._num_greeting = 0
+        self._greeting: list[asyncio.Future[bytes]] = []  # the hellos that are waited for, the oldest first
         self.closing = False  # engines that are known may finish, new ones are turned away
 
     async def record(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[messages.Ack]:
@@ -122,17 +122,24 @@ class RecorderService:
         self._pool.shutdown()
 
     async def _greet(self, requests: AsyncIterator[bytes]) -> Engine:
-        if self._num_greeting >= MAX_GREETING:
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_GREETING} streams have yet to say who they are")
         cut_off_strangers()
-        self._num_greeting += 1
+        hello = asyncio.ensure_future(anext(requests, b""))
+        if len(self._greeting) >= MAX_GREETING:  # whoever is honest has said it long since
+            self._greeting.pop(0).cancel()
+        self._greeting.append(hello)
         try:
-            data = await asyncio.wait_for(anext(requests, b""), HELLO_SECS)
-        except TimeoutError:
-            text = f"a stream begins with a hello, within {HELLO_SECS:g} seconds"
-            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+            await asyncio.wait({hello}, timeout=HELLO_SECS)
+            if not hello.done():
+                text = f"a stream begins with a hello, within {HELLO_SECS:g} seconds"
+                raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            if hello.cancelled():
+                text = f"{MAX_GREETING} streams that came later have yet to say who they are"
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            data = hello.result()
         finally:
-            self._num_greeting -= 1
+            hello.cancel()
+            with contextlib.suppress(ValueError):
+                self._greeting.remove(hello)
         framed = open_frame(data)
         engine_id, trainer = check_hello(framed), framed.batch.hello.trainer
         known = self._catalog.find(engine_id)
@@ -283,23 +290,3 @@ async def _first_of(progress: asyncio.Event, receiver: asyncio.Task[None]) -> No
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiter.cancel()
-
-
-def handlers(servicers: Mapping[str, Any]) -> list[Any]:
-    """Return gRPC's handlers of these servicers, by service; the descriptor says which methods each must have."""
-    return [
-        grpc.method_handlers_generic_handler(
-            service,
-            {
-                name: _handler(method, getattr(servicer, method.handler_name))
-                for name, method in SERVICES[service].items()
-            },
-        )
-        for service, servicer in servicers.items()
-    ]
-
-
-def _handler(method: Method, function: Any) -> Any:
-    if method.streams:
-        return grpc.stream_stream_rpc_method_handler(function, None, method.reply.SerializeToString)
-    return grpc.unary_unary_rpc_method_handler(function, method.request.FromString, method.reply.SerializeToString)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,18 @@ class Certificates:
 
     def _read(self) -> Any:
         pair = (read_secret(self._key), read_file(self._cert))
-        if b"PRIVATE KEY" not in pair[0] or b"CERTIFICATE" not in pair[1]:
-            raise UsageError(f"these are not a key and a certificate in PEM: {self._key}, {self._cert}")
         roots = None if self._client_ca is None else read_file(self._client_ca)
+        try:  # gRPC takes anything, and then refuses every client
+            made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            made.load_cert_chain(self._cert, self._key, password="")
+        except (OSError, ValueError):
+            text = "these are not a key and a certificate in PEM that go together, without a password"
+            raise UsageError(f"{text}: {self._key}, {self._cert}") from None
+        try:
+            if self._client_ca is not None:
+                made.load_verify_locations(self._client_ca)
+        except (OSError, ValueError):
+            raise UsageError(f"these are not certificates in PEM: {self._client_ca}") from None
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
 
     def _stamps(self) -> list[tuple[int, int, int]]:
@@ -59,9 +69,9 @@ class Certificates:
 
 
 def stamp_of(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced or written; zeros where there is none."""
+    """Return what changes when a file is replaced or written, or may be read by others; zeros where there is none."""
     try:
         found = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    return (found.st_ino, found.st_ctime_ns, found.st_size)

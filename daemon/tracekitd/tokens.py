@@ -15,7 +15,7 @@ from tracekit.rpc.credentials import read_tokens
 from tracekitd.log import say
 from tracekitd.tls import stamp_of
 
-OPEN = "/grpc.health.v1.Health/"  # what watches a container has no token, and learns nothing but that we live
+OPEN = "/grpc.health.v1.Health/Check"  # what watches a container has no token, and learns nothing but that we live
 
 
 class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
@@ -35,7 +35,7 @@ class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         """See `grpc.aio.ServerInterceptor`."""
-        if call.method.startswith(OPEN) or self._knows(dict(call.invocation_metadata or ())):
+        if call.method == OPEN or self._knows(dict(call.invocation_metadata or ())):
             return await continuation(call)
         return grpc.stream_stream_rpc_method_handler(_refuse)
 

@@ -9,10 +9,11 @@ import time
 import pytest
 
 from helpers.wire import DaemonProcess, engine_id, numbered_tokens
-from tracekit.errors import UsageError
+from tracekit.errors import TracekitError, UsageError
 from tracekit.recorder.stream import Stream
 from tracekitd.__main__ import load
 from tracekitd.config import Config
+from tracekitd.server import check, run
 
 
 def write(folder, text: str) -> str:
@@ -39,11 +40,39 @@ def test_a_file_says_what_options_say_and_an_option_wins(tmp_path):
         ('listen = "unix:/d"\nspool = "s"\ngrace = -1', "grace cannot be -1"),
         ('listen = "unix:/d"\nspool = "s"\nlog = "xml"', "log is text or json"),
         ("listen = ", "not TOML"),
+        ("listen = " + "[" * 10_000, "nested too deep"),
+        ('listen = "unix:/d"\nspool = "s"\ngrace = ' + "9" * 400, "grace cannot be 9"),
+        ('listen = "unix:/d"\nspool = "~nobody-of-that-name/s"', "spool cannot be '~nobody"),
+        ('listen = ["unix:/d\\u0000"]\nspool = "s"', "listen cannot be"),
+        ('listen = "unix:/d"\nspool = "s\\u0000"', "spool cannot be"),
     ],
 )
 def test_what_a_file_cannot_say(tmp_path, text, words):
     with pytest.raises(UsageError, match=words):
         load({"config": write(tmp_path, text)})
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ('archive = "http://x"', "s3://BUCKET/KEY"),
+        ('archive = "s3://[a/b"', "not a URL"),
+        ('spool = "/dev/null"', "a folder, and this is none"),
+        ('listen = "unix:/tmp/d.sock"', "must be yours alone"),
+        ('metrics = "localhost:x"', "HOST:PORT"),
+        ('seal = "/dev/null"', "exists already"),
+    ],
+)
+def test_what_would_not_run_is_said_by_the_check_as_well(short_path, setting, words):
+    """A bad archive was found once the writer ran, and left a process that waited for it."""
+    name = setting.partition(" ")[0]
+    base = {"listen": f'"unix:{short_path}/run/d.sock"', "spool": f'"{short_path}/s"'}
+    text = "\n".join([setting, *(f"{key} = {value}" for key, value in base.items() if key != name)])
+    config = load({"config": write(short_path, text)})
+    for use in (check, run):
+        with pytest.raises(TracekitError, match=words):
+            use(config)
+    assert not (short_path / "s").exists()
 
 
 def test_check_config_prints_and_touches_nothing(short_path):

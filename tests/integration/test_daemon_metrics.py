@@ -1,5 +1,8 @@
 """Prometheus' view of a real daemon: what came, what was lost and why, and what the disk took."""
 
+import contextlib
+import socket
+import threading
 import urllib.request
 
 import numpy as np
@@ -10,6 +13,7 @@ from helpers.wire import DaemonProcess, batch, engine_id, hello, numbered_tokens
 from tracekit.client import Client
 from tracekit.errors import UsageError
 from tracekitd.metrics import check_metrics
+from tracekitd.scrape import MAX_OPEN, Server
 
 
 def scrape(process: DaemonProcess):
@@ -69,7 +73,30 @@ def test_what_trainers_say_is_compared_while_it_comes(short_path):
         process.end()
 
 
-@pytest.mark.parametrize("address", ["9100", ":9100", "localhost:http", "localhost:70000"])
+def test_who_asks_slowly_costs_little_and_is_in_nobodys_way(capfd):
+    def numbers(_environ, start):
+        start("200 OK", [])
+        return [b"numbers"]
+
+    before = threading.active_count()
+    server = Server("127.0.0.1", 0, lambda _environ, start: (start("200 OK", []) and []) or [b"numbers"])
+    address = ("127.0.0.1", server.server_port)
+    slow = [socket.create_connection(address) for _ in range(5 * MAX_OPEN)]
+    try:
+        for asked in slow:
+            with contextlib.suppress(OSError):
+                asked.send(b"GET / HT")
+        assert urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=10).read() == b"numbers"
+        assert threading.active_count() - before <= MAX_OPEN + 3
+    finally:
+        for asked in slow:
+            asked.close()
+        server.shutdown()
+        server.server_close()
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["9100", ":9100", "localhost:http", "localhost:70000", "localhost:²"])
 def test_an_address_that_is_none(address):
     with pytest.raises(UsageError, match="HOST:PORT"):
         check_metrics(address)

@@ -1,8 +1,11 @@
 """The daemon over TCP: with TLS and somebody it knows, or not at all; certificates and tokens change while it runs."""
 
 import datetime
+import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,9 +17,12 @@ from helpers.wire import DaemonProcess, batch, engine_id, hello, numbered_tokens
 from tracekit.errors import DaemonError, UsageError
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import ControlClient
-from tracekit.rpc.credentials import Access, read_tokens
+from tracekit.rpc.credentials import MAX_FILE_BYTES, Access, read_file, read_tokens
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.trace.reader import open_trace
+from tracekitd.calls import MAX_CALLS
+from tracekitd.tls import Certificates
+from tracekitd.tokens import Tokens
 
 CLOSE_SECS = 60.0
 TOKEN = "an-honest-token-of-length"
@@ -134,6 +140,93 @@ def test_reflection_wants_a_token_and_health_does_not(start, files):
         ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
         with pytest.raises(grpc.RpcError, match="no token"):
             next(ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+
+
+def test_a_stranger_who_sends_half_of_what_he_announces_costs_nothing(start, short_path, files):
+    """Two connections without a token had the daemon keep 2 GB; one that read nothing kept it from ending."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    daemon = TcpDaemon(short_path, files)
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))"
+    daemon.argv[1:3] = [
+        "-c",
+        f"{limits}; from tracekitd import calls, __main__; calls.REQUEST_SECS = 3; __main__.main()",
+    ]
+    over, secrets = threading.Event(), grpc.ssl_channel_credentials((files.folder / "ca.pem").read_bytes())
+    token = (("authorization", f"Bearer {TOKEN}"),)
+
+    def silent():
+        over.wait()
+        yield b""
+
+    try:
+        daemon.start()
+        place = daemon.tcp.removeprefix("grpcs://")
+        sockets = [socket.create_connection(("127.0.0.1", int(place.rpartition(":")[2]))) for _ in range(60)]
+        time.sleep(0.5)
+        assert len(os.listdir(f"/proc/{daemon.process.pid}/fd")) < 60  # the spool and the unix socket keep theirs
+        with ControlClient(daemon.address) as client:
+            client.flush()
+        for found in sockets:
+            found.close()
+        with grpc.secure_channel(place, secrets) as channel:
+            answers = [channel.stream_unary("/grpc.health.v1.Health/Check")(silent(), timeout=10) for _ in range(3)]
+            assert answers == [health_pb2.HealthCheckResponse(status="SERVING").SerializeToString()] * 3
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert watch.code() == grpc.StatusCode.UNAUTHENTICATED
+            flush = channel.stream_unary("/tracekit.v1.Control/Flush")
+            calls = [flush.future(silent(), metadata=token) for _ in range(MAX_CALLS)]
+            while (late := flush.future(silent(), metadata=token)).code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+                assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            with pytest.raises(grpc.RpcError, match="not the request of that call"):
+                channel.unary_unary("/tracekit.v1.Control/ListEngines")(b"\xff", metadata=token)
+            over.set()
+        assert daemon.ask() and daemon.stop() == 0 and "Traceback" not in daemon.stderr()
+    finally:
+        over.set()
+        daemon.end()
+
+
+def test_what_gRPC_would_take_and_then_refuse_everybody_with(files):
+    (files.folder / "bad").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for cert, key, authority, words in (
+        ("client.pem", "server.key", None, "go together"),
+        ("bad", "server.key", None, "go together"),
+        ("server.pem", "server.key", "bad", "not certificates"),
+        ("server.pem", "server.key", "token", "not certificates"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Certificates(files.folder / cert, files.folder / key, authority and files.folder / authority)
+
+
+def test_a_file_that_is_mended_by_its_mode_alone_is_taken(files, capfd):
+    tokens, good = Tokens(files.folder / "token"), {"authorization": f"Bearer {TOKEN}"}
+    (files.folder / "token").chmod(0o644)
+    assert not tokens._knows(good) and "others can read" in capfd.readouterr().err
+    (files.folder / "token").chmod(0o600)
+    assert tokens._knows(good)
+    for odd in (
+        "",
+        "Bearer ",
+        f"Bearer  {TOKEN}",
+        f"bearer {TOKEN}",
+        f"Bearer {TOKEN}\n",
+        "Bearer \udcff",
+        f"{TOKEN},{TOKEN}",
+    ):
+        assert not tokens._knows({"authorization": odd})
+
+
+def test_files_are_read_whole_or_not_at_all(files):
+    """64 KiB of a system's authorities were read, and the rest was not trusted, without a word."""
+    (files.folder / "many.pem").write_bytes((files.folder / "ca.pem").read_bytes() * 200)
+    assert len(read_file(files / "many.pem")) == 200 * len(read_file(files / "ca.pem")) > 100_000
+    (files.folder / "huge").write_bytes(bytes(MAX_FILE_BYTES + 1))
+    os.mkfifo(files / "pipe")
+    for name in ("huge", "pipe", "."):
+        with pytest.raises(UsageError, match=r"not a file of at most 1 MiB|Is a directory"):
+            read_file(files / name)
 
 
 def test_mutual_tls_knows_clients_by_their_certificate(start, files):

@@ -4,7 +4,8 @@ import pytest
 
 from tracekit.rpc import messages
 from tracekit.rpc.methods import CONTROL, RECORDER, SERVICES
-from tracekitd.service import ControlService, RecorderService, handlers
+from tracekitd.calls import handlers
+from tracekitd.service import ControlService, RecorderService
 
 SERVICERS = {RECORDER: RecorderService, CONTROL: ControlService}
 
@@ -26,4 +27,4 @@ def test_every_rpc_has_its_handler_in_the_daemon(service):
 
 def test_a_servicer_without_one_is_found_when_the_daemon_starts():
     with pytest.raises(AttributeError, match="describe"):
-        handlers({CONTROL: object()})
+        handlers({CONTROL: object()}, lambda: True)

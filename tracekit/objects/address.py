@@ -39,7 +39,10 @@ class Address:
         Raises:
             UsageError: it names no bucket or key, holds credentials, or has an option that is not known.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UsageError(f"this is not a URL ({error}): {url}") from None
         if "@" in parts.netloc:
             raise UsageError("credentials do not belong into a URL, which is printed and stored: "
                              "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip

@@ -182,7 +182,7 @@ class Connection:
         )
         if malformed or code in foreign:
             return Ending(Then.GIVE_UP, refusal(self._address, details))
-        if code is grpc.StatusCode.UNAUTHENTICATED or tcp_of(self._address):
+        if code is not grpc.StatusCode.CANCELLED and (code is grpc.StatusCode.UNAUTHENTICATED or tcp_of(self._address)):
             say_once(
                 f"the daemon at {self._address} is not there yet, or not for us ({details}); rows are kept meanwhile"
             )

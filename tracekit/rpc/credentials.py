@@ -11,7 +11,7 @@ from tracekit.errors import UsageError
 from tracekit.rpc.address import socket_of, target_of, tcp_of
 
 MIN_TOKEN = 16  # characters
-MAX_FILE_BYTES = 64 << 10
+MAX_FILE_BYTES = 1 << 20  # a system's own authorities are 200 kB
 
 # what a half-open connection costs: after this long without an answer it is given up
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000)]
@@ -116,7 +116,11 @@ def read_file(path: str | Path) -> bytes:
 
 def _read(path: str | Path) -> tuple[bytes, os.stat_result]:
     try:
-        with open(path, "rb") as file:
-            return file.read(MAX_FILE_BYTES), os.fstat(file.fileno())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        # nobody must wait for a pipe
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+                raise UsageError(f"this is not a file of at most {MAX_FILE_BYTES >> 20} MiB: {path}")
+            return file.read(MAX_FILE_BYTES), found
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
