@@ -47,6 +47,7 @@ def test_every_block_of_a_hit_has_the_versions_that_the_memory_shows(recorded: A
     *known, resumed = hits(trace)
     *shown, memory = truth["hits"]
     assert known == shown and truth["num_versions"] == 5
+    assert truth["freed"]
     versions = {name: own for name, _, _, own in truth["hits"]}
     assert versions["stale"] == [[0, 0]] * 4 and versions["mixed"][2] == [1, 2]
     # whose prompt is cached whole computes its last token again, into the block that all share

@@ -59,8 +59,9 @@ def daemon_of(recorder_pid: int) -> int:
 
 
 def test_absent_daemon(absent: Any, reference: Any) -> None:
-    home, done, (_, folder) = absent
-    assert tokens_of(folder) == reference
+    home, done, folders = absent
+    assert tokens_of(folders[1]) == reference
+    assert [(folder / "freed").read_text() for folder in folders] == ["True", "True"]
     (note,) = home.glob("*.undelivered-*.json")
     told = json.loads(note.read_text())
     assert told["rows"]["tokens"] == NUM_TOKENS and told["rows"]["requests"] == 16

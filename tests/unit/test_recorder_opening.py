@@ -1,7 +1,10 @@
 """Opening a recording: once per engine, hung on what the hooks see, and described in the trace's first row."""
 
+import gc
+import threading
+import weakref
 from pathlib import Path
-from types import SimpleNamespace as Made
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +17,10 @@ from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
 
 
+class Made(SimpleNamespace):
+    """An object of the engine's, which can be referred to weakly."""
+
+
 class Line:
     """In place of the stream to a daemon."""
 
@@ -23,6 +30,7 @@ class Line:
         self.address, self.engine_id, self.redaction = address, engine_id, redaction
         self.on_command: Any = None
         self.tables: dict[str, Any] = {}
+        self.closed = threading.Event()
         self.opened.append(self)
 
     def put(self, tables: dict[str, Any], kept: Any = None) -> None:
@@ -41,7 +49,7 @@ class Line:
         return False
 
     def close(self, timeout_secs: float) -> None:
-        pass
+        self.closed.set()
 
 
 CONFIG = Made(
@@ -71,6 +79,23 @@ def test_it_hangs_on_every_owner_and_describes_the_engine() -> None:
     engines = line.tables["engines"]
     assert engines["engine_id"] == [line.engine_id] and engines["kind"] == ["v9"] and engines["rank"].tolist() == [1]
     assert engines["logprobs_mode"] == ["raw_logprobs"] and '"blocks":5' in engines["config"][0]
+
+
+def test_an_engine_that_its_owner_lets_go_of_is_freed_and_its_recording_ends() -> None:
+    engine, executor = Made(), Made()
+    recording = opened(engine, executor)
+    assert recording is not None
+    executor.collective_rpc = lambda _: []
+    recording.meet([], executor, lambda executor: executor.collective_rpc("fingerprint"))
+    recording.changed("load_weights", 0)
+    alive = [weakref.ref(owner) for owner in (engine, executor)]
+    del engine, executor
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None] and recording.owners() == []
+    (line,) = Line.opened
+    assert line.closed.wait(30)
+    assert line.tables["weights"]["method"] == ["load_weights"]  # what no forward followed
+    recording.close()
 
 
 def test_an_engine_is_recorded_once() -> None:

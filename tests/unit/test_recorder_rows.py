@@ -206,6 +206,20 @@ def test_children_of_one_request_keep_their_parent_and_labels() -> None:
     assert json.loads(requests["sampling_params"][0])["all_stop_token_ids"] == [2]
 
 
+def test_ids_that_look_like_others_or_are_empty_are_what_they_are() -> None:
+    rows = V1Rows(num_blocks=2)
+    for name, external in (("0_-12ab", ""), ("-34cd", ""), ("0_x-56ef", "0_x"), ("²_x-78ab", "²_x")):
+        rows.add(Named(name, external))
+        rows.add(Admitted(1, request(name)))
+    requests = rows.take()["requests"]
+    assert requests["external_id"] == ["", "", "0_x", "²_x"] and requests["parent_id"] == ["", None, None, None]
+
+
+def test_a_share_can_be_recorded_of_requests_whose_ids_no_encoding_has() -> None:
+    rows = V1Rows(num_blocks=2, sample=0.5)
+    assert len({rows.is_sampled(f"\ud800{i}") for i in range(64)}) == 2
+
+
 def test_kv_usage_is_the_share_of_usable_blocks() -> None:
     steps = step(rows_with("a"), {"a": (1, 4)}, {"a": [9]})["steps"]
     assert steps["kv_usage"].tolist() == [0.5]

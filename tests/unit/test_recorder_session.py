@@ -78,7 +78,7 @@ class Sink:
         self.closed += 1
 
 
-def test_everything_appended_is_stored_in_order_once_closed() -> None:
+def test_everything_appended_is_stored_in_order_once_closed(capsys: pytest.CaptureFixture[str]) -> None:
     sink = Sink()
     session = Session(Encoder(), sink)
     for i in range(1000):
@@ -86,7 +86,11 @@ def test_everything_appended_is_stored_in_order_once_closed() -> None:
     session.close()
     session.close()
     assert sink.stored == [("e", i) for i in range(1000)] and sink.closed == 1 and not sink.lost
-    session.append(("e", 1))  # after the end: nothing happens
+    session.append(("e", 0))  # after the end
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        session.append(("e", 1))
+    assert capsys.readouterr().err.count("after its recording has ended") == 1
 
 
 def test_a_full_queue_drops_the_newest_and_counts_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,37 @@ def test_what_cannot_be_packed_is_lost_and_said_once(tmp_path, capfd):
     assert capfd.readouterr().err.count("a batch is not recorded") == 1
 
 
+def test_what_cannot_be_packed_for_another_reason_is_lost_too(tmp_path, monkeypatch):
+    def out_of_descriptors(_tables):
+        raise OSError(24, "Too many open files", "numpy/ma/__init__.py")
+
+    stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN)
+    monkeypatch.setattr(stream_module, "pack", out_of_descriptors)
+    stream.put(numbered_tokens(0, 7))
+    assert stream.close(30).lost == {"tokens": 7}
+
+
+def test_a_process_with_hardly_a_descriptor_left_is_not_aborted_by_grpc(short_path):
+    code = """
+import os, resource, socket, sys
+import numpy as np, numpy.ma
+from tracekit.recorder.stream import Stream
+from tracekit.rpc.columns import WIRE_TABLES
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+stream = Stream(f"unix:{sys.argv[1]}", "ab" * 16)
+limit = len(os.listdir("/proc/self/fd")) + 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+kinds = WIRE_TABLES["tokens"]
+stream.put({"tokens": {name: np.zeros(7, kinds[name].rstrip("?")) for name in kinds}})
+print(stream.close(5).undelivered)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(short_path / "d.sock")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'tokens': 7}" and "hardly a file descriptor left" in done.stderr
+
+
 @pytest.mark.parametrize("address", ["localhost:1234", "tcp:1.2.3.4:5", ""])
 def test_other_addresses_are_refused_with_one_sentence(address, capfd):
     states = []

@@ -1,5 +1,6 @@
 """The recorder's background thread outlives whatever goes wrong in it, and what it could not do is counted."""
 
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -114,3 +115,9 @@ def test_losses_counted_by_several_threads_while_they_are_reported_add_up(
         thread.join()
     session.close()
     assert sink.lost["tokens"] == 27_000 and sum(sink.lost.values()) == 36_000
+
+
+def test_where_stderr_is_closed_nothing_of_ours_is_among_what_the_job_prints() -> None:
+    code = "from tracekit.recorder.guard import say; say('lost'); print('{}')"
+    argv = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    assert subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout == "{}\n"

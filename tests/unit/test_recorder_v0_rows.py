@@ -210,10 +210,11 @@ def test_rows_of_a_request_that_was_not_admitted_are_counted() -> None:
 
 
 def test_children_know_their_parent() -> None:
-    tables, _ = encode(admitted("job_parallel_sample_2"), admitted("odd_parallel_sample_"))
-    assert tables["requests"]["external_id"] == ["job", "odd_parallel_sample_"]
-    assert tables["requests"]["parent_id"] == ["job", None]
-    assert tables["requests"]["index"].tolist() == [2, 0]
+    others = ["odd_parallel_sample_", "odd_parallel_sample_²"]
+    tables, _ = encode(admitted("job_parallel_sample_2"), *map(admitted, others))
+    assert tables["requests"]["external_id"] == ["job", *others]
+    assert tables["requests"]["parent_id"] == ["job", None, None]
+    assert tables["requests"]["index"].tolist() == [2, 0, 0]
     assert json.loads(tables["requests"]["labels"][0]) == {"rollout": 7}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from types import SimpleNamespace as Made
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from tracekit.recorder.vllm.events import Fingerprints, TableRow
 from tracekit.recorder.vllm.v1 import weights as v1_weights
 from tracekit.recorder.vllm.v1.rows import V1Rows
 from tracekit.recorder.vllm.v1.weights import V1Weights
+
+
+class Made(SimpleNamespace):
+    """An object of the engine's, which can be referred to weakly."""
 
 
 class Session:

@@ -15,6 +15,8 @@ _told: set[str] = set()
 
 def say(text: str) -> None:
     """Print one line on stderr; an engine whose stderr is closed is left in peace."""
+    if sys.stderr is None:  # closed before Python began: print() would take stdout, which is the job's
+        return
     try:
         print(f"tracekit: {text}", file=sys.stderr, flush=True)
     except (OSError, ValueError):

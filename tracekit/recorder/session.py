@@ -23,6 +23,7 @@ Claim = Callable[[int], None]  # takes the number of a batch
 DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep the engine's objects alive
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
+CLOSE_SECS = 5.0
 REST_SECS = 0.05  # between two batches that go out because the engine fell idle
 MAX_EVENTS = 4096  # of an engine: a step is one
 
@@ -114,6 +115,8 @@ class Session:
         self._at_rest = False  # everything is told, and whatever is appended next takes that back
         self._last_rest = -REST_SECS
         self._pid = os.getpid()
+        self._owner: weakref.ref[Any] | None = None
+        self._on_gone: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -121,12 +124,20 @@ class Session:
         ours = weakref.ref(self)  # what is registered here stays for ever
         os.register_at_fork(after_in_child=lambda: _forget(ours()))
 
+    def end_with(self, owner: Any, on_gone: Callable[[], None]) -> None:
+        """Call `on_gone` on the background thread, deliver what is queued and end, once nobody has `owner` any more."""
+        self._on_gone, self._owner = on_gone, weakref.ref(owner)
+
     def append(self, event: Any) -> None:
         """Queue one event: an append of references, about a microsecond, on the engine's thread.
 
         Where the queue is full the event is dropped and its rows are counted as lost.
         """
         if self._closing:
+            if self._encoder.count(event).get("tokens"):
+                say_once(
+                    "an engine goes on after its recording has ended, or in a forked process: this is not recorded"
+                )
             return
         if self._is_full() and not (self._pace is not None and self._pace.holds()):
             self.lose(event, "recorder queue full")
@@ -167,9 +178,12 @@ class Session:
         self._events.append(_Sent(done))
         return True
 
-    def close(self, timeout_secs: float = 5.0) -> None:
+    def close(self, timeout_secs: float = CLOSE_SECS) -> None:
         """Encode and deliver what is queued, within `timeout_secs`; safe to call twice."""
-        if not self._closed.acquire(blocking=False) or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            return
+        if not self._closed.acquire(blocking=False):
+            self._thread.join(timeout_secs)  # it may be closing itself
             return
         atexit.unregister(self.close)
         deadline = time.monotonic() + timeout_secs
@@ -185,6 +199,8 @@ class Session:
         """Let go of everything, in a forked child."""
         self._closing = True
         self._events.clear()
+        # a thread that we have not may have held their locks
+        self._wake, self._lost_lock = threading.Event(), threading.Lock()
         atexit.unregister(self.close)
 
     def _run(self) -> None:
@@ -192,12 +208,19 @@ class Session:
         while not closing:
             self._wake.wait(DRAIN_SECS)
             self._wake.clear()
-            closing = self._closing
+            gone = self._owner is not None and self._owner() is None
+            closing = self._closing or gone
             try:
+                if gone:
+                    self._on_gone()
+                    self._closing = True
                 self._drain()
             except Exception as error:
                 # this thread must live: without it the queue fills up and nothing more is recorded
                 say_once(f"events could not be drained: {type(error).__name__}: {error}")
+        if gone and self._closed.acquire(blocking=False):
+            self._sink.close(CLOSE_SECS)
+            atexit.unregister(self.close)
 
     def _drain(self) -> None:
         while self._events:

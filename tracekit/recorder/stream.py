@@ -232,9 +232,9 @@ class Stream:
         if not reason:
             try:
                 payload = pack(tables)
-            except TracekitError as error:
-                reason = str(error)
-                say_once(f"a batch is not recorded: {reason}")
+            except Exception as error:  # also what no table is to blame for: no descriptor or memory is left
+                reason = str(error) if isinstance(error, TracekitError) else f"not encodable: {type(error).__name__}"
+                say_once(f"a batch is not recorded: {error}")
         if len(payload) > self._split_bytes and max(rows.values()) > 1:
             self._put(slice_rows(tables, 0, 0.5), None)
             self._put(slice_rows(tables, 0.5, 1), kept)

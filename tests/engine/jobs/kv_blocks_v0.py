@@ -1,10 +1,13 @@
 """Prefix hits of V0's LLMEngine under weights that change between and within requests, with too few KV blocks.
 
-kv_blocks_v0.py MODEL OUT.json: writes what each hit found, as the KV memory and vLLM's own tracker of hits show it.
+kv_blocks_v0.py MODEL OUT.json: writes what each hit found, as the KV memory and vLLM's own tracker of hits show it,
+and whether the model is freed once nobody has the engine.
 """
 
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -59,7 +62,7 @@ def watch(engine):
     return hits, forwards
 
 
-def main(model, out):
+def main(model):
     args = {"max_model_len": 256, "max_num_seqs": 8, "enforce_eager": True, "seed": 0, "block_size": 16}
     args |= {"dtype": "float32", "enable_prefix_caching": True, "num_gpu_blocks_override": NUM_BLOCKS}
     engine = LLMEngine.from_engine_args(EngineArgs(model=model, **args))
@@ -101,9 +104,14 @@ def main(model, out):
     for i in range(5):
         add(f"r{i}", [100 + 9 * i + j for j in range(120)], 40)
     finish(changes=(8, 20))
-    with open(out, "w") as file:
-        json.dump({"hits": hits, "num_versions": len(set(forwards))}, file)
+    return weakref.ref(engine.model_executor.driver_worker.worker.get_model()), {
+        "hits": hits,
+        "num_versions": len(set(forwards)),
+    }
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    model, truth = main(sys.argv[1])
+    gc.collect()
+    with open(sys.argv[2], "w") as file:
+        json.dump({**truth, "freed": model() is None}, file)

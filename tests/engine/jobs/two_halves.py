@@ -1,12 +1,15 @@
 """A deterministic job in two halves; between them it waits until the test has done its harm to the daemon.
 
 two_halves.py MODEL FOLDER: writes FOLDER/tokens.json; touches FOLDER/half, waits for FOLDER/go where FOLDER/wait is.
+FOLDER/freed says whether the engine is, once nobody has it.
 """
 
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from pathlib import Path
 
 # in one process requests enter in one order and batches are the same each time
@@ -32,3 +35,8 @@ if __name__ == "__main__":
             while (folder / "wait").exists() and not (folder / "go").exists():
                 time.sleep(0.05)
     (folder / "tokens.json").write_text(json.dumps(seen))
+    scheduler = weakref.ref(llm.llm_engine.engine_core.engine_core.scheduler)
+    del llm
+    gc.unfreeze()  # vLLM freezes what is there once it is built
+    gc.collect()
+    (folder / "freed").write_text(str(scheduler() is None))

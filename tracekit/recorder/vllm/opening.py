@@ -71,9 +71,9 @@ def open_recording(
     pace = Pace(stream, options.stall_secs()) if lossless else None
     session = Session(encoder, stream, Marker(socket_of(options.address), stream.engine_id), pace=pace)
     recording = make(session)
-    recording.stream, recording.owners, recording.options = stream, owners, options
+    recording.stream, recording.options = stream, options
     Commands(stream, session, recording.label)
-    for owner in owners:
-        setattr(owner, PLACE, recording)
+    recording.hang_on(*owners)
+    session.end_with(owners[0], recording.owner_gone)
     session.append(TableRow("engines", engine_row(stream.engine_id, described, options)))
     return recording

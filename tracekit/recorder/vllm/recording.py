@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ class Change:
 class Recording:
     """What the recordings of all generations share: the session, the engine's step, and its weight version.
 
-    All but `label` is called on the engine's thread.
+    All but `label` and `owner_gone` is called on the engine's thread. Of the engine it holds nothing: one that its
+    owner lets go of is freed, with its weights and its KV cache, and the recording ends.
 
     Args:
         session: takes the rows.
@@ -53,7 +55,6 @@ class Recording:
     Attributes:
         stream: where they go from there.
         options: how the engine is recorded.
-        owners: the engine's objects that it hangs on.
         since_step: the first engine step that it may have.
         stopping: it takes no new step.
         over: it takes nothing any more, and waits to be closed.
@@ -62,7 +63,6 @@ class Recording:
 
     stream: Stream
     options: Options
-    owners: Sequence[Any] = ()
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -77,11 +77,22 @@ class Recording:
         self._changes: list[Change] = []
         self._adapters: dict[str, tuple[int, str]] = {}
         self._poll = False
+        self._owners: list[weakref.ref[Any]] = []
         self._read: Callable[[], Iterable[dict[str, Any]]] | None = None
         self._tensors: Tensors | None = None  # of the current version
         self._lock = threading.Lock()  # held where versions start and where they are labelled
         # runs before the session's own: a change with no forward after it is a version too
         atexit.register(self.close)
+
+    def hang_on(self, *owners: Any) -> None:
+        """Be found on these objects of the engine, see `opening.recording_of`."""
+        for owner in owners:
+            setattr(owner, PLACE, self)
+            self._owners.append(weakref.ref(owner))
+
+    def owners(self) -> list[Any]:
+        """Return the engine's objects that it hangs on, as far as they are there."""
+        return [owner for ref in self._owners if (owner := ref()) is not None]
 
     def begin_at(self, engine_step: int, num_joined: int, told: dict[str, Any]) -> None:
         """Begin in the middle of the engine's life: which weights it has is not known, so they are not version 0.
@@ -107,7 +118,7 @@ class Recording:
         """Let go of the engine; whoever closes it may wait for the daemon, the engine does not."""
         if not self.over:
             self.stopping = self.over = True
-            for owner in self.owners:
+            for owner in self.owners():
                 if getattr(owner, PLACE, None) is self:
                     delattr(owner, PLACE)
             self._steer(DETACH, {}, None)
@@ -128,6 +139,11 @@ class Recording:
         never_raise(self.start_versions)(read=False)
         self.session.close(timeout_secs)
 
+    def owner_gone(self) -> None:
+        """Announce what no forward has followed: nobody has the engine any more; on the session's thread."""
+        atexit.unregister(self.close)
+        never_raise(self.start_versions)(read=False)
+
     def wait(self) -> None:
         """Let a lossless recorder catch up, between two steps, and record what it took."""
         stall = self.session.wait()
@@ -135,12 +151,15 @@ class Recording:
             row = {"engine_step": self.engine_step, **stall._asdict()}
             self.session.append(TableRow("stalls", row))
 
-    def meet(self, described: Iterable[dict[str, Any]], read: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    def meet(
+        self, described: Iterable[dict[str, Any]], asked: Any, read: Callable[[Any], Iterable[dict[str, Any]]]
+    ) -> None:
         """Take what the workers tell of themselves, and the fingerprints of their weights: later ones compare to them.
 
         Args:
             described: the answers of `worker.describe`.
-            read: returns the workers' answers of `worker.fingerprint`; where it raises, or a worker could not, no
+            asked: who asks the workers.
+            read: takes it and returns their answers of `worker.fingerprint`; where it raises, or a worker could not, no
                 fingerprints are taken any more.
         """
         now = time.monotonic_ns()
@@ -149,7 +168,8 @@ class Recording:
                 say_once(f"a worker could not be described: {answer['error']}")
             else:
                 self.session.append(TableRow("workers", {**answer, "time_ns": now}))
-        self._read = read
+        held = weakref.ref(asked)
+        self._read = lambda: read(held())
         self._tensors = self._take()
         if self._tensors is not None:
             self.session.append(Fingerprints(self.weight_version, self._tensors))

@@ -18,4 +18,6 @@ def is_within(family: str, share: float) -> bool:
 
 @lru_cache(maxsize=8192)
 def _place(name: str) -> float:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / (1 << 48)
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6).digest(), "big") / (
+        1 << 48
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from tracekit.rpc.address import socket_of, tcp_of
 
 CLOSE_SECS = 30.0  # for what a stopped recording has left to deliver; only the desk's thread waits
 
-_recorded: set[int] = set()  # switches of this process whose recordings are not over
+_recorded: weakref.WeakSet[Switch] = weakref.WeakSet()  # of this process, whose recordings are not over
 
 
 class Engine(Protocol):
@@ -60,7 +61,7 @@ class Switch:
         self._orders: deque[Order] = deque(maxlen=1)  # the engine's thread and the desk's: who pops it, does it
         self._error = ""
         if recording is not None:
-            _recorded.add(id(self))
+            _recorded.add(self)
 
     def is_gone(self) -> bool:
         """Whether the engine has been let go of."""
@@ -98,7 +99,7 @@ class Switch:
         if recording is not None and recording.over:
             recording.close(CLOSE_SECS)
             self._recording = None
-            _recorded.discard(id(self))
+            _recorded.discard(self)
             if not _recorded:
                 self._engine.hooks_off()
             say(f"engine {recording.stream.engine_id} is no longer recorded")
@@ -138,12 +139,12 @@ class Switch:
                     self._engine.wind_up(self._recording)
                     self._recording.stop()
             elif order.options is not None and self._recording is None:
-                _recorded.add(id(self))
+                _recorded.add(self)
                 self._recording = self._engine.begin(order.options)
                 if self._recording is None:
                     raise UsageError("this engine cannot be recorded")
                 say(f"engine {self._recording.stream.engine_id} is recorded from step {self._recording.since_step} on")
         except Exception as error:
-            _recorded.discard(id(self))
+            _recorded.discard(self)
             self._error = str(error) or type(error).__name__
             failed(order.action, error)

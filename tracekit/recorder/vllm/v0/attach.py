@@ -20,7 +20,6 @@ from tracekit.recorder.vllm.calls import method_name, noted, watch_loads
 from tracekit.recorder.vllm.events import Dispatch, Moves, Preempted, Step
 from tracekit.recorder.vllm.hooks import Hook, after, installed, uninstall, wrap
 from tracekit.recorder.vllm.opening import recording_of
-from tracekit.recorder.vllm.recording import PLACE
 from tracekit.recorder.vllm.snapshot import vllm_version
 from tracekit.recorder.vllm.switch import Switch
 from tracekit.recorder.vllm.v0 import probe as v0_probe
@@ -142,12 +141,11 @@ def _watch_driver(recording: V0Recording, executor: Any, told: Options) -> None:
     driver = getattr(getattr(executor, "driver_worker", None), "worker", None)
     if not isinstance(driver, LocalOrDistributedWorkerBase):
         return
-    setattr(driver, PLACE, recording)
-    recording.owners = (*recording.owners, driver)
+    recording.hang_on(driver)
     recording.has_driver = True
     if told.logprobs != "client":
         v0_sampler.attach(told.logprobs)
-    recording.meet([worker.describe(driver)], lambda: [worker.fingerprint(driver)])
+    recording.meet([worker.describe(driver)], driver, lambda driver: [worker.fingerprint(driver)])
     watch_loads(recording, driver.get_model())
 
 

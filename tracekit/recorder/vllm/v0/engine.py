@@ -84,7 +84,7 @@ class V0Engine(Held):
         """Probe nothing any more; what V0's sampler sends along harms nobody."""
         if recording.options.probe is not None:
             hooks.uninstall(keep=[hook for hook in hooks.installed() if hook.purpose != PURPOSE])
-            for owner in recording.owners:
+            for owner in recording.owners():
                 leave(owner)
 
 

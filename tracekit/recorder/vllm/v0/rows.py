@@ -77,7 +77,7 @@ class V0Rows(Rows[V0Request]):
     def _add_request(self, event: Admitted) -> None:
         group = event.request
         external, child, index = group.request_id.rpartition(CHILD)
-        is_child = bool(child) and index.isdigit()
+        is_child = bool(child) and index.isdecimal()
         (sequence,) = group.seqs
         params = group.sampling_params
         asked = getattr(params, "logprobs", None) is not None
@@ -269,4 +269,4 @@ def _count_prompt(num_topk: int, output: Any) -> dict[str, int]:
 def family_of(request_id: str) -> str:
     """What the ids of one n>1 request have in common (vllm/sequence.py `ParallelSampleSequenceGroup`)."""
     parent, child, index = request_id.rpartition(CHILD)
-    return parent if child and index.isdigit() else request_id
+    return parent if child and index.isdecimal() else request_id

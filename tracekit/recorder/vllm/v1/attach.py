@@ -138,7 +138,8 @@ def _on_preprocess(core: Any, _result: Any, request: Any) -> None:
     # runs in the input thread, before the scheduler sees the request; Request itself drops the caller's id
     recording = _of(core)
     if recording is not None:
-        recording.session.append(Named(request.request_id, request.external_req_id or request.request_id))
+        external = request.external_req_id  # an empty one is one
+        recording.session.append(Named(request.request_id, request.request_id if external is None else external))
 
 
 def _on_request(scheduler: Any, _result: None, request: Any) -> None:

@@ -32,7 +32,6 @@ class V1Recording(V1Weights):
         self.dispatched: dict[int, Dispatch] = {}
         # a speculative step trims the sampled lists in place, so they must be copied before
         self.copies_sampled = bool(getattr(scheduler, "num_spec_tokens", 0))
-        self.block_pool = scheduler.kv_cache_manager.block_pool
         self.requests = scheduler.requests  # those that have not come to their end
         self.joining: dict[str, tuple[Any, int, int | None]] | None = None
         self._held: list[Finished] = []  # of those
@@ -91,7 +90,8 @@ class V1Recording(V1Weights):
             return
         if self.pending:
             self.start_versions()
-        now, num_free_blocks = time.monotonic_ns(), self.block_pool.get_num_free_blocks()
+        now = time.monotonic_ns()
+        num_free_blocks = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         fields = (self.engine_step, now, self.weight_version, len(scheduler.waiting), num_free_blocks)
         self.dispatched[id(output)] = make(Dispatch, fields)
         self.engine_step += 1

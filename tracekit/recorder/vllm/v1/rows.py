@@ -81,10 +81,10 @@ class V1Rows(Rows[V1Request]):
             say_once("streaming-input sessions are not recorded, their tokens are counted as lost")
             return
         request_id = request.request_id
-        external = self._external.pop(request_id, None) or request_id.rsplit("-", 1)[0]
+        external = self._external.pop(request_id, request_id.rsplit("-", 1)[0])
         # a child of an n>1 request is named "{index}_{parent}" (v1/engine/parallel_sampling.py)
         index, _, parent = request_id.partition("_")
-        is_child = index.isdigit() and parent.startswith(external)
+        is_child = index.isdecimal() and parent.startswith(external)
         params = request.sampling_params
         live = V1Request(self._num_requests, request.num_prompt_tokens, self._all_asked or _asks(params), params)
         live.block_hashes = getattr(request, "block_hashes", ())
@@ -262,4 +262,4 @@ def _asks(params: Any) -> bool:
 def family_of(request_id: str) -> str:
     """What the ids of one n>1 request have in common (vllm/v1/engine/parallel_sampling.py `get_child_info`)."""
     index, _, parent = request_id.partition("_")
-    return parent if index.isdigit() else request_id
+    return parent if index.isdecimal() else request_id

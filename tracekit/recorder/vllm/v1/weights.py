@@ -75,7 +75,7 @@ class V1Weights(Recording):
         except Exception as error:
             say_once(f"the workers cannot be asked, so nothing is known of them: {type(error).__name__}: {error}")
             return
-        self.meet(described, lambda: executor.collective_rpc(worker.FINGERPRINT))
+        self.meet(described, executor, lambda executor: executor.collective_rpc(worker.FINGERPRINT))
         local = getattr(getattr(executor, "driver_worker", None), "worker", None)
         if local is not None:
             self._in_process = in_process
