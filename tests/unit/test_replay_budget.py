@@ -1,13 +1,16 @@
 """`--budget`: which rollouts are scored in so much time."""
 
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tracekit.replay.budget import PASSES, within
+from tracekit.replay.budget import PASSES, position_secs, within
 from tracekit.replay.rollouts import Rollout, Rollouts
 from tracekit.scoring.params import Params
+from tracekit.scoring.spans import Span
 from tracekit.scoring.types import Sequence
 
 GROUPS, MEMBERS, PROMPT, LENGTH = 100, 4, 20, 30
@@ -58,3 +61,20 @@ def test_where_no_group_fits_a_part_of_one_is_scored(fit: int, taken: int) -> No
     positions = PROMPT + fit * LENGTH + 1
     found = within(everyone(), positions * PASSES * 0.001, 0.001, time.monotonic()).rollouts
     assert [rollout.sequence.request for rollout in found] == list(range(taken))
+
+
+def test_a_position_is_timed_on_whole_rollouts_of_a_thousand_positions_at_most() -> None:
+    ran = []
+
+    def score(spans: list[Span], *, max_batch_tokens: int) -> None:
+        ran.extend((span.sequence.request, span.stop) for span in spans)
+        time.sleep(0.02)
+
+    rollouts = everyone().rollouts
+    secs = position_secs(SimpleNamespace(score=score), rollouts, 2048)
+    assert ran == [(member, PROMPT + LENGTH - 1) for member in range(MEMBERS)]  # not the first tokens alone
+    assert 0.02 <= secs * (COST - MEMBERS) < 2
+    long = [replace(r, sequence=replace(r.sequence, token_ids=np.full(3000, 5, "u4"))) for r in rollouts]
+    ran.clear()
+    position_secs(SimpleNamespace(score=score), long, 2048)
+    assert ran == [(0, 2048)]

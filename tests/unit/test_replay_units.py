@@ -151,7 +151,7 @@ def test_every_beginning_of_a_spread_is_even():
 
 
 def test_a_file_gets_each_line_of_progress_once(capsys):
-    now = iter(float(second) for second in range(0, 90, 3))
+    now = iter(float(second) for second in range(0, 360, 12))
     with Progress("replay", {"one": 30}, clock=lambda: next(now)) as progress:
         for _ in range(3):
             progress.advance("one", 10)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tracekit.diagnose.result import Sample
 from tracekit.replay.rollouts import Rollout, Rollouts
 from tracekit.replay.sampling import spread
+from tracekit.scoring.spans import whole
 
+if TYPE_CHECKING:
+    from tracekit.replay.scorers import ScorerLike
+
+_TIMED = 1024
 PASSES = 2.5  # what the whole verdict costs at most, in trainer's passes
 
 
@@ -30,8 +37,7 @@ def within(rollouts: Rollouts, budget_secs: float, position_secs: float, started
     """
     room = (budget_secs - (time.monotonic() - started)) / (PASSES * position_secs)
     everyone = rollouts.rollouts
-    by_prompt = sorted(everyone, key=_prompt)
-    groups = sorted((list(group) for _, group in groupby(by_prompt, key=_prompt)), key=_when)
+    groups = _groups(everyone)
     order = spread(len(groups))
     spent = np.cumsum([_cost(groups[i]) for i in order])
     count = int(np.count_nonzero(spent <= room))
@@ -41,6 +47,30 @@ def within(rollouts: Rollouts, budget_secs: float, position_secs: float, started
     left = [rollout for rollout in everyone if id(rollout) in chosen]
     sample = Sample(budget_secs, len(everyone), sum(r.num_tokens for r in everyone))
     return replace(rollouts, rollouts=left, sample=sample)
+
+
+def position_secs(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> float:
+    """Return how long one position takes, of the rollouts that are scored whatever the time: about a thousand of them.
+
+    Args:
+        scorer: the trainer's, warm.
+        rollouts: all of them.
+        max_batch_tokens: the batch shape; of a longer rollout the beginning is scored.
+    """
+    group = _groups(rollouts)[0]
+    cost = np.cumsum([r.num_tokens for r in group]) + group[0].num_prompt_tokens
+    spans = [whole(r.sequence) for r in group[: int(np.searchsorted(cost, _TIMED)) + 1]]
+    spans = [replace(span, stop=min(span.stop, max_batch_tokens)) for span in spans]
+    begin = time.perf_counter()
+    scorer.score(spans, max_batch_tokens=max_batch_tokens)
+    num = sum(span.stop for span in spans) - (len(spans) - 1) * min(group[0].num_prompt_tokens, max_batch_tokens)
+    return (time.perf_counter() - begin) / max(num, 1)
+
+
+def _groups(rollouts: Seq[Rollout]) -> list[list[Rollout]]:
+    """Rollouts of an equal prompt, in the order of their versions and steps."""
+    by_prompt = sorted(rollouts, key=_prompt)
+    return sorted((list(group) for _, group in groupby(by_prompt, key=_prompt)), key=_when)
 
 
 def _prompt(rollout: Rollout) -> bytes:

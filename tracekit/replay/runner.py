@@ -18,7 +18,7 @@ from tracekit.diagnose.verdict import judge
 from tracekit.errors import UsageError
 from tracekit.replay.annotated import annotated_view
 from tracekit.replay.borrowed import borrowed_prompts, starts_of
-from tracekit.replay.budget import within
+from tracekit.replay.budget import position_secs, within
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes, rounded
 from tracekit.replay.leaks import leak_scores
@@ -152,14 +152,17 @@ def replay(
     here = replace(here, rollouts=rollouts)
     load = load or torch_loader(device)
     scorers = OneAtATime(load)
+    begin = time.monotonic()
     scorer = scorers(here.first, received)
+    loading_secs = time.monotonic() - begin  # and once more, for the other precision
     shape = max_batch_tokens or BATCH_TOKENS.get(scorer.device.split(":")[0], BATCH_TOKENS_GPU)
     rollouts = fitting(rollouts, scorer, here.first)
     if scorer.packing != PACKED:
         rollouts = forget_kv(rollouts)
-    secs = identity_test(scorer, rollouts.rollouts, shape)
+    identity_test(scorer, rollouts.rollouts, shape)
     if budget_secs is not None:
-        rollouts = within(rollouts, budget_secs, secs, started)
+        secs = position_secs(scorer, rollouts.rollouts, shape)
+        rollouts = within(rollouts, budget_secs, secs, started - loading_secs)
     facts = replace(here.facts, skipped=rollouts.skipped, vocab_size=rollouts.vocab_size)
     scene = _scene(replace(here, rollouts=rollouts), scorer)
     plan = plan_passes(received, shape, scene)

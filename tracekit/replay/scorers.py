@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -143,11 +142,8 @@ def torch_loader(device: str | None) -> Load:
     return load
 
 
-def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> float:
+def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: int) -> None:
     """Score the first tokens of a few rollouts twice in the same shape; they are a tenth of the run at most, but one.
-
-    Returns:
-        Seconds that one position took the second time.
 
     Raises:
         ReplayRefused: the two are not bit-equal, so that nothing the scorer says could be told from its own whims.
@@ -158,9 +154,7 @@ def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: 
     few = pick(every, lengths, lengths, max_tokens=None, max_cost=_IDENTITY_SHARE * whole_run)[:_NUM_IDENTITY]
     spans = [replace(whole(rollouts[i].sequence), stop=int(lengths[i])) for i in few]
     first = scorer.score(spans, max_batch_tokens=max_batch_tokens)
-    started = time.perf_counter()
     second = scorer.score(spans, max_batch_tokens=max_batch_tokens)
-    secs = time.perf_counter() - started
     for span, one, other in zip(spans, first, second, strict=True):
         (a,), (b,) = one.readings, other.readings
         for name in ("raw_logprob", "forced_logprob"):
@@ -169,7 +163,6 @@ def identity_test(scorer: ScorerLike, rollouts: Seq[Rollout], max_batch_tokens: 
                     f"the scorer does not agree with itself on request {span.sequence.request} ({name} differs between "
                     "two identical passes), so it gives no verdict"
                 )
-    return secs / max(int(lengths[few].sum()), 1)
 
 
 def peak_bytes(device: str) -> int:
