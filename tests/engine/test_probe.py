@@ -34,7 +34,8 @@ def test_a_clean_engine_has_no_suspect(clean: Any, tiny_model: Path) -> None:
     # of the first four requests: prompts, in chunks where they are long, and all but the last token
     assert modules.num_positions == 7 + 45 + 12 + 9 + 4 * 11
     kinds = {module.kind for module in modules.modules}
-    assert kinds == {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "norm", "lm_head"}
+    children = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "norm", "lm_head"}
+    assert kinds == children | {"embed_tokens", "between", "rows"}
 
 
 def test_probing_changes_nothing_that_is_sampled(clean: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -60,12 +61,13 @@ def test_the_module_that_is_off_is_named_with_its_proof(tiny_model: Path, tmp_pa
         replay(trace, tiny_model, expect="raw", probes=tmp_path / "states")
 
 
-@pytest.mark.parametrize("engine", ["v0", "latest"])
-def test_other_engines_are_probed_alike(engine: str, tiny_model: Path, tmp_path: Path) -> None:
-    trace = recorded(tmp_path, tiny_model, FAULTY, "--probe", tmp_path / "states", engine=engine)
+@pytest.mark.parametrize(("engine", "faulty"), [("v0", FAULTY), ("latest", "model.embed_tokens")])
+def test_other_engines_are_probed_alike(engine: str, faulty: str, tiny_model: Path, tmp_path: Path) -> None:
+    trace = recorded(tmp_path, tiny_model, faulty, "--probe", tmp_path / "states", engine=engine)
     expect = "processed" if engine == "v0" else "raw"
     verdict = replay(trace, tiny_model, expect=expect, probes=tmp_path / "states").result.verdict
     assert (verdict.layer, verdict.cause) == ("inference path", "module")
-    assert verdict.causes[0].names == ["layers.1.mlp"] and verdict.since.output_index == 0
+    assert verdict.causes[0].names == [faulty.removeprefix("model.")] and verdict.since.output_index == 0
     assert verdict.modules.num_requests == 4 and "lm_head" in {module.name for module in verdict.modules.modules}
-    assert verdict.modules.graft[1].d_abs_mean < verdict.modules.graft[0].d_abs_mean / 2
+    if faulty == FAULTY:
+        assert verdict.modules.graft[1].d_abs_mean < verdict.modules.graft[0].d_abs_mean / 2

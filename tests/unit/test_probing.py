@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from tracekit.errors import ReplayRefused
 from tracekit.recorder.vllm import hooks
-from tracekit.recorder.vllm.probe import Probing
+from tracekit.recorder.vllm.probe import MAX_LOGITS, Probing
 from tracekit.recorder.vllm.shares import is_within
 from tracekit.recorder.vllm.v0.rows import family_of as v0_family
 from tracekit.recorder.vllm.v1.rows import family_of as v1_family
-from tracekit.replay.probes import _check_rows
+from tracekit.replay.probes import _check_rows, read_probes
 
 
 class Layer(torch.nn.Module):
@@ -97,6 +97,23 @@ def test_states_of_other_tokens_are_refused(tmp_path: Path) -> None:
     _check_rows({"layers.0.input_layernorm.input": rows}, ids, tmp_path)
     with pytest.raises(ReplayRefused, match="not those of the recorded tokens"):
         _check_rows({"layers.0.input_layernorm.input": rows}, np.array([4, 4, 7]), tmp_path)
+
+
+def test_the_rows_of_the_head_are_told_by_their_steps(tmp_path: Path) -> None:
+    # of a long request states go on behind the last row of logits that is kept
+    probing, num = Probing(Model(), tmp_path), 3 + MAX_LOGITS + 10
+    probing.admit({"a": 3})
+    for position, count in [(0, 3), *((at, 1) for at in range(3, num))]:
+        probing.begin({"a": (position, count)}, lambda: ["a"])
+        hidden = rows_of(*range(position, position + count))
+        probing._keep("layers.0.mlp.input", hidden)
+        probing.head(hidden[-1:], hidden[-1:])
+        probing.end()
+    sequence = types.SimpleNamespace(prompt_token_ids=np.array([5, 6, 7]), token_ids=np.arange(num - 2))
+    (one,) = read_probes(tmp_path, [types.SimpleNamespace(request_id="a", sequence=sequence)])
+    assert one.head_rows.tolist() == list(range(2, 2 + MAX_LOGITS))
+    assert one.states["lm_head.input"][:, 0].tolist() == one.head_rows.tolist()
+    assert len(one.states["layers.0.mlp.input"]) == num == len(one.token_ids) - 1
 
 
 def test_where_a_share_of_the_requests_is_recorded_the_probed_are_of_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ F8 = npt.NDArray[np.float64]
 
 LINE = 4.0  # times what its kind shows; a clean vLLM 0.18.1 on a CPU shows 1.6 at most, in float32 and bfloat16
 ATTENTION = "self_attn"
+BETWEEN = "between"  # what a layer adds and hands on between its modules; no module of its own
 KIND_LINE = 3.0  # times its own noise, for the median of all layers of a kind
 _LEAST_OF_KIND = 3  # modules that make a kind
 
@@ -26,7 +27,8 @@ class ModuleNoise:
     """One module against its own noise.
 
     Attributes:
-        name: as `layers.3.self_attn`; `norm` is the final one, `lm_head` the output embedding.
+        name: as `layers.3.self_attn`; `norm` is the final one, `lm_head` the output embedding. Of what arrives at
+            modules: `embed_tokens`, `layers.3.between` (what the layer adds and hands on) and `lm_head.rows`.
         kind: the name without its layer.
         ratio: mean error over mean noise.
         worst: largest error of a position over largest noise.

@@ -31,8 +31,9 @@ from tracekit.diagnose.modules import kinds_off as kinds
 from tracekit.errors import ReplayRefused
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.stages import Group
+from tracekit.scoring.joints import joint_errors
 from tracekit.scoring.loading import load_model, pick_device
-from tracekit.scoring.modules import F8, HEAD, graft, module_errors, narrow_head, raw_logprobs
+from tracekit.scoring.modules import F8, HEAD, ModuleErrors, graft, module_errors, narrow_head, raw_logprobs
 from tracekit.scoring.rotary import fit_base
 
 _HIGHER = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}
@@ -45,6 +46,7 @@ class Probed:
     rollout: Rollout
     token_ids: Tensor
     states: dict[str, Tensor]
+    head_rows: Tensor  # [R] positions of the rows of the head
 
 
 def probe_modules(
@@ -91,7 +93,7 @@ def _under(folder: Path, same: Seq[Probed], known: Mapping[Path, str], dtype: st
     of: dict[str, list[Probed]] = {}
     low, exact = load_model(folder, dtype=dtype, device=where), _exact(folder, dtype, where)
     for one in same:
-        for found in module_errors(low, exact, one.token_ids[:-1], one.states):
+        for found in _errors(low, exact, one):
             errors.setdefault(found.name, []).append((found.error, found.noise))
             of.setdefault(found.name, []).append(one)
     modules = weigh([(name, *_joined(own)) for name, own in errors.items()])
@@ -114,6 +116,13 @@ def _under(folder: Path, same: Seq[Probed], known: Mapping[Path, str], dtype: st
     )
 
 
+def _errors(low: Any, exact: Any, one: Probed) -> Iterator[ModuleErrors]:
+    """What each module makes of its recorded input, and what arrives at it."""
+    ids = one.token_ids[:-1]
+    yield from module_errors(low, exact, ids, one.states)
+    yield from joint_errors(low, exact, ids, one.states, one.head_rows)
+
+
 def check_probes(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that is not there, before anything is scored.
 
@@ -133,12 +142,14 @@ def read_probes(folder: str | os.PathLike[str], rollouts: Seq[Rollout]) -> Itera
     by_id = {rollout.request_id: rollout for rollout in rollouts}
     for place in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
         parts: dict[str, list[Tensor]] = {}
-        request_id, length = "", 0
+        request_id, length, head_rows = "", 0, []
         for path in sorted(place.glob("*.safetensors")):
             own, request_id, num = _read(path)
             if int(path.stem) != length or any(len(state) > num for state in own.values()):
                 raise ReplayRefused(f"positions are missing among the probed states: {path}")
             length += num
+            if f"{HEAD}.output" in own:
+                head_rows.append(length - 1)
             for name, state in own.items():
                 parts.setdefault(name, []).append(state)
         rollout = by_id.get(request_id)
@@ -150,7 +161,7 @@ def read_probes(folder: str | os.PathLike[str], rollouts: Seq[Rollout]) -> Itera
         states = {name: torch.cat(own) for name, own in parts.items()}
         _check_rows(states, ids[:length], place)
         whole = {n: s for n, s in states.items() if n.startswith(HEAD) or len(s) == length}
-        yield Probed(rollout, torch.from_numpy(ids[: length + 1]), whole)
+        yield Probed(rollout, torch.from_numpy(ids[: length + 1]), whole, torch.tensor(head_rows))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, int]:
@@ -171,6 +182,10 @@ def _starts(probed: Seq[Probed], errors: Seq[tuple[F8, F8]]) -> Iterator[Start]:
     """The first position at which a module is off, in each request."""
     for one, (error, noise) in zip(probed, errors, strict=True):
         row = first_off(error, noise)
+        if row is not None:
+            # of the head, the rows that were sampled from alone are recorded
+            position = row if error.size == len(one.token_ids) - 1 else int(one.head_rows[row])
+            yield Start(one.rollout.sequence.engine, one.rollout.sequence.request, position)
         if row is not None:  # of the head, the last rows alone are recorded
             position = len(one.token_ids) - 1 - error.size + row
             yield Start(one.rollout.sequence.engine, one.rollout.sequence.request, position)
@@ -203,7 +218,7 @@ def _kept(
 ) -> Iterator[OfFolder]:
     """The suspects that are no suspects under the weights of another folder."""
     for folder, model in others if named else ():
-        for found in module_errors(model, model, one.token_ids[:-1], one.states):
+        for found in _errors(model, model, one):
             if found.name in named:
                 noise = np.concatenate([noise for _, noise in errors[found.name]])
                 if found.error.mean() < LINE * noise.mean():
@@ -219,9 +234,9 @@ def _grafts(model: Any, probed: Seq[Probed], named: Seq[str]) -> Iterator[Bounda
     """The mismatch that is left with the engine's state put in before and behind the first suspect that has a layer."""
     one = next((p for p in probed if f"{HEAD}.output" in p.states), None)
     at = next((layer for name in named if (layer := layer_of(name)) is not None), None)
-    if one is None or at is None:
-        return
-    theirs = raw_logprobs(one.states[f"{HEAD}.output"], one.token_ids)
+    if one is None or at is None or f"layers.{at}.input_layernorm.input" not in one.states:
+        return  # a layer that never ran has no input
+    theirs = raw_logprobs(one.states[f"{HEAD}.output"], one.token_ids, one.head_rows)
     for boundary in (at, at + 1):
-        ours = graft(model, one.token_ids, one.states, boundary)
+        ours = graft(model, one.token_ids, one.states, one.head_rows, boundary)
         yield Boundary(boundary, float(np.abs(ours - theirs).mean()))

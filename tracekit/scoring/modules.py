@@ -25,12 +25,12 @@ HEAD = "lm_head"
 FINAL_NORM = "norm"
 _LAYER = re.compile(r"(?:^|\.)(layers\.(\d+))$")
 _CHILD = re.compile(r"(?:^|\.)(layers\.\d+\.[^.]+)$")
-_SELF_TEST = 8  # positions
+SELF_TEST = 8  # positions
 _TINY = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2.0**-24}
 
 F8 = NDArray[np.float64]
 States = Mapping[str, Tensor]
-"""`NAME.input` and `NAME.output` of each recorded module, [T, width]; `lm_head` may have the last rows alone."""
+"""`NAME.input` and `NAME.output` of each recorded module, [T, width]; of `lm_head` the rows that were sampled from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,21 +61,34 @@ def module_errors(model: Any, exact: Any, token_ids: Tensor, states: States) -> 
         ModelError: none of the recorded modules is in the model.
     """
     low, high = (replayed(one, token_ids, states) for one in (model, exact))
-    sound = _sound(exact, token_ids[:_SELF_TEST])
+    sound = _sound(exact, token_ids[:SELF_TEST])
     names = [name for name in high if f"{name}.output" in states and name in sound]
     if not names:
         raise ModelError(f"{type(model).__name__} has none of the modules that were recorded")
-    floor = _TINY.get(model.dtype, 2.0**-24)
     found = []
     for name in names:
-        width = states[f"{name}.output"].shape[-1]  # an engine leaves out rows that pad its vocabulary
-        truth = high[name].double()[..., :width]
-        size = torch.linalg.vector_norm(truth, dim=-1).clamp(min=1e-30)
-        theirs, ours = states[f"{name}.output"].double().to(truth.device), low[name].double()[..., :width]
-        theirs = torch.where(torch.isfinite(theirs), theirs, truth)  # what a mask put there is not the module's
-        error, noise = (torch.linalg.vector_norm(made - truth, dim=-1) / size for made in (theirs, ours))
-        found.append(ModuleErrors(name, error.cpu().numpy(), noise.clamp(min=floor).cpu().numpy()))
+        found.append(error_of(name, states[f"{name}.output"], low[name], high[name], model.dtype))
     return found
+
+
+def error_of(name: str, recorded: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> ModuleErrors:
+    """Set a recorded state against what it should be.
+
+    Args:
+        name: whose it is.
+        recorded: [T, width]; an engine leaves out rows that pad its vocabulary.
+        low: [T, width or more] in the engine's precision.
+        high: the same one precision higher.
+        dtype: the engine's.
+    """
+    width = recorded.shape[-1]
+    truth = high.double()[..., :width]
+    size = torch.linalg.vector_norm(truth, dim=-1).clamp(min=1e-30)
+    theirs, ours = recorded.double().to(truth.device), low.double()[..., :width]
+    theirs = torch.where(torch.isfinite(theirs), theirs, truth)  # what a mask put there is not the module's
+    error, noise = (torch.linalg.vector_norm(made - truth, dim=-1) / size for made in (theirs, ours))
+    floor = _TINY.get(dtype, 2.0**-24)
+    return ModuleErrors(name, error.cpu().numpy(), noise.clamp(min=floor).cpu().numpy())
 
 
 def narrow_head(model: Any, states: States) -> float:
@@ -94,13 +107,14 @@ def narrow_head(model: Any, states: States) -> float:
     return float(left / all_of_it.clamp(min=1e-30))
 
 
-def graft(model: Any, token_ids: Tensor, states: States, boundary: int) -> F8:
+def graft(model: Any, token_ids: Tensor, states: States, head_rows: Tensor, boundary: int) -> F8:
     """Return logprobs of the rows that the engine sampled from, its state put in at one boundary.
 
     Args:
         model: transformers' causal LM.
         token_ids: [T] int64, from position 0, and the token that was sampled from the last of them.
-        states: of the engine; its rows of `lm_head` say how many rows to return.
+        states: of the engine.
+        head_rows: [R] positions of the rows that the engine sampled from.
         boundary: the layer whose input is replaced; the number of layers for that of the final norm.
 
     Returns:
@@ -110,15 +124,15 @@ def graft(model: Any, token_ids: Tensor, states: States, boundary: int) -> F8:
     if boundary in layers:
         target, state = layers[boundary], states[f"layers.{boundary}.input_layernorm.input"]
     else:
-        target, state = _modules(model)[FINAL_NORM], states[f"{FINAL_NORM}.input"]
+        target, state = children(model)[FINAL_NORM], states[f"{FINAL_NORM}.input"]
     with torch.inference_mode(), _replaced({target: state}):
         logits = model(input_ids=token_ids[:-1].to(model.device)[None], use_cache=False).logits[0]
-    return raw_logprobs(logits[-len(states[f"{HEAD}.output"]) :], token_ids)
+    return raw_logprobs(logits[head_rows.to(logits.device)], token_ids, head_rows)
 
 
-def raw_logprobs(logits: Tensor, token_ids: Tensor) -> F8:
-    """Return [R] nats of the last R token ids under [R, V] logits."""
-    chosen = token_ids[-len(logits) :].to(logits.device)
+def raw_logprobs(logits: Tensor, token_ids: Tensor, head_rows: Tensor) -> F8:
+    """Return [R] nats of the token ids behind R positions under their [R, V] logits."""
+    chosen = token_ids[head_rows + 1].to(logits.device)
     logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, chosen[:, None])[:, 0]
     values: F8 = logprobs.cpu().numpy()
     return values
@@ -126,7 +140,7 @@ def raw_logprobs(logits: Tensor, token_ids: Tensor) -> F8:
 
 def replayed(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]:
     """Return [T, width] of every module on its recorded input."""
-    modules = {name: module for name, module in _modules(model).items() if f"{name}.input" in states}
+    modules = {name: module for name, module in children(model).items() if f"{name}.input" in states}
     made: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -149,8 +163,8 @@ def replayed(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]
     return made
 
 
-def _sound(model: Any, token_ids: Tensor) -> set[str]:
-    """The self-test: modules that give the model's own output where its own input is put in their place."""
+def own_states(model: Any, token_ids: Tensor) -> dict[str, Tensor]:
+    """Return the model's own states, named as an engine's."""
     states: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -161,13 +175,19 @@ def _sound(model: Any, token_ids: Tensor) -> set[str]:
 
         return hook
 
-    hooks = [m.register_forward_hook(keep(name), with_kwargs=True) for name, m in _modules(model).items()]
+    hooks = [m.register_forward_hook(keep(name), with_kwargs=True) for name, m in children(model).items()]
     try:
         with torch.inference_mode():
             model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
+    return states
+
+
+def _sound(model: Any, token_ids: Tensor) -> set[str]:
+    """The self-test: modules that give the model's own output where its own input is put in their place."""
+    states = own_states(model, token_ids)
     made = replayed(model, token_ids, states)
     return {HEAD, *(name for name, output in made.items() if torch.equal(output, states[f"{name}.output"]))}
 
@@ -192,7 +212,8 @@ def _replaced(inputs: Mapping[Any, Tensor]) -> Iterator[None]:
             hook.remove()
 
 
-def _modules(model: Any) -> dict[str, Any]:
+def children(model: Any) -> dict[str, Any]:
+    """Return every child of a layer and the final norm, by name."""
     found = {}
     for name, module in model.named_modules():
         if child := _CHILD.search(name):
@@ -200,6 +221,11 @@ def _modules(model: Any) -> dict[str, Any]:
         elif name.endswith(f"model.{FINAL_NORM}"):
             found[FINAL_NORM] = module
     return found
+
+
+def layers_of(model: Any) -> dict[int, Any]:
+    """Return the decoder layers by number."""
+    return {int(found[2]): module for name, module in model.named_modules() if (found := _LAYER.search(name))}
 
 
 def _changes_logits(config: Any) -> bool:

@@ -11,7 +11,7 @@ from tracekit.diagnose.evidence import Evidence
 from tracekit.diagnose.explain import checkpoint, head
 from tracekit.diagnose.explain.place import Place, place_of_onsets, place_under_lens
 from tracekit.diagnose.explanation import Code, Explanation
-from tracekit.diagnose.modules import Modules
+from tracekit.diagnose.modules import BETWEEN, Modules
 
 CODE: Code = "module"
 HEAD = "lm_head"
@@ -52,11 +52,11 @@ def _kept(evidence: Evidence, modules: Modules, place: Place) -> Iterator[Explan
     """The weights that some modules are known to have, in place of those that they are scored with."""
     if any(e.code in (checkpoint.KEPT, checkpoint.OTHER) for e in evidence.found):
         return  # told by fingerprints, tensor by tensor
-    nan = float("nan")
+    nan, num = float("nan"), sum(module.kind != BETWEEN for module in modules.modules)
     for folder in sorted({module.folder for module in modules.kept}):
         names = [module.name for module in modules.kept if module.folder == folder]
-        code = checkpoint.OTHER if len(names) > MOST_KEPT * len(modules.modules) else checkpoint.KEPT
-        numbers = {"modules": float(len(names)), "of": float(len(modules.modules))}
+        code = checkpoint.OTHER if len(names) > MOST_KEPT * num else checkpoint.KEPT
+        numbers = {"modules": float(len(names)), "of": float(num)}
         names = [modules.scored_with, folder, *names]
         yield Explanation(code, INFERENCE_PATH, margin=nan, share=nan, **place, numbers=numbers, names=names)
 
