@@ -18,8 +18,9 @@ from helpers.wire import DaemonProcess
 from tracekit.audit.doctor.examine import examine
 from tracekit.audit.live.compare import compare
 from tracekit.audit.live.counters import CACHED, GENERATION, HITS, IN_FLIGHT, QUERIES, read_counters
-from tracekit.errors import ReplayRefused
+from tracekit.errors import ReplayRefused, UsageError
 from tracekit.jobs.recorder_wheel import recorder_wheel
+from tracekit.recorder.redact import Redaction
 from tracekit.replay.runner import replay
 from tracekit.trace.reader import Trace, open_trace, open_traces
 from tracekit.trace.seal import seal_trace
@@ -145,6 +146,25 @@ def test_a_start_takes_all_that_record_takes_and_a_stop_leaves_nothing(
     found = replay(trace, expect=means(engine), weights={1: tiny_model}, dtype="float32", probes=states).result
     assert found.verdict.layer == "none" and found.verdict.modules.suspects == []
     assert found.verdict.modules.num_requests == min(4, len(own))  # all that are probed are of the half
+
+
+def test_prompts_and_tokens_are_redacted_where_the_start_asks_for_it(
+    engine: Driven, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    engine.start(daemon.address, redact=str(key))
+    engine.do("add", name="hidden", prompt=prompt(40), max_tokens=6)
+    engine.do("steps")
+    engine.stop()
+    trace = sealed(daemon)
+    hashed = Redaction(key.read_bytes())
+    (row,) = [row for row in trace.table("requests").to_pylist() if row["external_id"].startswith("hidden")]
+    assert row["prompt_token_ids"] == hashed.ids(prompt(40), range(20)).tolist()
+    assert max(trace.table("tokens")["token_id"].to_pylist()) > 1 << 24  # no vocabulary has it
+    with pytest.raises(UsageError, match="redacted"):
+        replay(trace, expect=means(engine))
 
 
 def test_lossless_waits_no_longer_than_it_was_told(engine: Driven, daemon: DaemonProcess) -> None:

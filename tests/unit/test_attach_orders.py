@@ -251,6 +251,9 @@ def test_the_desk_serves_and_the_command_tells(
         assert code == 2 and "address" in err
         assert tracekit("--stop", "--sample", "0.5")[0] == 2
         assert tracekit("unix:/nowhere/d.sock", "--start", "--max-stall-ms", "100")[0] == 2
+        assert "does not go with" in tracekit("unix:/a/d.sock", "--start", "--probe", "other", "--redact", "key")[2]
+        code, out, _ = tracekit("unix:/nowhere/d.sock", "--start", "--redact", "/keys/one")
+        assert code == 0 and engine.began[-1].redact == "/keys/one" and engine.began[-1].redacted is None
     finally:
         over.set()
         stepping.join()
@@ -267,14 +270,25 @@ class Owner:
         self.vllm_config = Made(model_config=Made(enforce_eager=eager))
 
 
-def test_states_are_refused_where_they_cannot_be_or_tell_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_refused_where_they_cannot_be_or_tell_what_is_redacted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(held, "about", lambda _kind, _config: {})
     for owner, word in ((Owner(True), ""), (Owner(False), "enforce_eager")):
         told = held.Held("v1", owner, lambda: None).refuses(OPTIONS)
         assert word in told and bool(word) == bool(told)
     assert held.Held("v1", owner, lambda: None).refuses(OPTIONS._replace(probe=None)) == ""
-    monkeypatch.setenv("TRACEKIT_REDACT_KEY_FILE", "key")
-    assert "redacted" in held.Held("v1", Owner(True), lambda: None).refuses(OPTIONS)
+    key = tmp_path / "key"
+    asked = OPTIONS._replace(redact=str(key))
+    assert "cannot be redacted: cannot read" in held.Held("v1", Owner(True), lambda: None).refuses(asked)
+    key.write_bytes(bytes(32))
+    key.chmod(0o600)
+    assert "states tell" in held.Held("v1", Owner(True), lambda: None).refuses(asked)
+    assert held.Held("v1", Owner(True), lambda: None).refuses(asked._replace(probe=None)) == ""
+    # what the job was started with stands
+    monkeypatch.setenv("TRACEKIT_REDACT_KEY_FILE", str(key))
+    assert "states tell" in held.Held("v1", Owner(True), lambda: None).refuses(OPTIONS)
+    assert OPTIONS._replace(redact="other").key_file() == str(key)
 
 
 def test_print_env_names_the_two_variables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

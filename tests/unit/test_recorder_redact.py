@@ -19,7 +19,7 @@ from helpers.wire import all_tables
 from tracekit.audit.doctor.examine import examine
 from tracekit.audit.rows import read_engines
 from tracekit.errors import ReplayRefused, UsageError
-from tracekit.recorder.redact import NOWHERE, Redaction, _siphash, of_file
+from tracekit.recorder.redact import NOWHERE, Redaction, _siphash, redaction
 from tracekit.recorder.stream import Stream
 from tracekit.replay.pairs import pair_traces
 from tracekit.replay.reading import read_rollouts
@@ -147,16 +147,16 @@ def test_a_replay_is_refused_and_two_recordings_are_compared_under_one_key_only(
 def test_a_key_is_its_owners_alone_and_not_short(tmp_path: Path) -> None:
     key = tmp_path / "key"
     with pytest.raises(UsageError, match="cannot read"):
-        of_file(key)
+        redaction(key)
     key.write_bytes(b"k" * 32)
     key.chmod(0o644)
     with pytest.raises(UsageError, match="others can read this secret"):
-        of_file(key)
+        redaction(key)
     key.chmod(0o600)
-    assert of_file(key).name == REDACTION.name
+    assert redaction(key).name == REDACTION.name
     key.write_bytes(b"k" * 31)
     with pytest.raises(UsageError, match="at least 32 bytes"):
-        of_file(key)
+        redaction(key)
 
 
 def test_rows_that_cannot_be_redacted_are_lost_and_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

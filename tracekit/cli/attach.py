@@ -11,7 +11,7 @@ import click
 
 from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
 
-_HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms")  # of a start
+_HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms", "redact")  # of a start
 
 
 @click.command("attach")
@@ -33,6 +33,8 @@ _HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms")  # of a start
 @click.option("--lossless", is_flag=True, help="Let the engine wait where the daemon cannot keep up; drop nothing.")
 @click.option("--max-stall-ms", type=click.IntRange(min=0), metavar="MS",
               help="The longest that it waits at once; 0: no limit  [default: 60000]")  # fmt: skip
+@click.option("--redact", type=click.Path(path_type=Path), metavar="FILE",
+              help="Record prompts and tokens as hashes by the key in FILE, which lies beside the engine.")  # fmt: skip
 @click.option("--only", "pids", type=click.IntRange(min=1), multiple=True, metavar="PID",
               help="Only the engine of this process; may be repeated  [default: all]")  # fmt: skip
 @click.option("--folder", type=click.Path(path_type=Path), metavar="DIR",
@@ -110,7 +112,7 @@ def _options(address: str | None, given: Mapping[str, Any]) -> Any:
     from tracekit.rpc.credentials import Access
     from tracekit.trace.output import check_output
 
-    logprobs, probe, lossless, max_stall_ms = (given[name] for name in _HOW[1:])
+    logprobs, probe, lossless, max_stall_ms, redact = (given[name] for name in _HOW[1:])
 
     if address is None:
         raise UsageError("--start needs the address of the daemon that rows go to")
@@ -118,6 +120,8 @@ def _options(address: str | None, given: Mapping[str, Any]) -> Any:
         raise UsageError(f"--logprobs is one of {', '.join(LOGPROBS)}, not {logprobs!r}")
     if max_stall_ms is not None and not lossless:
         raise UsageError("--max-stall-ms goes with --lossless")
+    if probe is not None and redact is not None:
+        raise UsageError("--probe keeps states that tell the prompts, it does not go with --redact")
     if probe is not None:
         check_output(probe)
     access = Access(*(None if file is None else str(Path(file).absolute()) for file in Access.of_environ()))
@@ -129,4 +133,5 @@ def _options(address: str | None, given: Mapping[str, Any]) -> Any:
         None if probe is None else str(probe.absolute()),
         lossless or None,  # where it is not said, what the job was started with stands
         max_stall_ms,
+        None if redact is None else str(redact.absolute()),
     )

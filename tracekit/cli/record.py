@@ -59,7 +59,7 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     from tracekit.cli.following import followed
     from tracekit.cli.prepare import check_targets, own_command, rollout
     from tracekit.jobs.recorded import into_trace, through_daemon
-    from tracekit.recorder.redact import of_file
+    from tracekit.recorder.redact import redaction
     from tracekit.recorder.settings import LOGPROBS
     from tracekit.trace.output import check_output
 
@@ -69,7 +69,7 @@ def command(engine: str | None, python: Path | None, output: Path | None, daemon
     if redact is not None:
         if probe is not None:
             raise UsageError("--probe keeps states that tell the prompts, it does not go with --redact")
-        of_file(redact)
+        redaction(redact)
     if max_stall_ms is not None and not lossless:
         raise UsageError("--max-stall-ms goes with --lossless")
     if cmd and any(given.values()):

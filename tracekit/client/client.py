@@ -53,7 +53,7 @@ class Client:
             return
         access = settings.access() if access is None else access
         try:
-            hashed = redaction()
+            hashed = redaction(settings.redact_key_file())
         except UsageError as error:
             say_once(f"what the trainer says of its rollouts goes nowhere, its ids cannot be redacted: {error}")
             return

@@ -165,7 +165,7 @@ def _order(facts: dict[str, Any]) -> Order:
 
 
 def _are_options(options: Options) -> bool:
-    texts = (options.address, *(text for text in (*options.access, options.probe) if text is not None))
+    texts = (options.address, *(text for text in (*options.access, options.probe, options.redact) if text is not None))
     stall = options.max_stall_ms
     return (
         all(isinstance(text, str) for text in texts)

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.errors import UsageError
-from tracekit.recorder.settings import redact_key_file
 from tracekit.rpc.columns import Tables
 from tracekit.rpc.credentials import read_secret
 
@@ -109,22 +108,14 @@ class Redaction:
         return hashlib.blake2b(data, key=self._key, digest_size=size, person=what).digest()
 
 
-def redaction() -> Redaction | None:
-    """Return the redaction that this process was told of; None where it was told of none.
+def redaction(path: str | Path | None) -> Redaction | None:
+    """Return the redaction by the key in a file, which its owner alone can read; None where there is no file.
 
     Raises:
-        UsageError: the key's file cannot be used, see `of_file`: then nothing may be sent at all.
+        UsageError: it cannot be read, others can read it, or it is short: then nothing may be sent at all.
     """
-    path = redact_key_file()
-    return None if path is None else of_file(path)
-
-
-def of_file(path: str | Path) -> Redaction:
-    """Return the redaction by the key in a file, which its owner alone can read.
-
-    Raises:
-        UsageError: it cannot be read, others can read it, or it is short.
-    """
+    if path is None:
+        return None
     key = read_secret(path)
     if len(key) < MIN_KEY_BYTES:
         raise UsageError(f"a key to redact with has at least {MIN_KEY_BYTES} bytes: {path}")

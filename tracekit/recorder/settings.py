@@ -33,6 +33,7 @@ class Options(NamedTuple):
     probe: str | None = None  # folder for states of the first few requests; None: nothing is probed
     lossless: bool | None = None  # None: as the process was told when it was started
     max_stall_ms: int | None = None  # the same; 0: for ever
+    redact: str | None = None  # file with the key to redact with; one that the process was told goes first
     redacted: str | None = None  # the name of the key by whose hashes ids and texts are recorded
 
     def told(self) -> dict[str, Any]:
@@ -43,6 +44,10 @@ class Options(NamedTuple):
     def asks_workers(self) -> bool:
         """Whether workers do something for it, which they must be told of."""
         return self.logprobs != "client" or self.probe is not None
+
+    def key_file(self) -> str | None:
+        """Return the file with the key by which prompts and tokens are hashed, or None."""
+        return redact_key_file() or self.redact
 
     def waits(self) -> bool:
         """Whether the engine waits where rows would be dropped."""

@@ -6,7 +6,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tracekit.recorder.settings import Options, redact_key_file
+from tracekit.errors import UsageError
+from tracekit.recorder.redact import redaction
+from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.describe import about
 from tracekit.recorder.vllm.probe import COMPILED
 
@@ -39,9 +41,13 @@ class Held:
 
     def refuses(self, options: Options) -> str:
         """Return why it cannot be recorded so, or nothing."""
+        try:
+            redaction(options.key_file())
+        except UsageError as error:
+            return f"prompts and tokens cannot be redacted: {error}"
         if options.probe is None:
             return ""
-        return REDACTED if redact_key_file() else "" if self._is_eager else COMPILED
+        return REDACTED if options.key_file() else "" if self._is_eager else COMPILED
 
     def _ended(self, engine_step: int) -> None:
         self._last_step = engine_step - 1

@@ -57,7 +57,7 @@ def open_recording(
     if complaint := logprobs_complaint():
         say_once(complaint)
     try:
-        hashed = redaction()
+        hashed = redaction(options.key_file())
     except UsageError as error:
         say_off(f"prompts and tokens cannot be redacted: {error}")
         return None
