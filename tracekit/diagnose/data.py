@@ -34,6 +34,7 @@ LAYERS: tuple[Layer, ...] = (NONE, SEMANTIC, INFERENCE_PATH)
 TRAINER = "trainer"  # as the trainer scores
 OTHER_SHAPE = "noise.shape"  # the same weights and precision in another batch shape, on a sample
 OTHER_PRECISION = "noise.precision"  # the same weights in another body precision, on a sample
+ACCUSED = "noise.accused"  # the same, on rollouts that a first look accuses
 PROFILE = "profile"  # the trainer's raw logits in short, on a sample: `Run.profile`, no scores
 
 # passes of some runs

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracekit.diagnose.data import F8, OTHER_PRECISION, OTHER_SHAPE, Mask, Run
+from tracekit.diagnose.local import local_noise
 from tracekit.diagnose.residual import MEDIAN, RESOLUTION, free_tokens, residuals, response, sum_noise
 from tracekit.diagnose.shift import Shifts, find_shifts
 from tracekit.diagnose.student import two_sided_quantile
@@ -133,8 +134,9 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
     scores, scale = run.trainer, controls.scale
     d = scores.logprob(semantic) - run.rollout_logprob
     found = residuals(run, scores, semantic, run.rollout_logprob, scale)
-    z = np.where(run.valid, found.z, np.nan)
-    sigma = _sigma(run, semantic, d, z, scale)
+    local = local_noise(run, _resolved(run, RAW) & run.valid, controls.precision, scale)
+    z = np.where(run.valid, found.z, np.nan) / local
+    sigma = _sigma(run, semantic, d, z, scale * local)
     # where noise is as wide as the kept set, its edge decides, and tokens are no longer alike in their units
     cut = (run.kept_mass < 1) | (scores.kept_count < scores.kept_count.max(initial=0))
     slope = response(scores, semantic)
@@ -226,7 +228,7 @@ def _resolved(run: Run, semantic: str) -> Mask:
     return resolved
 
 
-def _sigma(run: Run, semantic: str, d: F8, z: F8, scale: float) -> F8:
+def _sigma(run: Run, semantic: str, d: F8, z: F8, scale: F8) -> F8:
     """[N] nats; of a token that is bit-equal, what noise does to it to first order."""
     first_order = np.hypot(run.trainer.gain(semantic) * scale, sum_noise(run))
     with np.errstate(invalid="ignore", divide="ignore"):

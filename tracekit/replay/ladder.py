@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
 from tracekit.diagnose.data import (
+    ACCUSED,
     CUT_HEAD,
     INFERENCE_PATH,
     KV_BORROWED,
@@ -250,12 +251,22 @@ def _other_weights(trainer: Pass, instead: tuple[tuple[int, int], ...], verdict:
     return replace(few, instead=instead, only=hit or None)
 
 
+def _accused(trainer: Pass, _scene: Scene, verdict: Verdict) -> Pass:
+    hit = tuple(i for i, rollout in enumerate(verdict.rollouts) if rollout.onset)
+    return replace(trainer, model=_other_precision(trainer.model), cost=NOISE_SHARE, only=hit)
+
+
 def _borrowed(trainer: Pass, scene: Scene, _verdict: Verdict) -> Pass:
     few = replace(trainer, num_tokens=NOISE_TOKENS, cost=KV_SHARE, at_least=KV_ROLLOUTS)
     return replace(few, prompts=scene.borrowed, only=tuple(i for i, _ in scene.borrowed))
 
 
 FURTHER = (
+    Further(
+        ACCUSED,
+        _accused,
+        lambda scene, verdict: verdict.num_with_onset > 0 and verdict.noise.excess <= 1,
+    ),
     Further(
         KV_BORROWED,
         _borrowed,
