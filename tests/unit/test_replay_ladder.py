@@ -7,6 +7,7 @@ import pytest
 
 from helpers.synthetic import Made, make_run, score
 from tracekit.diagnose.data import (
+    ACCUSED,
     KV_KEPT,
     KV_RECOMPUTED,
     MASTERS,
@@ -125,7 +126,7 @@ def test_other_weights_are_scored_only_where_a_first_look_shows_something_on_the
     assert plan_further(trainer, scene, judge(make_run(Made())).verdict) == []
     assert plan_further(trainer, scene, judge(make_run(Made(recorded="raw"))).verdict) == []
     verdict = judge(make_run(Made(shift=0.8, shift_rollouts=3))).verdict
-    before, after = plan_further(trainer, scene, verdict)
+    _, before, after = plan_further(trainer, scene, verdict)
     assert (before.name, before.instead, after.name, after.instead) == (
         WEIGHTS_BEFORE,
         ((1, 0),),
@@ -134,7 +135,16 @@ def test_other_weights_are_scored_only_where_a_first_look_shows_something_on_the
     )
     assert before.only == after.only == (0, 1, 2) and before.cost == 0.15
     assert len({trainer.forward, before.forward, after.forward}) == 3
-    assert plan_further(trainer, Scene(set()), verdict) == []  # there are no other weights
+    assert [how.name for how in plan_further(trainer, Scene(set()), verdict)] == [ACCUSED]  # there are no other weights
+
+
+def test_rollouts_that_are_accused_are_scored_in_the_other_precision_unless_the_whole_run_is_off():
+    trainer = plan_passes("bfloat16", [Params()])[0]
+    accused = judge(make_run(Made(shift=0.8, shift_rollouts=3))).verdict
+    (asked,) = plan_further(trainer, Scene(set()), accused)
+    assert (asked.name, asked.only, asked.model.dtype, asked.cost) == (ACCUSED, (0, 1, 2), "float32", 0.45)
+    assert plan_further(trainer, Scene(set()), judge(make_run(Made(shift=0.8))).verdict) == []
+    assert plan_further(trainer, Scene(set()), judge(make_run(Made())).verdict) == []
 
 
 def test_a_narrow_head_and_rounded_parameters_are_scored_where_they_may_explain_something():

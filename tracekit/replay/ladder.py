@@ -265,7 +265,7 @@ FURTHER = (
     Further(
         ACCUSED,
         _accused,
-        lambda scene, verdict: verdict.num_with_onset > 0 and verdict.noise.excess <= 1,
+        lambda scene, verdict: _on_path(verdict) and verdict.num_with_onset > 0 and verdict.noise.excess <= 1,
     ),
     Further(
         KV_BORROWED,
