@@ -119,7 +119,7 @@ def check_metrics(address: str) -> tuple[str, int]:
     try:
         import prometheus_client  # noqa: F401
     except ImportError:
-        raise UsageError("metrics need prometheus_client: pip install 'tracekit-rl[metrics]'") from None
+        raise UsageError("metrics need prometheus_client: pip install prometheus-client") from None
     return host.strip("[]"), int(port)
 
 

@@ -31,7 +31,7 @@ OPTIONS = (
     Option("metrics", "HOST:PORT", "Serve metrics for Prometheus over HTTP."),
     Option("log", "text|json", "How to write the log, on stderr."),
     Option("roll-secs", "SECS", f"End a segment after this time, and seal it ({Config.roll_secs:g}).", kind=float),
-    Option("roll-bytes", "BYTES", f"Or at this size ({Config.roll_bytes:g}).", kind=float),
+    Option("roll-bytes", "BYTES", f"Or at this size ({Config.roll_bytes:.0f}).", kind=float),
     Option("archive", "s3://URL", "Store every sealed part below this URL."),
     Option("keep-secs", "SECS", "Remove parts from the spool after this time, once they are archived.", kind=float),
     Option("keep-bytes", "BYTES", "Or the oldest, where all parts are larger than this.", kind=float),

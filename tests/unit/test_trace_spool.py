@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 
 import pyarrow as pa
@@ -185,6 +186,21 @@ def test_a_full_disk_leaves_no_half_batch_and_the_batch_may_come_again(tmp_path,
         append(writer, 2, last=True)
     assert stored_seqs(folder) == [1, 2]
     assert open_trace(folder).complete
+
+
+def test_what_is_written_into_a_deleted_folder_is_not_confirmed(tmp_path):
+    """A sync of a file without a name is well received by the system, and nobody ever reads it."""
+    writer = SpoolWriter(tmp_path / "spool")
+    append(writer, 1)
+    writer.sync()
+    shutil.rmtree(tmp_path / "spool")
+    append(writer, 2)
+    with pytest.raises(OutputError, match="No such file or directory"):
+        writer.sync()
+    (tmp_path / "spool").mkdir(mode=0o700)  # somebody mends it
+    writer.sync()
+    assert stored_seqs(tmp_path / "spool") == [2]
+    writer.close()
 
 
 def test_close_may_be_called_twice(tmp_path):

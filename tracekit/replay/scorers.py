@@ -119,7 +119,9 @@ def torch_loader(device: str | None) -> Load:
     try:
         from tracekit.scoring.scorer import Scorer
     except ImportError as error:
-        raise ModelError(f"replay needs torch and transformers ({error}): pip install 'tracekit-rl[replay]'") from error
+        raise ModelError(
+            f"replay needs torch and transformers ({error}): pip install '.[replay]' of tracekit"
+        ) from error
     from tracekit.scoring.arithmetic import IN_HALVES, bfloat16_arithmetic
 
     settled: list[str | None] = []  # by the first load; it goes with this loader to workers, who then do alike

@@ -73,7 +73,7 @@ def check_workers(workers: str) -> None:
     if not re.fullmatch(r"[1-9]\d*|ray://[^/]+:\d+", workers):
         raise UsageError(f"--workers takes a number or ray://HOST:PORT, not {workers}")
     if find_spec("ray") is None:
-        raise WorkersError("--workers needs Ray: pip install 'tracekit-rl[ray]'")
+        raise WorkersError("--workers needs Ray: pip install ray")
 
 
 def threads_each(workers: str, threads: int) -> int:

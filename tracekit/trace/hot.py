@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -89,6 +90,12 @@ class HotSegment:
             os.ftruncate(self.fd, self.size)
             raise
         self.size += len(message)
+
+    def sync(self) -> None:
+        """Put what was written on the disk; an OSError where it is not, or where somebody deleted the file."""
+        os.fdatasync(self.fd)
+        if not os.fstat(self.fd).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
     def end(self) -> None:
         """Write Arrow's end-of-stream mark, if the disk takes it: without it the segment reads just as well."""

@@ -366,7 +366,7 @@ class SpoolWriter:
         try:
             for item in work:
                 try:
-                    os.fdatasync(item.segment.fd)
+                    item.segment.sync()
                 except OSError as error:
                     with self._lock:
                         self._abandon(item.segment, error)
