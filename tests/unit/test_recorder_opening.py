@@ -15,6 +15,7 @@ from tracekit.recorder.vllm.describe import Described
 from tracekit.recorder.vllm.opening import open_recording, recording_of
 from tracekit.recorder.vllm.recording import Recording
 from tracekit.recorder.vllm.rows import Rows
+from tracekit.recorder.vllm.v1.recording import open_for
 
 
 class Made(SimpleNamespace):
@@ -104,6 +105,13 @@ def test_an_engine_is_recorded_once() -> None:
     assert opened(owner) is None and recording_of(owner) is recording and len(Line.opened) == 1
     assert recording is not None
     recording.close()
+
+
+def test_an_engine_that_does_not_generate_is_left_alone_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler = Made(vllm_config=Made(model_config=Made(runner_type="pooling")))
+    assert open_for(scheduler, options()) is None and not Line.opened
+    told = "an engine that does not generate is not recorded; recording is off, the engine is untouched"
+    assert capsys.readouterr().err == f"tracekit: {told}\n"
 
 
 def test_without_a_daemon_nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,16 @@ def test_children_know_their_parent() -> None:
     assert json.loads(tables["requests"]["labels"][0]) == {"rollout": 7}
 
 
+def test_two_requests_of_one_id_at_once_are_counted_and_not_mixed_up() -> None:
+    rows = V0Rows(num_blocks=10, block_size=16)
+    first = admitted("a")
+    rows.add(first)
+    rows.add(first._replace(again=True))
+    rows.add(first)  # the two may be under way yet
+    assert len(rows.take()["requests"]["request"]) == 1 and rows.num_live() == 0
+    assert rows.take_orphans() == {"requests": 2}
+
+
 def test_alternatives_are_ranked_whether_or_not_the_sampled_token_is_one_of_them() -> None:
     def sampled(token_id: int, rank: int, *others: tuple[int, int]) -> Any:
         # the sampled token first, as the engine makes it; its entry becomes that of an alternative in place

@@ -64,6 +64,7 @@ class Admitted(NamedTuple):
 
     time_ns: int
     request: Any  # V0: SequenceGroup; V1: Request
+    again: bool = False  # another of its id is under way, which V0 lets a caller do
 
 
 class Joined(NamedTuple):

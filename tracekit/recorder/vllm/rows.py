@@ -81,6 +81,7 @@ class Rows(Columns, Generic[R]):
         self._live: dict[str, R] = {}
         self._finished: OrderedDict[str, R] = OrderedDict()
         self.is_short: Callable[[], bool] = lambda: False
+        self._unclear: set[str] = set()  # ids that two requests had at once
         self._orphans: dict[str, int] = {}
         self._shed: dict[str, int] = {}
         self._num_requests = 0
@@ -157,7 +158,17 @@ class Rows(Columns, Generic[R]):
         return {table: 1 for table in tables if self.is_sampled(event.request.request_id)}
 
     def _add_admitted(self, event: Admitted) -> None:
-        if self.is_sampled(event.request.request_id):
+        request_id = event.request.request_id
+        if not self.is_sampled(request_id):
+            return
+        if event.again:
+            say_once("two requests under one id cannot be told apart: they are counted as lost from there on")
+            self._unclear.add(request_id)
+            for known in (self._live, self._finished):
+                known.pop(request_id, None)
+        if request_id in self._unclear:
+            self._miss(None, {"requests": 1})
+        else:
             self._add_request(event)
 
     def _add_joined(self, event: Joined) -> None:

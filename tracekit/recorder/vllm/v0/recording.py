@@ -41,8 +41,9 @@ class V0Recording(Recording):
             self.look()
         if group.lora_request is not None:
             self.adapter(group.lora_request, BY_REQUEST, time.monotonic_ns())
+        again = group.request_id in self.live
         self.live[group.request_id] = group
-        self.session.append(Admitted(time.monotonic_ns(), group))
+        self.session.append(Admitted(time.monotonic_ns(), group, again))
 
     def finished(self, group: Any) -> None:
         """Note that a request has come to its end, however it did."""

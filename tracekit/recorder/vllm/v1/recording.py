@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tracekit.recorder.guard import say_off
 from tracekit.recorder.session import Session
 from tracekit.recorder.settings import Options
 from tracekit.recorder.vllm.describe import Described
@@ -130,6 +131,9 @@ def open_for(scheduler: Any, options: Options | None) -> V1Recording | None:
     if options is None:
         return None
     config = scheduler.vllm_config
+    if getattr(config.model_config, "runner_type", "generate") == "pooling":
+        say_off("an engine that does not generate is not recorded")
+        return None
     mode = str(getattr(config.model_config, "logprobs_mode", "raw_logprobs"))
     late_rejections = bool(config.scheduler_config.async_scheduling and config.speculative_config)
 
