@@ -122,6 +122,8 @@ def judged(recorded, *options):
     code, out, err = command(recorded, "--expect", "raw", "--json", *options)
     assert out, err
     facts = json.loads(out)
+    of_worker = facts["scoring"].pop("worker_peak_bytes")
+    assert of_worker > 50 << 20 if "--workers" in options else of_worker is None  # torch alone takes more
     for name in ("secs", "peak_bytes"):
         del facts["scoring"][name]
     return code, facts, [line for line in err.splitlines() if not line.startswith("replay [")]

@@ -56,6 +56,13 @@ def test_both_columns_are_there_where_the_semantic_is_wrong():
     assert "clip rate, epsilon 0.2" in text
 
 
+def test_the_memory_of_workers_is_told_where_there_were_any():
+    run = make_run(Made())
+    assert "61 s, peak memory 3.0 GiB\n" in screen(run)
+    with_workers = screen(run, scoring=replace(SCORING, worker_peak_bytes=5 << 29))
+    assert "peak memory 3.0 GiB, of a worker at most 2.5 GiB\n" in with_workers
+
+
 def test_a_clean_screen_has_one_column_and_no_rows_of_tokens():
     text = screen(make_run(Made()))
     assert text.startswith("VERDICT: no divergence")

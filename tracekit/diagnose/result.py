@@ -70,6 +70,7 @@ class Scoring:
         secs: that the replay took.
         peak_bytes: the most memory held, of the device where that is a GPU, else of the process.
         weights: of every version that sampled a scored token, or computed KV that it was sampled over.
+        worker_peak_bytes: the same of the worker that held the most; None where the command scored by itself.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Scoring:
     secs: float
     peak_bytes: int
     weights: list[Weights]
+    worker_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,20 @@ def replay(
         )
     threads = num_threads()
     mapper = partial(locally, scorers, folders)
+    of_workers: list[int] = []
     if workers is not None:
         scorers.release()
         where = {weights.version: weights.folder for weights in here.weights}
         threads = threads_each(str(workers), threads)
-        mapper = partial(on_ray, str(workers), load, where, threads=threads, gpus=about[1].startswith("cuda"))
+        mapper = partial(
+            on_ray,
+            str(workers),
+            load,
+            where,
+            threads=threads,
+            gpus=about[1].startswith("cuda"),
+            on_peak=of_workers.append,
+        )
     kept = Kept(Path(keep) if keep else None, folders, repr((*about[1:], threads)))
 
     found = _score(units, mapper, kept, show_progress)
@@ -227,6 +236,7 @@ def replay(
         units += more
     kept.drop(units)
     scoring = _scoring(about, plan, units, here.weights, time.monotonic() - started)
+    scoring = replace(scoring, worker_peak_bytes=max(of_workers, default=None))
     tokens = token_table(run, judged.tokens, judged.verdict.parts)
     return Replay(Result.of(__version__, scoring, rollouts.data(), judged.verdict), tokens, timeline_of(trace))
 

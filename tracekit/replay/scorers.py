@@ -98,6 +98,11 @@ class OneAtATime:
             self._scorer, self._key = self._load(folder, model), (folder, model)
         return self._scorer
 
+    @property
+    def device(self) -> str:
+        """Torch's name of the device of the scorer that is kept; the CPU where none is."""
+        return "cpu" if self._scorer is None else self._scorer.device
+
     def release(self) -> None:
         """Forget the scorer that is kept."""
         self._scorer = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tracekit.errors import TracekitError, UsageError, WorkersError
 from tracekit.objects.fetch import local_folder
 from tracekit.replay.cluster import connected
-from tracekit.replay.scorers import OneAtATime
+from tracekit.replay.scorers import OneAtATime, peak_bytes
 from tracekit.replay.units import Unit, UnitScores, score_unit
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ class Worker:
 
         torch.set_num_threads(self._threads)
 
-    def score(self, unit: Unit) -> UnitScores | Failure:
-        """Score a unit."""
+    def score(self, unit: Unit) -> tuple[UnitScores, int] | Failure:
+        """Score a unit; with the most memory that this worker has held so far, in bytes."""
         try:
             folders = {version: local_folder(self._where[version]) for version in unit.versions}
-            return score_unit(self._load, folders, unit)
+            scores = score_unit(self._load, folders, unit)
+            return scores, peak_bytes(self._load.device)
         except TracekitError as error:
             return Failure(f"{error} (on {socket.gethostname()})")
 
@@ -91,6 +92,7 @@ def on_ray(
     threads: int,
     gpus: bool,
     on_loaded: Callable[[], None] = lambda: None,
+    on_peak: Callable[[int], None] = lambda num_bytes: None,
 ) -> Mapper:
     """Return what scores units on Ray actors, in whatever order they are done.
 
@@ -101,6 +103,7 @@ def on_ray(
         threads: of each worker.
         gpus: whether each needs a GPU of its own.
         on_loaded: told once, when the first worker can begin.
+        on_peak: told with each unit the most memory that its worker has held so far, in bytes.
 
     Raises:
         WorkersError: Ray is not reached or has no room, or a unit ended its worker every time.
@@ -111,7 +114,8 @@ def on_ray(
             return
         with connected(workers, threads=threads, gpus=gpus) as (start, count):
             pool = _Pool(lambda: start(Worker, load, where, threads), min(count, len(units)), on_loaded)
-            for number, scores in pool.map(units):
+            for number, (scores, num_bytes) in pool.map(units):
+                on_peak(num_bytes)
                 on_tokens(units[number], units[number].num_run_tokens)
                 yield number, scores
 
@@ -126,8 +130,8 @@ class _Pool:
         self._busy: dict[Any, tuple[Any, int | None]] = {}  # what is awaited -> the actor and its unit
         self._lost: Counter[int | None] = Counter()
 
-    def map(self, units: Seq[Unit]) -> Iterator[tuple[int, UnitScores]]:
-        """Yield the index and the scores of each unit as it is done."""
+    def map(self, units: Seq[Unit]) -> Iterator[tuple[int, tuple[UnitScores, int]]]:
+        """Yield the index and the answer of each unit as it is done."""
         import ray
 
         waiting = deque(range(len(units)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tracekit.diagnose.data import NONE
 from tracekit.diagnose.metrics import Metrics
 from tracekit.diagnose.onset import RolloutOnsets
-from tracekit.diagnose.result import Result
+from tracekit.diagnose.result import Result, Scoring
 from tracekit.diagnose.verdict import Verdict
 from tracekit.plural import plural
 from tracekit.report import party, words
@@ -97,11 +97,16 @@ def _what(result: Result) -> Iterator[str]:
     )
     yield (
         f"sequences {scoring.packing}, {scoring.arithmetic}, token multiplier {scoring.token_multiplier:.2f}; "
-        f"{scoring.secs:.0f} s, peak memory {scoring.peak_bytes / 2**30:.1f} GiB"
+        f"{scoring.secs:.0f} s, peak memory {scoring.peak_bytes / 2**30:.1f} GiB{_of_workers(scoring)}"
     )
     yield from filter(None, map(words.weights, scoring.weights))
     yield from filter(None, map(words.cast, scoring.weights))
     yield from words.losses(data)
+
+
+def _of_workers(scoring: Scoring) -> str:
+    peak = scoring.worker_peak_bytes
+    return "" if peak is None else f", of a worker at most {peak / 2**30:.1f} GiB"
 
 
 def _metrics(verdict: Verdict) -> Iterator[str]:
