@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from tracekit.errors import UsageError
-from tracekit.rpc.credentials import read_file, read_secret
+from tracekit.rpc.credentials import read_authorities, read_pair
 from tracekitd.log import say
 
 
@@ -49,19 +48,8 @@ class Certificates:
         return self._current
 
     def _read(self) -> Any:
-        pair = (read_secret(self._key), read_file(self._cert))
-        roots = None if self._client_ca is None else read_file(self._client_ca)
-        try:  # gRPC takes anything, and then refuses every client
-            made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            made.load_cert_chain(self._cert, self._key, password="")
-        except (OSError, ValueError):
-            text = "these are not a key and a certificate in PEM that go together, without a password"
-            raise UsageError(f"{text}: {self._key}, {self._cert}") from None
-        try:
-            if self._client_ca is not None:
-                made.load_verify_locations(self._client_ca)
-        except (OSError, ValueError):
-            raise UsageError(f"these are not certificates in PEM: {self._client_ca}") from None
+        pair = read_pair(self._key, self._cert)
+        roots = None if self._client_ca is None else read_authorities(self._client_ca)
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
 
     def _stamps(self) -> list[tuple[int, int, int]]:

@@ -121,6 +121,7 @@ def test_rows_come_over_tls_with_a_token_and_from_nobody_else(start, files, capf
     for words in ("it has no token that this daemon knows", "CERTIFICATE_VERIFY_FAILED"):
         assert err.count(f"not there yet, or not for us ({words}") <= 1 and words in err
     assert "does not know our token" in daemon.ask(token_file=files / "wrong")
+    assert "CERTIFICATE_VERIFY_FAILED" in daemon.ask(ca_file=files / "other.pem")  # who asks is told why
     with grpc.insecure_channel(daemon.tcp.removeprefix("grpcs://")) as channel:  # without TLS at all
         call = SERVICES[RECORDER]["Record"].on(channel)(iter([hello(engine_id()).to_bytes()]), timeout=5)
         assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -198,6 +199,9 @@ def test_what_gRPC_would_take_and_then_refuse_everybody_with(files):
     ):
         with pytest.raises(UsageError, match=words):
             Certificates(files.folder / cert, files.folder / key, authority and files.folder / authority)
+        access = Access(None, authority and files / authority, files / cert, files / key)
+        with pytest.raises(UsageError, match=words):
+            ControlClient("grpcs://localhost:1", access=access)
 
 
 def test_a_file_that_is_mended_by_its_mode_alone_is_taken(files, capfd):

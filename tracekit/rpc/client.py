@@ -13,6 +13,7 @@ import grpc
 
 from tracekit.errors import DaemonError, NotMarkedError, ProtocolMismatchError
 from tracekit.rpc import messages
+from tracekit.rpc.address import tcp_of
 from tracekit.rpc.credentials import Access, metadata_of, open_channel
 from tracekit.rpc.methods import CONTROL, SERVICES
 
@@ -132,7 +133,8 @@ class ControlClient:
                 raise DaemonError(f"the daemon does not know our token: {self.address}") from None
             if error.code() in REFUSALS:
                 raise DaemonError(f"{error.details()}: {self.address}") from None
-            raise DaemonError(f"the daemon does not answer ({error.code().name}): {self.address}") from None
+            why = f"{error.code().name}, {error.details()}" if tcp_of(self.address) else error.code().name
+            raise DaemonError(f"the daemon does not answer ({why}): {self.address}") from None
 
 
 def wait_ready(address: str, timeout_secs: float) -> messages.DescribeReply:

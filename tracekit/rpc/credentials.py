@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +59,13 @@ def open_channel(grpc: Any, address: str, access: Access, options: list[tuple[st
         raise UsageError(f"only unix: and grpcs:// addresses are supported, not {address}")
     if (access.cert_file is None) != (access.key_file is None):
         raise UsageError("a client's certificate and its key go together")
-    secrets = grpc.ssl_channel_credentials(
-        root_certificates=None if access.ca_file is None else read_file(access.ca_file),
-        private_key=None if access.key_file is None else read_secret(access.key_file),
-        certificate_chain=None if access.cert_file is None else read_file(access.cert_file),
-    )
-    return grpc.secure_channel(target, secrets, options=[*options, *KEEPALIVE])
+    key, chain = None, None
+    if access.cert_file is not None and access.key_file is not None:
+        key, chain = read_pair(access.key_file, access.cert_file)
+    roots = None if access.ca_file is None else read_authorities(access.ca_file)
+    with _quiet():
+        secrets = grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
+        return grpc.secure_channel(target, secrets, options=[*options, *KEEPALIVE])
 
 
 def metadata_of(address: str, access: Access) -> tuple[tuple[str, str], ...]:
@@ -105,6 +109,35 @@ def read_secret(path: str | Path) -> bytes:
     return data
 
 
+def read_pair(key: str | Path, cert: str | Path) -> tuple[bytes, bytes]:
+    """Return a private key and its certificate; gRPC takes any bytes, and then nobody can connect.
+
+    Raises:
+        UsageError: they cannot be read, others can read the key, it has a password, or the two do not go together.
+    """
+    pair = (read_secret(key), read_file(cert))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except (OSError, ValueError):
+        text = "these are not a key and a certificate in PEM that go together, without a password"
+        raise UsageError(f"{text}: {key}, {cert}") from None
+    return pair
+
+
+def read_authorities(path: str | Path) -> bytes:
+    """Return the certificates of who signs certificates.
+
+    Raises:
+        UsageError: they cannot be read, or are none.
+    """
+    data = read_file(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        raise UsageError(f"these are not certificates in PEM: {path}") from None
+    return data
+
+
 def read_file(path: str | Path) -> bytes:
     """Return a small file.
 
@@ -112,6 +145,20 @@ def read_file(path: str | Path) -> bytes:
         UsageError: it cannot be read.
     """
     return _read(path)[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Have gRPC, which reads this at the first channel, say errors alone: else each failed handshake is a line."""
+    name = "GRPC_VERBOSITY"
+    mine = name not in os.environ
+    if mine:
+        os.environ[name] = "ERROR"
+    try:
+        yield
+    finally:
+        if mine:
+            os.environ.pop(name, None)
 
 
 def _read(path: str | Path) -> tuple[bytes, os.stat_result]:
