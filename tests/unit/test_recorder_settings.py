@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tracekit.recorder.settings import daemon_address, logprobs_complaint, logprobs_option
+from tracekit.recorder.settings import attach_folder, daemon_address, logprobs_complaint, logprobs_option
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +30,20 @@ def test_a_wrong_value_is_named_and_the_default_taken(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TRACEKIT_LOGPROBS", "raw")
     assert logprobs_option() == "client"
     assert logprobs_complaint() == "the logprobs option is one of client, engine, both, not 'raw'; client is taken"
+
+
+@pytest.mark.parametrize("variable", ["TRACEKIT_ATTACH", "HOME"])
+def test_where_no_folder_can_be_found_no_orders_are_taken(
+    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TRACEKIT_ATTACH", "TRACEKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if variable == "HOME":  # a container's user whom nobody knows
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+    else:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        monkeypatch.setenv("TRACEKIT_ATTACH", "orders")
+    assert attach_folder() is None

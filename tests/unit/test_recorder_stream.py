@@ -1,13 +1,16 @@
 """The recorder's stream where there is no daemon: it may cost the engine nothing, and it counts."""
 
+import _thread
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from helpers.wire import numbered_tokens
+from tracekit.recorder import connection as connection_module
 from tracekit.recorder import stream as stream_module
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.identity import id_of
@@ -96,6 +99,27 @@ print(stream.close(5).undelivered)
     done = subprocess.run([sys.executable, "-c", code, str(short_path / "d.sock")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{'tokens': 7}" and "hardly a file descriptor left" in done.stderr
+
+
+def test_a_process_with_hardly_a_thread_left_is_not_aborted_by_grpc(short_path, monkeypatch, capfd):
+    path = short_path / "d.sock"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    left, start = iter(range(20)), _thread.start_new_thread
+
+    def few(*arguments):
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        return start(*arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", few)
+    monkeypatch.setattr(connection_module, "_open_channel", lambda *_: pytest.fail("grpc is asked"))
+    stream = Stream(f"unix:{path}", TOKEN)
+    stream.put(numbered_tokens(0, 7))
+    assert stream.close(5).undelivered == {"tokens": 7}
+    assert "hardly a thread left" in capfd.readouterr().err
+    server.close()
 
 
 @pytest.mark.parametrize("address", ["localhost:1234", "tcp:1.2.3.4:5", ""])

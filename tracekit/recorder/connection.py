@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import enum
-import errno
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from tracekit import __version__
 from tracekit.recorder.guard import say_once
+from tracekit.recorder.spare import lacking
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
 from tracekit.rpc.address import socket_of, strangers_socket, tcp_of
@@ -21,7 +20,6 @@ from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.tables import SCHEMA_VERSION
 
 BEAT_SECS = 1.0
-SPARE_DESCRIPTORS = 32  # for a channel, and for whoever else opens something meanwhile
 
 
 class State(enum.Enum):
@@ -104,8 +102,8 @@ class Connection:
             return Ending(Then.TRY_AGAIN)
         if path is not None and strangers_socket(path):
             return Ending(Then.GIVE_UP, f"the socket belongs to somebody else, who would get all prompts: {path}")
-        if not _has_descriptors():
-            say_once("this process has hardly a file descriptor left: rows are kept until it has")
+        if what := lacking():
+            say_once(f"this process has hardly a {what} left: rows are kept until it has")
             return Ending(Then.TRY_AGAIN)
         try:
             grpc, channel = _open_channel(self._address, self._access)
@@ -198,15 +196,6 @@ class Connection:
 def refusal(address: str, details: str) -> str:
     """Say that the daemon will have nothing of this recorder, in the daemon's own words."""
     return f"the daemon at {address} refuses this recorder: {details}"
-
-
-def _has_descriptors() -> bool:
-    """Whether so many are free that grpc finds those that it needs: where it finds none it aborts the process."""
-    try:
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return limit < 0 or len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS <= limit
-    except OSError as error:
-        return error.errno not in (errno.EMFILE, errno.ENFILE)
 
 
 def _open_channel(address: str, access: Access) -> tuple[Any, Any]:

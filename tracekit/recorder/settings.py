@@ -66,9 +66,15 @@ def options() -> Options | None:
 
 
 def attach_folder() -> Path | None:
-    """`TRACEKIT_ATTACH` or `attach`: the folder where engines take orders, in the cache unless told; `off`: nowhere."""
+    """`TRACEKIT_ATTACH` or `attach`: the folder where engines take orders, in the cache unless told; `off`: nowhere.
+
+    Nor is one where none can be found, in a container whose user nobody knows for one.
+    """
     told = _setting("TRACEKIT_ATTACH", "attach")
-    return None if told == "off" else Path(told).absolute() if told else cache_dir() / "attach"
+    try:
+        return None if told == "off" else Path(told).absolute() if told else cache_dir() / "attach"
+    except (OSError, RuntimeError):  # the working directory is gone; nobody knows where the user's home is
+        return None
 
 
 def daemon_address() -> str | None:
