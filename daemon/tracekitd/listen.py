@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from pathlib import Path
 
 import grpc
@@ -103,4 +104,15 @@ class Listener:
                 await self.server.start()
                 self.address = f"{self.address.rpartition(':')[0]}:{port}"
         except (RuntimeError, OSError) as error:
-            raise DaemonError(f"cannot listen on {self.address}: {error}") from None
+            raise DaemonError(f"cannot listen on {self.address}: {self._reason() or error}") from None
+
+    def _reason(self) -> str | None:
+        """Return why a TCP address cannot be had, which gRPC does not tell."""
+        host, _, port = (tcp_of(self.address) or "").rpartition(":")
+        try:
+            for family, kind, _, _, place in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+                with socket.socket(family, kind) as probe:
+                    probe.bind(place)
+        except OSError as error:
+            return error.strerror
+        return None

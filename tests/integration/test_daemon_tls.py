@@ -287,6 +287,7 @@ def test_an_expired_certificate_is_refused_by_the_client(start, files):
         ("grpcs://0.0.0.0:0", ["--token-file", "T"], "needs --cert and --key"),
         ("grpc://0.0.0.0:0", ["--token-file", "T"], "with TLS, on grpcs://"),
         ("0.0.0.0:0", ["--token-file", "T", "--cert", "C", "--key", "K"], "with TLS, on grpcs://"),
+        ("grpcs://0.0.0.0:65536", ["--token-file", "T", "--cert", "C", "--key", "K"], "with TLS, on grpcs://"),
         ("grpcs://0.0.0.0:0", ["--token-file", "OPEN", "--cert", "C", "--key", "K"], "others can read this secret"),
         ("grpcs://0.0.0.0:0", ["--token-file", "T", "--cert", "C", "--key", "C"], "others can read this secret"),
         ("grpcs://0.0.0.0:0", ["--token-file", "SHORT", "--cert", "C", "--key", "K"], "at least 16 characters"),
@@ -304,6 +305,15 @@ def test_an_address_that_anybody_could_use_is_refused(files, listen, more, words
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not Path(files / "spool").exists()
+
+
+def test_an_address_that_is_taken_is_said_with_the_reason(files):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        argv = [sys.executable, "-m", "tracekitd", "--listen", f"grpcs://127.0.0.1:{taken.getsockname()[1]}"]
+        argv += ["--spool", files / "spool", "--token-file", files / "token"]
+        argv += ["--cert", files / "server.pem", "--key", files / "server.key"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.endswith(": Address already in use\n") and done.stderr.count("\n") == 1
 
 
 def test_a_client_gives_its_token_to_no_plain_address(files):

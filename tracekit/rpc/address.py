@@ -24,8 +24,8 @@ def strangers_socket(path: Path) -> bool:
 
 def tcp_of(address: str) -> str | None:
     """Return host and port, as gRPC takes them, of a `grpcs://HOST:PORT` address; None for other addresses."""
-    found = re.fullmatch(r"grpcs://((?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\],]+):\d{1,5})/?", address)
-    return found.group(1) if found else None
+    found = re.fullmatch(r"grpcs://((?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\],]+):([0-9]{1,5}))/?", address)
+    return found.group(1) if found and int(found.group(2)) < 1 << 16 else None  # gRPC takes the rest of the division
 
 
 def target_of(address: str) -> str:
