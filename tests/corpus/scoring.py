@@ -22,6 +22,7 @@ from tracekit.errors import TracekitError
 
 PACKAGE = Path(__file__).parents[2] / "tracekit"
 JUDGES = ("audit", "diagnose", "replay", "scoring", "trace")
+BESIDE = ("join.py", "scores.py")
 MAX_MODELS = 4  # kept loaded: most cases are scored with the same two
 
 
@@ -29,7 +30,8 @@ MAX_MODELS = 4  # kept loaded: most cases are scored with the same two
 def code_hash() -> str:
     """Changes with anything that a verdict is made by."""
     digest = hashlib.sha256()
-    for path in sorted(p for room in JUDGES for p in (PACKAGE / room).rglob("*.py")):
+    rooms = sorted(p for room in JUDGES for p in (PACKAGE / room).rglob("*.py"))
+    for path in [*rooms, *(PACKAGE / name for name in BESIDE)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
