@@ -1,9 +1,11 @@
 """The session between the engine's thread and the wire: nothing blocks, nothing raises, everything is counted."""
 
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +93,25 @@ def test_everything_appended_is_stored_in_order_once_closed(capsys: pytest.Captu
     for _ in range(2):
         session.append(("e", 1))
     assert capsys.readouterr().err.count("after its recording has ended") == 1
+
+
+def test_with_its_owner_a_session_ends_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    class Owner:
+        pass
+
+    sink, owner, socket = Sink(), Owner(), tmp_path / "d.sock"
+    session = Session(Encoder(), sink, Marker(socket, ENGINE))
+    session.end_with(owner, lambda: session.append(("e", 7)))
+    for kind in ("begin", "end"):
+        session.append((kind, 1))
+    deadline = time.monotonic() + 30
+    while idle.read(socket, ENGINE) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    del owner
+    session._thread.join(30)
+    assert [event for event, _ in sink.stored] == ["begin", "end", "e"] and sink.closed == 1
+    open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [path for path in open_files if path.startswith(str(tmp_path))]
 
 
 def test_a_full_queue_drops_the_newest_and_counts_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:

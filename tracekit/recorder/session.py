@@ -220,6 +220,8 @@ class Session:
                 say_once(f"events could not be drained: {type(error).__name__}: {error}")
         if gone and self._closed.acquire(blocking=False):
             self._sink.close(CLOSE_SECS)
+            if self._marker is not None:
+                self._marker.close()
             atexit.unregister(self.close)
 
     def _drain(self) -> None:

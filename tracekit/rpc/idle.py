@@ -64,6 +64,12 @@ class Marker:
         except OSError:
             self._give_up()
 
+    def close(self) -> None:
+        """Let go of the file, whose claim stays; only where no other thread has the marker any more."""
+        fd, self._path, self._fd = self._fd, None, None
+        if fd is not None:
+            os.close(fd)
+
     def _open(self, num_busy: int) -> bool:
         if self._path is None or not self._path.parent.is_dir():
             return False
