@@ -11,6 +11,8 @@ ENGINE_OF = {
     "v1-bf16": "v1b",
     "latest-fp32": "latest",
     "latest-bf16": "latestb",
+    "v1-long": "long",
+    "latest-long": "latestlong",
     "v0-fp32": "v0",
     "v1-gemma": "gemma",
     "v1-tight": "tight",

@@ -42,9 +42,16 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
+LONG: tuple[dict[str, Any], ...] = (
+    {"steps": (Ask(num=6, tokens=1500),)},
+    {"steps": (Ask(num=6, tokens=1500, sampling={"temperature": 0.7, "top_p": 0.9}),)},
+    {"steps": (Ask(num=2, tokens=3000),)},
+)
+
+
 def clean(make: Any, group: str, num: int) -> list[Case]:
     """So many recordings on one engine."""
-    every = islice(cycle(SETTINGS), num)
+    every = islice(cycle(LONG if group.endswith("long") else SETTINGS), num)
     return [make(f"more-{number:02}", K, group=group, **settings) for number, settings in enumerate(every)]
 
 
@@ -56,4 +63,6 @@ ROWS: list[Case] = [
     *clean(row, "v1-fp32", 30),
     *clean(row, "latest-fp32", 20),
     *clean(row, "v0-fp32", 20),
+    *clean(row, "v1-long", 3),
+    *clean(row, "latest-long", 3),
 ]

@@ -253,6 +253,14 @@ def strata(make: Any, group: str) -> list[Case]:
 
 
 ROWS: list[Case] = [
+    row(
+        "tile-1000",
+        "position or batch",
+        group="v1-long",
+        faults=one("position_kernel", layer=12, after=1000, by=1.3),
+        steps=(Ask(num=6, tokens=1500, prompt="long:100"),),
+        truth=Truth(PATH, ("grows with position", "from a position on", MODULE), 901, "layers.12.self_attn"),
+    ),
     *some(modules(tune, "v1-fp32"), "head-zeroed query-from rope-all down norm int8 int4"),
     *head(tune, "v1-fp32"),
     *strata(tune, "v1-fp32"),
