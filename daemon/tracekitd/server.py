@@ -234,11 +234,10 @@ async def _serve(config: Config, reload: Callable[[], Config] | None) -> Daemon:
     if config.attached:
         loop.add_reader(sys.stdin.fileno(), daemon.hear)
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            if number == signal.SIGHUP and reload is not None:
-                loop.add_signal_handler(number, daemon.reload, reload)
-            else:
-                loop.add_signal_handler(number, daemon.shut_down)
+        if number == signal.SIGHUP and reload is not None and not config.attached:
+            loop.add_signal_handler(number, daemon.reload, reload)  # under nohup, too
+        elif signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, daemon.shut_down)
     try:
         await daemon.start()
         say(f"listening on {', '.join(daemon.addresses)}")

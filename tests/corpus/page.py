@@ -29,7 +29,10 @@ def page(cases: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> str:
     report, second = ([case for case in every[use] if case.name in said] for use in (REPORT, SECOND))
     marks = {case.name: mark(case, said[case.name]) for case in cases if case.name in said}
     clean = [case for case in report if case.truth.layer == NONE and not case.truth.refused]
-    above, below = _by_size([case for case in report if case not in clean], clean, said)
+    further = [case for case in cases if case.kind == more.K and case.use == REPORT and case.name in said]
+    above, below = _by_size(
+        [case for case in report if case not in clean], _floors(further, said) | _floors(clean, said), said
+    )
     extent = (
         f"All {len(report)} of them are recorded and replayed."
         if len(report) == len(every[REPORT])
@@ -85,17 +88,22 @@ def machine() -> str:
     return f"{name}, {'AVX-512 with bfloat16' if 'avx512_bf16' in flags else 'no AVX-512 for bfloat16'}, 1 thread"
 
 
-def _by_size(
-    faults: Sequence[Case], clean: Sequence[Case], said: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[Case], list[Case]]:
-    floors: dict[str, list[float]] = {}
+def _floors(clean: Sequence[Case], said: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Median of mean |d| of the clean recordings of each group."""
+    found: dict[str, list[float]] = {}
     for case in clean:
         if said[case.name].get("d_abs_mean") is not None:
-            floors.setdefault(case.group, []).append(said[case.name]["d_abs_mean"])
+            found.setdefault(case.group, []).append(said[case.name]["d_abs_mean"])
+    return {group: statistics.median(sizes) for group, sizes in found.items()}
+
+
+def _by_size(
+    faults: Sequence[Case], floors: Mapping[str, float], said: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Case], list[Case]]:
     above, below = [], []
     for case in faults:
         size, floor = said[case.name].get("d_abs_mean"), floors.get(case.group)
-        small = size is not None and floor is not None and size < TIMES * statistics.median(floor)
+        small = size is not None and floor is not None and size < TIMES * floor
         (below if small else above).append(case)
     return above, below
 

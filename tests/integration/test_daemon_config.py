@@ -83,8 +83,10 @@ def test_check_config_prints_and_touches_nothing(short_path):
     assert [found.name for found in short_path.iterdir()] == ["tracekitd.toml"]
 
 
-def test_sighup_takes_the_file_anew_and_loses_nothing(short_path):
+@pytest.mark.parametrize("before", [[], ["nohup"]])
+def test_sighup_takes_the_file_anew_and_loses_nothing(short_path, before):
     process = DaemonProcess(short_path)
+    process.argv = before + process.argv
     process.argv += ["--config", write(short_path, 'log = "text"\n')]
     stream = Stream(process.address, engine_id())
     try:

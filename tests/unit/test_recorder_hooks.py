@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from types import ModuleType
-from types import SimpleNamespace as Made
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +12,10 @@ from tracekit.recorder.vllm.events import Finished, Step, TableRow
 from tracekit.recorder.vllm.v1 import attach as v1
 from tracekit.recorder.vllm.v1 import weights as v1_weights
 from tracekit.recorder.vllm.v1.recording import V1Recording
+
+
+class Made(SimpleNamespace):
+    """An object of the engine's, which can be referred to weakly."""
 
 
 class Session:
