@@ -35,8 +35,10 @@ if __name__ == "__main__":
             while (folder / "wait").exists() and not (folder / "go").exists():
                 time.sleep(0.05)
     (folder / "tokens.json").write_text(json.dumps(seen))
-    scheduler = weakref.ref(llm.llm_engine.engine_core.engine_core.scheduler)
-    del llm
+    engine = llm.llm_engine
+    v1 = hasattr(engine, "engine_core")
+    scheduler = weakref.ref(engine.engine_core.engine_core.scheduler if v1 else engine.scheduler[0])
+    del llm, engine
     gc.unfreeze()  # vLLM freezes what is there once it is built
     gc.collect()
     (folder / "freed").write_text(str(scheduler() is None))
