@@ -117,6 +117,7 @@ class _Controls:
     scale: float
     num_shape: int
     num_precision: int
+    local: F8  # [N] 1, or by how much more at a token
 
 
 def measure_noises(run: Run) -> dict[str, TokenNoise]:
@@ -134,9 +135,8 @@ def _measured(run: Run, semantic: str, controls: _Controls) -> TokenNoise:
     scores, scale = run.trainer, controls.scale
     d = scores.logprob(semantic) - run.rollout_logprob
     found = residuals(run, scores, semantic, run.rollout_logprob, scale)
-    local = local_noise(run, _resolved(run, RAW) & run.valid, controls.precision, scale)
-    z = np.where(run.valid, found.z, np.nan) / local
-    sigma = _sigma(run, semantic, d, z, scale * local)
+    z = np.where(run.valid, found.z, np.nan) / controls.local
+    sigma = _sigma(run, semantic, d, z, scale * controls.local)
     # where noise is as wide as the kept set, its edge decides, and tokens are no longer alike in their units
     cut = (run.kept_mass < 1) | (scores.kept_count < scores.kept_count.max(initial=0))
     slope = response(scores, semantic)
@@ -208,7 +208,9 @@ def _controls(run: Run) -> _Controls:
     head = FLOAT32_SPACINGS * _spacing("float32", size)
     if head_dtype != "float32":
         head = float(np.hypot(head, _spacing(head_dtype, size) / np.sqrt(12)))
-    return _Controls(shape, precision, head, float(np.hypot(np.sqrt(sides) * eps, head)), num_shape, num_precision)
+    scale = float(np.hypot(np.sqrt(sides) * eps, head))
+    local = local_noise(run, telling, precision, scale)
+    return _Controls(shape, precision, head, scale, num_shape, num_precision, local)
 
 
 def _size_of_logits(run: Run) -> float:

@@ -21,8 +21,11 @@ from tracekit.scoring.modules import (
     States,
     children,
     error_of,
+    first_input,
     layers_of,
     own_states,
+    put_in,
+    run_body,
 )
 
 EMBEDDING = "embed_tokens"
@@ -59,19 +62,16 @@ def _arriving(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor
         first = f"layers.{number}.{_FIRST}"
 
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = args[0] if args else kwargs["hidden_states"]
-            made[first] = given[0].clone()
+            made[first] = first_input(args, kwargs)[0].clone()
             if f"{first}.input" not in states:
                 return None  # it never ran: what the layer before it gave goes on
-            state = states[f"{first}.input"].to(given.device, given.dtype)[None]
-            return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
+            return put_in(args, kwargs, states[f"{first}.input"])
 
         return hook
 
     def arrive(name: str) -> Any:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else kwargs["hidden_states"]
-            made.setdefault(name, given[0].clone())
+            made.setdefault(name, first_input(args, kwargs)[0].clone())
 
         return hook
 
@@ -88,13 +88,7 @@ def _arriving(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor
         hooks.append(module.register_forward_pre_hook(arrive(name), with_kwargs=True))
         if f"{name}.output" in states:
             hooks.append(module.register_forward_hook(leave(name)))
-    try:
-        with torch.inference_mode():
-            out = model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
-        made[HEAD] = out.last_hidden_state[0]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    made[HEAD] = run_body(model, token_ids, hooks)
     return made
 
 

@@ -9,7 +9,7 @@ higher, on the same input.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -150,16 +150,12 @@ def replayed(model: Any, token_ids: Tensor, states: States) -> dict[str, Tensor]
         return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        with torch.inference_mode(), _replaced({module: states[f"{name}.input"] for name, module in modules.items()}):
-            model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
-        head = model.get_output_embeddings()
-        if f"{HEAD}.input" in states and head is not None and not _changes_logits(model.config):
-            with torch.inference_mode():
-                made[HEAD] = head(states[f"{HEAD}.input"].to(head.weight.device, head.weight.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _replaced({module: states[f"{name}.input"] for name, module in modules.items()}):
+        run_body(model, token_ids, hooks)
+    head = model.get_output_embeddings()
+    if f"{HEAD}.input" in states and head is not None and not _changes_logits(model.config):
+        with torch.inference_mode():
+            made[HEAD] = head(states[f"{HEAD}.input"].to(head.weight.device, head.weight.dtype))
     return made
 
 
@@ -169,20 +165,38 @@ def own_states(model: Any, token_ids: Tensor) -> dict[str, Tensor]:
 
     def keep(name: str) -> Any:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = args[0] if args else kwargs["hidden_states"]
-            states[f"{name}.input"] = given[0].clone()
+            states[f"{name}.input"] = first_input(args, kwargs)[0].clone()
             states[f"{name}.output"] = (output[0] if isinstance(output, tuple) else output)[0].clone()
 
         return hook
 
     hooks = [m.register_forward_hook(keep(name), with_kwargs=True) for name, m in children(model).items()]
+    run_body(model, token_ids, hooks)
+    return states
+
+
+def run_body(model: Any, token_ids: Tensor, hooks: Iterable[Any]) -> Tensor:
+    """Run a model's body on [T] ids, then remove the hooks; return what its head gets, [T, width]."""
     try:
         with torch.inference_mode():
-            model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)
+            out: Tensor = model.base_model(input_ids=token_ids.to(model.device)[None], use_cache=False)[0]
+        return out[0]
     finally:
         for hook in hooks:
             hook.remove()
-    return states
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the state that a module is called with, [1, T, width]."""
+    given: Tensor = args[0] if args else kwargs["hidden_states"]
+    return given
+
+
+def put_in(args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module with a recorded state, [T, width] at least, in place of its own."""
+    own = first_input(args, kwargs)
+    given = state.to(own.device, own.dtype)[None, : own.shape[1]]
+    return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
 
 
 def _sound(model: Any, token_ids: Tensor) -> set[str]:
@@ -197,12 +211,7 @@ def _replaced(inputs: Mapping[Any, Tensor]) -> Iterator[None]:
     """Put a state in the place of the first input of some modules."""
 
     def put(state: Tensor) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            own = args[0] if args else kwargs["hidden_states"]
-            given = state.to(own.device, own.dtype)[None, : own.shape[1]]
-            return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
-
-        return hook
+        return lambda _module, args, kwargs: put_in(args, kwargs, state)
 
     hooks = [module.register_forward_pre_hook(put(state), with_kwargs=True) for module, state in inputs.items()]
     try:
