@@ -114,6 +114,43 @@ def test_with_its_owner_a_session_ends_and_leaves_no_descriptor(tmp_path: Path) 
     assert not [path for path in open_files if path.startswith(str(tmp_path))]
 
 
+def test_at_exit_whoever_closes_it_already_is_let_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Owner:
+        pass
+
+    class Late(Sink):
+        """Takes its time, and then notes what it could not deliver."""
+
+        begun = threading.Event()
+
+        def close(self, timeout_secs: float) -> None:
+            self.begun.set()
+            time.sleep(timeout_secs + 0.5)
+            super().close(timeout_secs)
+
+    monkeypatch.setattr(module, "CLOSE_SECS", 0.2)
+    for by_thread in (True, False):
+        sink, owner = Late(), Owner()
+        sink.begun.clear()
+        session = Session(Encoder(), sink)
+        session.end_with(owner, lambda: None)
+        if by_thread:
+            del owner
+        else:
+            threading.Thread(target=session.close, args=(0.2,)).start()
+        assert sink.begun.wait(30)
+        session.close(0.2)
+        assert sink.closed == 1
+    sink.closed = 0
+    session = Session(Encoder(), sink)
+    sink.begun.clear()
+    threading.Thread(target=session.close, args=(30,), daemon=True).start()
+    assert sink.begun.wait(30)
+    monkeypatch.setattr(module, "NOTE_SECS", 0.2)
+    session.close(0.2)  # which closes it now
+    assert sink.closed == 1
+
+
 def test_a_full_queue_drops_the_newest_and_counts_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_EVENTS", 10)
     encoder, sink = Encoder(), Sink()

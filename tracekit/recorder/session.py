@@ -24,6 +24,7 @@ DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep 
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
 CLOSE_SECS = 5.0
+NOTE_SECS = 2.0  # beyond its time, a sink says goodbye or notes what it could not deliver
 REST_SECS = 0.05  # between two batches that go out because the engine fell idle
 MAX_EVENTS = 4096  # of an engine: a step is one
 
@@ -107,7 +108,8 @@ class Session:
         self._events: deque[Any] = deque()
         self._wake = threading.Event()
         self._closing = False
-        self._closed = threading.Lock()
+        self._closed = threading.Lock()  # taken once, by who closes
+        self._ended = threading.Event()
         self._lost: dict[str, dict[str, int]] = {}  # rows by table, by reason
         self._lost_lock = threading.Lock()  # held for an addition or a swap, and only where something is lost
         self._last_send = time.monotonic()
@@ -183,7 +185,8 @@ class Session:
         if os.getpid() != self._pid:
             return
         if not self._closed.acquire(blocking=False):
-            self._thread.join(timeout_secs)  # it may be closing itself
+            if not self._ended.wait(timeout_secs + NOTE_SECS):
+                self._end(0.1)  # at exit, whoever is closing it with more time would be cut off
             return
         atexit.unregister(self.close)
         deadline = time.monotonic() + timeout_secs
@@ -193,7 +196,13 @@ class Session:
         if self._pace is not None and self._thread.is_alive():
             self._pace.end()  # what still finds no place is lost and counted
             self._thread.join(max(0.1, deadline - time.monotonic()))
-        self._sink.close(max(0.1, deadline - time.monotonic()))
+        self._end(max(0.1, deadline - time.monotonic()))
+
+    def _end(self, timeout_secs: float) -> None:
+        try:
+            self._sink.close(timeout_secs)
+        finally:
+            self._ended.set()
 
     def forget(self) -> None:
         """Let go of everything, in a forked child."""
@@ -219,7 +228,7 @@ class Session:
                 # this thread must live: without it the queue fills up and nothing more is recorded
                 say_once(f"events could not be drained: {type(error).__name__}: {error}")
         if gone and self._closed.acquire(blocking=False):
-            self._sink.close(CLOSE_SECS)
+            self._end(CLOSE_SECS)
             if self._marker is not None:
                 self._marker.close()
             atexit.unregister(self.close)
