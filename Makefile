@@ -40,7 +40,7 @@ endif
 test-long: $(VENV)/.installed  ## Run what fetches more: the larger real model, engines in Ray actors (400 MB, fifteen minutes).
 	$(BIN)/python -m pytest -m long
 
-faults: $(VENV)/.installed  ## Kill daemons 10,000 times while engines send, and judge what lies on the disk (hours; KILLS=100 for less; SOAK=3600: kill none, watch memory).
+faults: $(VENV)/.installed  ## Kill daemons 10,000 times while engines send, and judge what lies on the disk (half an hour; KILLS=100 for less; SOAK=3600: kill none, watch memory).
 	PYTHONPATH=tests $(BIN)/python -m helpers.oracle $(if $(SOAK),--soak $(SOAK),--kills $(or $(KILLS),10000))
 
 lint: $(VENV)/.installed  ## ruff and mypy --strict on our own code.

@@ -117,6 +117,7 @@ def trial(folder: Path, rng: random.Random, kills: int, engines: int = 2) -> tup
     """Hurt a daemon `kills` times while engines send, seal, and judge; return the faults done as well."""
     done = 0
     with recording(folder, rng, engines, "--roll-bytes", "60000", "--roll-secs", "0.2") as (daemon, notes):
+        daemon.forked = True  # whoever comes after the first
         while done < kills:
             if rng.random() < 0.8:
                 _wait_for_progress(notes)
@@ -152,7 +153,7 @@ def soak(folder: Path, rng: random.Random, seconds: float, engines: int = 4) -> 
                 print(f"{now:.0f} s, {acked} rows acked, {memory[-1]:.1f} MB, {slope:+.1f} MB an hour, "
                       f"{min(files)} to {max(files)} descriptors", flush=True)  # fmt: skip
             time.sleep(5)
-    assert daemon.stop() in (0, 3), daemon.stderr()
+    assert daemon.stop(600) in (0, 3), daemon.stderr()
     return judge(daemon.out, notes)
 
 
@@ -182,8 +183,7 @@ def _seal(daemon: DaemonProcess, rng: random.Random) -> int:
         daemon.socket.unlink(missing_ok=True)
         # where the trace was named already, the next one only finishes, and ends by itself
         daemon.argv[daemon.argv.index("--grace") + 1] = "0"
-        with open(daemon.log, "ab") as log:
-            daemon.process = subprocess.Popen(daemon.argv, stderr=log)
+        daemon.launch()
         deadline = time.monotonic() + 30
         while daemon.process.poll() is None and not daemon.socket.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -202,7 +202,7 @@ def run() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=10_000)
     parser.add_argument("--per-trial", type=int, default=50)
-    parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="trials; each waits most of its time")
+    parser.add_argument("--at-once", type=int, default=3 * (os.cpu_count() or 1), help="trials; each mostly waits")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="kill nothing, and see what the daemon grows by")
     parser.add_argument("--seed", type=int, default=None)
     given = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from helpers.forked import Forked
 from tracekit.errors import DaemonError
 from tracekit.recorder.commands import Commands
 from tracekit.recorder.session import Session
@@ -166,11 +167,18 @@ class DaemonProcess:
         self.log = folder / "stderr.txt"
         self.argv = [sys.executable, "-m", "tracekitd", "--listen", self.address, "--spool", str(self.spool)]
         self.argv += ["--grace", str(grace_secs), *(["--seal", str(self.out)] if seal else [])]
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | Forked | None = None
+        self.forked = False
 
-    def start(self) -> "DaemonProcess":
+    def launch(self) -> None:
+        if self.forked:
+            self.process = Forked(self.argv, self.log)
+            return
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.argv, stderr=log)
+
+    def start(self) -> "DaemonProcess":
+        self.launch()
         for _ in range(READY_SECS):
             try:
                 wait_ready(self.address, 1)
@@ -186,9 +194,9 @@ class DaemonProcess:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> int:
+    def stop(self, timeout_secs: float = 60) -> int:
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(timeout_secs)
 
     def stderr(self) -> str:
         return self.log.read_text()
