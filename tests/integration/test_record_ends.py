@@ -57,6 +57,9 @@ try:
         raise SystemExit(3)
 finally:
     stream.close(5)
+    if how == "late":  # the engine goes on, as under an exit handler that is older than it
+        for _ in range(3):
+            stream.lose({"tokens": 2}, "it went on")
 """
 
 KILLED = "the job ended with exit status 137 (SIGKILL, as when the machine is out of memory)"
@@ -154,6 +157,16 @@ def test_what_was_recorded_is_told_whatever_the_jobs_status(record, how: str, co
     check_sealed(recording)
     assert any("lost: engine 0" in line and "rows unknown (open end" in line for line in said) == lost
     assert said[-1] == f"tracekit: {sentence}" if sentence else "ended" not in said[-1]
+
+
+def test_what_comes_after_the_goodbye_is_a_loss(record):
+    recording = record("late")
+    ended, said = recording.end()
+    assert ended == EXIT_DATA_LOST
+    check_sealed(recording)
+    (loss,) = open_trace(recording.out).all_losses()
+    assert loss.rows == {"tokens": 6} and loss.reason == "it went on"
+    assert any("tokens 6 (it went on)" in line for line in said)
 
 
 def test_ctrl_c_ends_the_job_and_its_recording_is_sealed(record):

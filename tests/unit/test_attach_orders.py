@@ -347,7 +347,7 @@ class Session:
     def wait(self) -> None:
         pass
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         pass
 
 

@@ -124,6 +124,9 @@ def test_no_call_waits_whatever_the_daemon_does(monkeypatch, tmp_path, capsys):
     assert 1900 < trainer.num_dropped < 2000
     said = capsys.readouterr().err
     assert "annotations are dropped" in said and "were dropped" in said
+    num_before = trainer.num_dropped
+    trainer.annotate("after the end", reward=1.0)
+    assert trainer.num_dropped == num_before + 1
 
 
 def test_labels_that_find_no_place_or_no_engine_are_said(monkeypatch, capsys):

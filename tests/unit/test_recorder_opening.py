@@ -49,7 +49,7 @@ class Line:
     def is_short(self) -> bool:
         return False
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         self.closed.set()
 
 

@@ -61,6 +61,7 @@ class Sink:
         self.lost: Counter[str] = Counter()
         self.reasons: set[str] = set()
         self.closed = 0
+        self.whole = True
         self.batches: list[int] = []
 
     def put(self, tables: dict[str, Any], kept: Callable[[int], None] | None = None) -> None:
@@ -76,8 +77,9 @@ class Sink:
         self.lost.update(rows)
         self.reasons.add(reason)
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         self.closed += 1
+        self.whole = whole
 
 
 def test_everything_appended_is_stored_in_order_once_closed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +95,45 @@ def test_everything_appended_is_stored_in_order_once_closed(capsys: pytest.Captu
     for _ in range(2):
         session.append(("e", 1))
     assert capsys.readouterr().err.count("after its recording has ended") == 1
+    session.lose(("e", 4), "not seen")
+    assert sink.lost == {"tokens": 6} and sink.reasons == {module.LATE, "not seen"}
+
+
+def test_what_comes_while_it_ends_is_stored_or_counted() -> None:
+    encoder, sink = Encoder(), Sink()
+    session = Session(encoder, sink)
+    num_appended, over = 0, threading.Event()
+
+    def engine() -> None:
+        nonlocal num_appended
+        while not over.is_set():
+            session.append(("e", 1))
+            num_appended += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    until(lambda: num_appended > 100)
+    session.close()
+    until(lambda: sink.lost["tokens"] > 100)
+    over.set()
+    thread.join()
+    assert len(sink.stored) + sink.lost["tokens"] == num_appended and sink.whole
+
+
+def test_what_the_time_does_not_suffice_for_is_counted_or_no_goodbye_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_SECS", 0.1)
+    encoder, sink = Encoder(), Sink()
+    encoder.hold.clear()
+    session = Session(encoder, sink)
+    for _ in range(10):
+        session.append(("e", 3))
+    session.close(0.2)
+    assert sink.closed == 1 and not sink.whole  # nobody knows what becomes of the one that it is at
+    encoder.hold.set()
+    session._thread.join(20)
+    assert len(sink.stored) * 3 + sink.lost["tokens"] == 30 and sink.lost["tokens"] >= 27
+    assert sink.reasons == {module.UNFINISHED}
 
 
 def test_with_its_owner_a_session_ends_and_leaves_no_descriptor(tmp_path: Path) -> None:
@@ -123,7 +164,7 @@ def test_at_exit_whoever_closes_it_already_is_let_finish(monkeypatch: pytest.Mon
 
         begun = threading.Event()
 
-        def close(self, timeout_secs: float) -> None:
+        def close(self, timeout_secs: float, whole: bool = True) -> None:
             self.begun.set()
             time.sleep(timeout_secs + 0.5)
             super().close(timeout_secs)

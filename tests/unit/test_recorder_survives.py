@@ -65,7 +65,7 @@ class Sink:
             self.lost[table] += rows[table]
         self.lose_once.set()
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         pass
 
 

@@ -29,7 +29,7 @@ class Session:
     def append(self, event: Any) -> None:
         self.events.append(event)
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         pass
 
     def rows(self) -> list[dict[str, Any]]:

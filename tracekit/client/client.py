@@ -191,9 +191,9 @@ class _Line:
         """Return the number of the last batch or loss."""
         return self.stream.last_seq()
 
-    def close(self, timeout_secs: float) -> None:
+    def close(self, timeout_secs: float, whole: bool = True) -> None:
         """Deliver what is kept, and say goodbye."""
-        self.stream.close(timeout_secs)
+        self.stream.close(timeout_secs, whole)
 
     def _tell(self) -> None:
         lost = self.stream.num_lost(TABLE)

@@ -24,9 +24,13 @@ DRAIN_SECS = 0.05  # references are packed this often, so that they do not keep 
 SEND_SECS = 0.5  # a batch goes out this often, or when it is full
 SEND_TOKENS = 8192
 CLOSE_SECS = 5.0
+GRACE_SECS = 0.5  # for the background thread, once nothing is left for it
 NOTE_SECS = 2.0  # beyond its time, a sink says goodbye or notes what it could not deliver
 REST_SECS = 0.05  # between two batches that go out because the engine fell idle
 MAX_EVENTS = 4096  # of an engine: a step is one
+
+LATE = "it came after the recording had ended"
+UNFINISHED = "the recorder did not come to it before its time was up"
 
 
 class _Sent(NamedTuple):
@@ -75,8 +79,8 @@ class Sink(Protocol):
     def last_seq(self) -> int:
         """Return the number of the last batch or loss."""
 
-    def close(self, timeout_secs: float) -> Any:
-        """Send what is there within the time, and end."""
+    def close(self, timeout_secs: float, whole: bool = True) -> Any:
+        """Send what is there within the time, and end; `whole`: nothing is missing that was not counted as lost."""
 
 
 class Session:
@@ -108,6 +112,7 @@ class Session:
         self._events: deque[Any] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._over = False  # nobody encodes any more
         self._closed = threading.Lock()  # taken once, by who closes
         self._ended = threading.Event()
         self._lost: dict[str, dict[str, int]] = {}  # rows by table, by reason
@@ -135,31 +140,33 @@ class Session:
 
         Where the queue is full the event is dropped and its rows are counted as lost.
         """
-        if self._closing:
-            if self._encoder.count(event).get("tokens"):
-                say_once(
-                    "an engine goes on after its recording has ended, or in a forked process: this is not recorded"
-                )
-            return
         if self._is_full() and not (self._pace is not None and self._pace.holds()):
             self.lose(event, "recorder queue full")
             return
         self._events.append(event)
         if self._at_rest:  # looked at behind the append, or `_rest` could miss the event
             self._stir()
+        if self._over:  # also behind it, or the last sweep could miss the event
+            self._sweep(LATE)
 
     def _is_full(self) -> bool:
         return len(self._events) >= (self._given_max or MAX_EVENTS)
 
     def lose(self, event: Any, reason: str) -> None:
         """Count the rows of an event as lost; also on the engine's thread."""
+        self._count(event, reason)
+        if self._at_rest:
+            self._stir()
+        if self._over:
+            self._sweep(LATE)
+
+    def _count(self, event: Any, reason: str) -> dict[str, int]:
         rows = self._encoder.count(event)
         with self._lost_lock:
             lost = self._lost.setdefault(reason, {})
             for table, count in rows.items():
                 lost[table] = lost.get(table, 0) + count
-        if self._at_rest:
-            self._stir()
+        return rows
 
     def wait(self) -> Stall | None:
         """Let a lossless recorder catch up, on the engine's thread; return how long it took, None where it did not."""
@@ -200,13 +207,39 @@ class Session:
 
     def _end(self, timeout_secs: float) -> None:
         try:
-            self._sink.close(timeout_secs)
+            self._over = True
+            self._sweep(UNFINISHED)
+            if self._thread is not threading.current_thread():
+                self._thread.join(GRACE_SECS)  # it has at most one event left, and what it has encoded
+            self._sink.close(timeout_secs, whole=not self._is_encoding())
         finally:
             self._ended.set()
 
+    def _is_encoding(self) -> bool:
+        return self._thread is not threading.current_thread() and self._thread.is_alive()
+
+    def _sweep(self, reason: str) -> None:
+        """Count as lost what nobody will encode any more; on any thread."""
+        if os.getpid() != self._pid:
+            self._events.clear()
+            say_once("an engine goes on in a forked process: this is not recorded")
+            return
+        while (event := self._next()) is not None:
+            if type(event) is not _Sent and self._count(event, reason).get("tokens") and reason == LATE:
+                say_once("an engine goes on after its recording has ended: this is not recorded")
+        self._tell_lost()
+
+    def _next(self) -> Any:
+        """Return the oldest event; None where there is none, or another thread was faster."""
+        try:
+            return self._events.popleft()
+        except IndexError:
+            return None
+
     def forget(self) -> None:
         """Let go of everything, in a forked child."""
-        self._closing = True
+        self._closing = self._over = True
+        self._at_rest = False
         self._events.clear()
         # a thread that we have not may have held their locks
         self._wake, self._lost_lock = threading.Event(), threading.Lock()
@@ -234,8 +267,7 @@ class Session:
             atexit.unregister(self.close)
 
     def _drain(self) -> None:
-        while self._events:
-            event = self._events.popleft()
+        while (event := self._next()) is not None:
             if type(event) is _Sent:
                 self._tell_lost()
                 self._send()

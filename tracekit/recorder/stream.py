@@ -105,6 +105,7 @@ class Stream:
         self._connection: Connection | None = None
         self._state = _State.OPEN
         self._ended = ""  # why nothing will be sent any more
+        self._noting = threading.Lock()
 
     def put(self, tables: Tables, kept: Callable[[int], None] | None = None) -> None:
         """Take the rows of `tables`; never blocks, never raises. The arrays are not kept.
@@ -127,6 +128,9 @@ class Stream:
         with self._cond:
             self._window.lose(rows, reason)
             self._begin()
+            is_late = self._state is _State.CLOSED
+        if is_late:
+            self._leave_note(reason)
 
     def answer(self, result: messages.CommandResult) -> None:
         """Tell the daemon, behind everything put before, how a command went; never blocks, never raises."""
@@ -174,18 +178,18 @@ class Stream:
         with self._cond:
             return self._window.lost[table]
 
-    def close(self, timeout_secs: float) -> Totals:
-        """Deliver what is kept, within `timeout_secs`, and say goodbye.
+    def close(self, timeout_secs: float, whole: bool = True) -> Totals:
+        """Deliver what is kept, within `timeout_secs`, and say goodbye, unless rows may be missing that nobody counted.
 
         Where no daemon was ever reached, one last failed attempt ends the wait. What stays undelivered is noted
-        (`tracekit.rpc.note`) beside the daemon's socket, for the daemon to count, and said on stderr. A second call
-        only returns the totals.
+        (`tracekit.rpc.note`) beside the daemon's socket, for the daemon to count, and said on stderr. What is lost
+        afterwards is noted too. A second call only returns the totals.
         """
         if os.getpid() != self._pid:
             return Totals({}, {}, {})
         with self._cond:
             if self._state is _State.OPEN and self._window.seq and not self._ended:
-                self._deliver(timeout_secs)
+                self._deliver(timeout_secs, whole)
             again = self._state is _State.CLOSED
             reason = self._ended
             if len(self._window):
@@ -200,12 +204,16 @@ class Stream:
             connection.end()
         if self._thread is not None:
             self._thread.join(0.2)
-        if unknown and reason and not again:
-            self._leave_note(unknown, reason)
+        if unknown and not again:
+            reason = reason or "they came after the goodbye"
+            counts = ", ".join(f"{count} {table}" for table, count in sorted(unknown.items()))
+            say(f"engine {self.engine_id} could not deliver {counts} ({reason}): {self.address}")
+            self._leave_note(reason)
         return totals
 
-    def _deliver(self, timeout_secs: float) -> None:
-        self._window.finish()
+    def _deliver(self, timeout_secs: float, whole: bool) -> None:
+        if whole:
+            self._window.finish()
         self._state = _State.CLOSING
         self._begin()
         self._cond.notify_all()
@@ -251,6 +259,9 @@ class Stream:
                     kept(self._window.seq)
             self._begin()
             self._cond.notify_all()
+            is_late = self._state is _State.CLOSED
+        if is_late:
+            self._leave_note(reason)
 
     def _refusal(self, size: int) -> str:
         """Why a payload of `size` bytes cannot be kept; empty where it can."""
@@ -351,15 +362,15 @@ class Stream:
             except Exception as error:
                 say_once(f"on_state failed: {type(error).__name__}: {error}")
 
-    def _leave_note(self, rows: dict[str, int], reason: str) -> None:
-        counts = ", ".join(f"{count} {table}" for table, count in sorted(rows.items()))
-        say(f"engine {self.engine_id} could not deliver {counts} ({reason}): {self.address}")
+    def _leave_note(self, reason: str) -> None:
         socket = socket_of(self.address)
         if socket is None or not socket.parent.is_dir():
             return
-        window = self._window
-        left = note.Note(self.engine_id, window.acked_seq + 1, window.seq, reason, rows, dict(window.produced))
-        try:
-            note.write(socket, left)
-        except OSError as error:
-            say(f"the note about them cannot be written: {error}")
+        with self._noting:  # or an older note could take the place of a newer one
+            with self._cond:
+                window, rows = self._window, self._window.unknown_to_daemon()
+                left = note.Note(self.engine_id, window.acked_seq + 1, window.seq, reason, rows, dict(window.produced))
+            try:
+                note.write(socket, left)
+            except OSError as error:
+                say_once(f"the note about them cannot be written: {error}")
