@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -14,8 +15,9 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from tracekit.rpc.methods import SERVICES
+from tracekitd.peers import party_of
 
-MAX_CALLS = 64  # of one address; what a request may be, 4 MiB, gRPC takes in before anybody looks at it
+MAX_CALLS = 64  # of one party; what a request may be, 4 MiB, gRPC takes in before anybody looks at it
 REQUEST_SECS = 10.0
 HEALTH = "grpc.health.v1.Health"
 
@@ -78,13 +80,14 @@ class _Calls:
     """Those under way. Even a unary one is served as a stream, or gRPC would read its request before we are asked."""
 
     def __init__(self) -> None:
-        self._num = 0
+        self._num: Counter[str] = Counter()  # by party
 
     def bounded(self, serve: Serve, parse: Callable[[bytes], Any]) -> Serve:
         async def bounded(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-            if self._num >= MAX_CALLS:
+            party = party_of(context)
+            if self._num[party] >= MAX_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CALLS} calls are under way")
-            self._num += 1
+            self._num[party] += 1
             try:
                 async for reply in serve(_requests(requests, parse), context):
                     yield reply
@@ -94,7 +97,7 @@ class _Calls:
             except DecodeError:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is not the request of that call")
             finally:
-                self._num -= 1
+                self._num -= Counter([party])  # keeps no zeros
 
         return bounded
 

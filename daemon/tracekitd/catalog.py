@@ -26,6 +26,7 @@ class Engine:
     last: bool = False  # it said goodbye, as of received_seq
     stream: int = 0  # the number of its newest connection: an older one has nothing to say any more
     open: bool = False  # that connection is there
+    party: str = ""  # whose it is, see `peers.party_of`
     progress: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when anything here moves
     commands: dict[str, messages.Command] = field(default_factory=dict)  # by id, those that are not answered
     results: dict[str, messages.CommandResult] = field(default_factory=dict)  # of commands, durable, to be fetched
@@ -45,11 +46,16 @@ class Engine:
         self.received_seq = meta.seq
         self.produced, self.lost, self.last = meta.produced, meta.lost, meta.last
 
-    def connected(self) -> int:
-        """Note that a connection began, and return its number; one that was there is to end."""
-        self.stream, self.open = self.stream + 1, True
+    def connected(self, party: str) -> int:
+        """Note that a connection of a party began, and return its number; one that was there is to end."""
+        self.stream, self.open, self.party = self.stream + 1, True, party
         self.wake()
         return self.stream
+
+    def oust(self) -> None:
+        """Have the connection end."""
+        self.stream, self.open = self.stream + 1, False
+        self.wake()
 
     def disconnected(self, stream: int) -> None:
         """Note that a connection ended."""

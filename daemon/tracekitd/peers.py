@@ -1,4 +1,4 @@
-"""Who is at the other end of our unix socket: gRPC does not tell, the kernel does."""
+"""Who is at the other end: of our unix socket gRPC does not tell, the kernel does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ import os
 import socket
 import stat
 import struct
+from typing import Any
+
+from tracekitd.tokens import digest_of
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+def party_of(context: Any) -> str:
+    """Return what is the same for all calls of one party: our user, a certificate, or a token.
+
+    Over the unix socket everybody is our user, whatever he says. Over TCP a certificate was asked for and has been
+    verified, or else the token has been.
+    """
+    if context.peer().startswith("unix:"):
+        return "unix"
+    proven = context.auth_context()
+    names = [proven.get(f"x509_{name}") for name in ("subject", "subject_alternative_name")]
+    return repr(names) if any(names) else digest_of(context.invocation_metadata()).hex()
 
 
 def cut_off_strangers() -> int:

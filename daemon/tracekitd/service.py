@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,9 +28,10 @@ from tracekitd.intake import (
     find_gap,
     open_frame,
 )
-from tracekitd.peers import cut_off_strangers
+from tracekitd.peers import cut_off_strangers, party_of
 from tracekitd.pieces import SECS as PIECES_SECS
 from tracekitd.pieces import Pieces
+from tracekitd.shares import largest, make_room
 from tracekitd.stats import Stats
 from tracekitd.watch import Watch
 from tracekitd.writer import Writer
@@ -73,19 +73,20 @@ class RecorderService:
         self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed, watch)
         self._budget = Budget(MAX_QUEUED_BYTES)
         self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
-        self._greeting: list[asyncio.Future[bytes]] = []  # the hellos that are waited for, the oldest first
+        self._greeting: dict[asyncio.Future[bytes], str] = {}  # hellos that are waited for, the oldest first, and whose
         self.closing = False  # engines that are known may finish, new ones are turned away
 
     async def record(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[messages.Ack]:
         """Serve one stream: the hello, then batches until it ends or is refused."""
+        party = party_of(context)
         try:
-            engine = await self._greet(requests)
+            engine = await self._greet(requests, party)
         except Refused as refused:
             self._stats.refused[refused.code.name] += 1
             await context.abort(refused.code, str(refused))
             return
-        number = engine.connected()
-        receiver = asyncio.create_task(self._receive(engine, requests))
+        number = engine.connected(party)
+        receiver = asyncio.create_task(self._receive(engine, requests, number))
         try:
             acked, commands = engine.durable_seq, dict(engine.commands)
             sent = set(commands)
@@ -93,6 +94,9 @@ class RecorderService:
             while not receiver.done() or engine.durable_seq < engine.received_seq or acked < engine.durable_seq:
                 if engine.stream != number:
                     receiver.cancel()
+                    if not engine.open:
+                        self._stats.refused[grpc.StatusCode.RESOURCE_EXHAUSTED.name] += 1
+                        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "its place is that of others now")
                     await context.abort(grpc.StatusCode.ABORTED, "the engine has connected anew")
                 commands = {name: command for name, command in engine.commands.items() if name not in sent}
                 if acked == engine.durable_seq and not commands:
@@ -121,12 +125,14 @@ class RecorderService:
         self._gatherer.commit()
         self._pool.shutdown()
 
-    async def _greet(self, requests: AsyncIterator[bytes]) -> Engine:
+    async def _greet(self, requests: AsyncIterator[bytes], party: str) -> Engine:
         cut_off_strangers()
         hello = asyncio.ensure_future(anext(requests, b""))
         if len(self._greeting) >= MAX_GREETING:  # whoever is honest has said it long since
-            self._greeting.pop(0).cancel()
-        self._greeting.append(hello)
+            oldest = list(self._greeting)[largest(list(self._greeting.values()))]
+            del self._greeting[oldest]
+            oldest.cancel()
+        self._greeting[hello] = party
         try:
             await asyncio.wait({hello}, timeout=HELLO_SECS)
             if not hello.done():
@@ -138,8 +144,7 @@ class RecorderService:
             data = hello.result()
         finally:
             hello.cancel()
-            with contextlib.suppress(ValueError):
-                self._greeting.remove(hello)
+            self._greeting.pop(hello, None)
         framed = open_frame(data)
         engine_id, trainer = check_hello(framed), framed.batch.hello.trainer
         known = self._catalog.find(engine_id)
@@ -147,15 +152,18 @@ class RecorderService:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the daemon is shutting down")
         engines = self._catalog.engines()
         # an engine that connects anew takes the place of its last stream
-        if sum(other.open for other in engines if other is not known and other.trainer == trainer) >= MAX_STREAMS:
+        taken = [e for e in engines if e.open and e is not known and e.trainer == trainer]
+        if not make_room(taken, MAX_STREAMS, party):
             who = "trainers" if trainer else "engines"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} {who} are connected already")
         if known is None and len(engines) >= MAX_ENGINES:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the spool has {MAX_ENGINES} engines already")
         return self._catalog.greet(engine_id, trainer)
 
-    async def _receive(self, engine: Engine, requests: AsyncIterator[bytes]) -> None:
+    async def _receive(self, engine: Engine, requests: AsyncIterator[bytes], number: int) -> None:
         async for data in requests:
+            if engine.stream != number:
+                return  # who reads no acks is not told that it is over
             size = len(data)
             self._stats.messages += 1
             self._stats.bytes += size

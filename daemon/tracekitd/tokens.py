@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,13 @@ class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         """See `grpc.aio.ServerInterceptor`."""
-        if call.method == OPEN or self._knows(dict(call.invocation_metadata or ())):
+        if call.method == OPEN or self._knows(digest_of(call.invocation_metadata)):
             return await continuation(call)
         return grpc.stream_stream_rpc_method_handler(_refuse)
 
-    def _knows(self, metadata: dict[str, Any]) -> bool:
+    def _knows(self, given: bytes) -> bool:
         self._refresh()
-        given = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        return any([hmac.compare_digest(_digest(given), known) for known in self._digests])
+        return any([hmac.compare_digest(given, known) for known in self._digests])
 
     def _refresh(self) -> None:
         stamp = stamp_of(self._path)
@@ -54,6 +53,11 @@ class Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         except UsageError as error:
             self._digests = []
             say(f"nobody is let in over TCP: {error}")
+
+
+def digest_of(metadata: Iterable[tuple[str, Any]] | None) -> bytes:
+    """Return the digest of the token that a call carries, of nothing where it carries none."""
+    return _digest(str(dict(metadata or ()).get("authorization", "")).removeprefix("Bearer "))
 
 
 def _digest(token: str) -> bytes:

@@ -21,8 +21,9 @@ from tracekit.rpc.credentials import MAX_FILE_BYTES, Access, read_file, read_tok
 from tracekit.rpc.methods import RECORDER, SERVICES
 from tracekit.trace.reader import open_trace
 from tracekitd.calls import MAX_CALLS
+from tracekitd.service import MAX_GREETING, MAX_STREAMS
 from tracekitd.tls import Certificates
-from tracekitd.tokens import Tokens
+from tracekitd.tokens import Tokens, digest_of
 
 CLOSE_SECS = 60.0
 TOKEN = "an-honest-token-of-length"
@@ -143,6 +144,65 @@ def test_reflection_wants_a_token_and_health_does_not(start, files):
             next(ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
 
 
+def test_one_token_keeps_no_other_out(start, files, tmp_path):
+    files.secret("token", f"{TOKEN}\n{'b' * 32}".encode())
+    (files.folder / "other").touch(0o600)
+    (files.folder / "other").write_text("b" * 32)
+    daemon = start()
+    over = threading.Event()
+    channel = grpc.secure_channel(
+        daemon.tcp.removeprefix("grpcs://"), grpc.ssl_channel_credentials((files.folder / "ca.pem").read_bytes())
+    )
+    beside = grpc.insecure_channel(daemon.address)
+    metadata = [(("authorization", f"{form}{TOKEN}"),) for form in ("Bearer ", "")]  # both are the same token
+
+    def flood(name, num, first=True):
+        def silent():
+            if first:
+                yield hello(engine_id()).to_bytes()
+            over.wait()
+
+        return [channel.stream_stream(name)(silent(), metadata=metadata[i % 2]) for i in range(num)]
+
+    try:
+        held = flood("/tracekit.v1.Recorder/Record", MAX_STREAMS)
+        for call in held:
+            next(call)
+        flooded, slow = threading.Event(), engine_id()
+
+        def late():
+            flooded.wait()
+            yield hello(slow).to_bytes()
+            over.wait()
+
+        greeting = beside.stream_stream("/tracekit.v1.Recorder/Record")(late())
+        time.sleep(0.5)
+        silent = flood("/tracekit.v1.Recorder/Record", 2 * MAX_GREETING, first=False)
+        while sum(call.is_active() for call in silent) > MAX_GREETING:
+            time.sleep(0.05)
+        flooded.set()
+        next(greeting)
+        calls = flood("/tracekit.v1.Control/Flush", MAX_CALLS + 1, first=False)
+        while all(call.is_active() for call in calls):
+            time.sleep(0.05)
+        others = [Stream(daemon.tcp, engine_id(), access=daemon.access(token_file=files / "other")) for _ in range(3)]
+        others.append(Stream(daemon.address, engine_id()))
+        for stream in others:
+            stream.put(TOKENS)
+        with ControlClient(daemon.tcp, 30, daemon.access(token_file=files / "other")) as client:
+            while sum(engine.durable_seq for engine in client.list_engines()) < len(others):
+                client.flush()
+            assert sum(engine.open for engine in client.list_engines()) == MAX_STREAMS
+        ousted = [call for call in held if not call.is_active()]
+        assert [call.code() for call in ousted] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * len([greeting, *others])
+        for stream in others:
+            assert not stream.close(CLOSE_SECS).undelivered
+    finally:
+        over.set()
+        channel.close()
+        beside.close()
+
+
 def test_a_stranger_who_sends_half_of_what_he_announces_costs_nothing(start, short_path, files):
     """Two connections without a token had the daemon keep 2 GB; one that read nothing kept it from ending."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -207,7 +267,7 @@ def test_what_gRPC_would_take_and_then_refuse_everybody_with(files):
 
 
 def test_a_file_that_is_mended_by_its_mode_alone_is_taken(files, capfd):
-    tokens, good = Tokens(files.folder / "token"), {"authorization": f"Bearer {TOKEN}"}
+    tokens, good = Tokens(files.folder / "token"), digest_of([("authorization", f"Bearer {TOKEN}")])
     (files.folder / "token").chmod(0o644)
     assert not tokens._knows(good) and "others can read" in capfd.readouterr().err
     (files.folder / "token").chmod(0o600)
@@ -221,7 +281,7 @@ def test_a_file_that_is_mended_by_its_mode_alone_is_taken(files, capfd):
         "Bearer \udcff",
         f"{TOKEN},{TOKEN}",
     ):
-        assert not tokens._knows({"authorization": odd})
+        assert not tokens._knows(digest_of([("authorization", odd)]))
 
 
 def test_files_are_read_whole_or_not_at_all(files):

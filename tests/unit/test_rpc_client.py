@@ -1,5 +1,7 @@
 """What a tool is told when the daemon is another than it expects."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -44,3 +46,21 @@ def test_another_kind_of_server_is_a_mismatch(serve):
 def test_nobody_there_is_one_sentence(tmp_path):
     with ControlClient(f"unix:{tmp_path}/none.sock") as client, pytest.raises(DaemonError, match="does not answer"):
         client.flush()
+
+
+def test_a_trainer_with_hardly_a_descriptor_left_is_not_aborted_by_grpc(serve):
+    code = """
+import os, resource, sys
+from tracekit.errors import DaemonError
+from tracekit.rpc.client import ControlClient
+limit = len(os.listdir("/proc/self/fd")) + 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+try:
+    with ControlClient(sys.argv[1]) as client:
+        client.list_engines()
+except DaemonError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, serve({})], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "hardly a file descriptor left" in done.stdout

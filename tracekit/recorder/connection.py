@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from tracekit import __version__
 from tracekit.recorder.guard import say_once
-from tracekit.recorder.spare import lacking
 from tracekit.recorder.window import Window
 from tracekit.rpc import messages
 from tracekit.rpc.address import socket_of, strangers_socket, tcp_of
 from tracekit.rpc.credentials import Access, metadata_of, open_channel
 from tracekit.rpc.frames import frame
 from tracekit.rpc.methods import RECORDER, SERVICES
+from tracekit.rpc.spare import lacking
 from tracekit.tables import SCHEMA_VERSION
 
 BEAT_SECS = 1.0

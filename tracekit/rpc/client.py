@@ -16,6 +16,7 @@ from tracekit.rpc import messages
 from tracekit.rpc.address import tcp_of
 from tracekit.rpc.credentials import Access, metadata_of, open_channel
 from tracekit.rpc.methods import CONTROL, SERVICES
+from tracekit.rpc.spare import lacking
 
 CALL_SECS = 10.0
 REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
@@ -46,6 +47,7 @@ class ControlClient:
 
     Raises:
         UsageError: another kind of address, or a file that cannot be used.
+        DaemonError: this process has hardly a descriptor or a thread left: grpc would abort it.
     """
 
     def __init__(self, address: str, timeout_secs: float = CALL_SECS, access: Access | None = None) -> None:
@@ -53,6 +55,8 @@ class ControlClient:
         self._timeout_secs = timeout_secs
         access = Access.of_environ() if access is None else access
         self._metadata = metadata_of(address, access)
+        if what := lacking():
+            raise DaemonError(f"this process has hardly a {what} left, so the daemon cannot be asked: {address}")
         self._channel = open_channel(grpc, address, access, [])
 
     def describe(self) -> messages.DescribeReply:
