@@ -1,12 +1,14 @@
 """The hooks on stand-ins for vLLM's classes: whatever way they are called, the engine gets what it would have got."""
 
 import functools
+import signal
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from tracekit.recorder import guard
 from tracekit.recorder.vllm import hooks
 from tracekit.recorder.vllm.events import Finished, Step, TableRow
 from tracekit.recorder.vllm.v1 import attach as v1
@@ -162,6 +164,42 @@ def test_what_was_installed_is_taken_out_and_the_originals_are_the_same_objects(
     assert vars(owner).keys() == before.keys()
     hooks.uninstall()
     assert vars(owner)["call"] is Owner.call
+
+
+class TimeIsUp(Exception):
+    pass
+
+
+class Trainer:
+    def on_alarm(self, hint: str, _number: int, _frame: Any) -> None:
+        raise TimeIsUp(hint)
+
+
+def test_what_a_signal_handler_of_the_job_raises_while_a_hook_runs_is_the_jobs(
+    owner: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRACEKIT_STRICT", raising=False)
+    monkeypatch.setattr("tracekit.recorder.guard._told", set())
+    monkeypatch.setattr("tracekit.recorder.guard._failures", {})
+
+    def hook(_owner: Any, _result: Any) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        raise ValueError("ours")
+
+    hooks.after(owner, "call", hook)
+    before = signal.signal(signal.SIGUSR1, functools.partial(Trainer().on_alarm, "late"))
+    try:
+        with pytest.raises(TimeIsUp):
+            owner().call()
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        assert owner().call() == ["call"]
+        assert owner().call() == ["call"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    # both times something is missing in the trace
+    missing = "the hook hook failed ({}): what it would have recorded is missing"
+    assert guard.failures() == [missing.format("TimeIsUp"), missing.format("ValueError")]
+    assert capsys.readouterr().err.count("the hook hook failed") == 1
 
 
 def test_a_module_s_function_is_restored_too(owner: Any) -> None:

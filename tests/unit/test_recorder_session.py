@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tracekit.recorder import session as module
+from tracekit.recorder.guard import failed
 from tracekit.recorder.session import Session
 from tracekit.rpc import idle
 from tracekit.rpc.idle import Marker
@@ -119,6 +120,21 @@ def test_what_comes_while_it_ends_is_stored_or_counted() -> None:
     over.set()
     thread.join()
     assert len(sink.stored) + sink.lost["tokens"] == num_appended and sink.whole
+
+
+def test_what_a_failed_hook_left_out_is_a_loss_of_its_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracekit.recorder.guard._failures", {})
+    monkeypatch.delenv("TRACEKIT_STRICT", raising=False)
+    failed("before", ValueError())
+    sinks, owner = [Sink(), Sink()], Encoder()
+    sessions = [Session(Encoder(), sink) for sink in sinks]  # an engine's, and a trainer's
+    sessions[0].end_with(owner, lambda: None)
+    for hook in ("schedule", "add_request", "schedule"):
+        failed(hook, ValueError())
+    for session in sessions:
+        session.close()
+    what = "the hook {} failed (ValueError): what it would have recorded is missing"
+    assert [sink.reasons for sink in sinks] == [{what.format("schedule"), what.format("add_request")}, set()]
 
 
 def test_what_the_time_does_not_suffice_for_is_counted_or_no_goodbye_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

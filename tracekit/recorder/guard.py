@@ -1,16 +1,21 @@
-"""Nothing of ours may raise into the engine: one decorator, one line on stderr the first time, strict in tests."""
+"""Nothing of ours may raise into the engine: one decorator, one line on stderr the first time, strict in tests.
+
+What a hook has left out because it failed is missing in the trace, which must say so: recordings ask for `failures`.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
 _told: set[str] = set()
+_failures: dict[str, None] = {}  # each hook and kind of error once, in the order in which they first came
 
 
 def say(text: str) -> None:
@@ -37,11 +42,34 @@ def say_off(reason: str) -> None:
 
 def failed(hook: str, error: Exception) -> None:
     """Say that a hook failed; under `TRACEKIT_STRICT=1` raise it instead."""
+    kind = type(error).__name__
+    _failures[f"the hook {hook} failed ({kind}): what it would have recorded is missing"] = None
+    let_pass(error)
     if os.environ.get("TRACEKIT_STRICT") == "1":
         raise error
-    kind = type(error).__name__
     # an error's text may hold ids: one line per hook and kind of error, or a long job fills its log
     say_once(f"the hook {hook} failed and this part is not recorded: {kind}: {error}", f"{hook} {kind}")
+
+
+def failures() -> list[str]:
+    """Return what hooks of this process have left out, in the order in which they first did."""
+    return list(_failures)
+
+
+def let_pass(error: Exception) -> None:
+    """Raise an error that a signal handler of the job's raised while a hook ran, such as a time-out."""
+    at, codes = error.__traceback__, set()
+    while at is not None:
+        codes.add(at.tb_frame.f_code)
+        at = at.tb_next
+    if any(_code_of(signal.getsignal(number)) in codes for number in signal.valid_signals()):
+        raise error
+
+
+def _code_of(handler: Any) -> Any:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
 
 
 def never_raise(hook: Callable[P, None]) -> Callable[P, None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from tracekit.recorder.guard import say_once
+from tracekit.recorder.guard import failures, say_once
 from tracekit.recorder.pace import Pace, Stall
 from tracekit.rpc.idle import Marker
 from tracekit.tables import SHED
@@ -117,6 +117,7 @@ class Session:
         self._ended = threading.Event()
         self._lost: dict[str, dict[str, int]] = {}  # rows by table, by reason
         self._lost_lock = threading.Lock()  # held for an addition or a swap, and only where something is lost
+        self._num_failures = len(failures())  # of this process's hooks, that are told or not ours to tell
         self._last_send = time.monotonic()
         self._marker = marker
         self._at_rest = False  # everything is told, and whatever is appended next takes that back
@@ -310,6 +311,10 @@ class Session:
             self._marker.busy()
 
     def _tell_lost(self) -> None:
+        if self._owner is not None:  # an engine's
+            for reason in failures()[self._num_failures :]:
+                self._num_failures += 1
+                self._sink.lose({}, reason)
         if self._lost:
             with self._lost_lock:
                 lost, self._lost = self._lost, {}
