@@ -4,14 +4,17 @@ import os
 import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from helpers.factories import ENGINE_ID, count_rows, make_tables
 from helpers.stores import BUCKET, ENVIRON, StoreServer
-from tracekit.errors import OutputError
+from tracekit.errors import OutputError, TraceError
 from tracekit.tables import TABLES
 from tracekit.trace import parts as parts_module
+from tracekit.trace import reader as reader_module
+from tracekit.trace import sources as sources_module
 from tracekit.trace.batch import BatchMeta, to_record_batch
 from tracekit.trace.index import INDEX_NAME, read_index
 from tracekit.trace.reader import open_trace
@@ -262,3 +265,97 @@ def test_a_segment_that_was_cut_costs_no_part_its_standing(spool):
     with SpoolWriter(writer.folder) as again:
         assert again.resume()[ENGINE_ID].seq == BATCHES - 1
         assert again.resume()[ENGINE_ID].produced["tokens"] == source.produced["tokens"] - 6
+
+
+def retain(writer, store):
+    """What the daemon's roller does, with a folder for an archive."""
+    for name, part in writer.parts().items():
+        if part.here:
+            shutil.copy(writer.folder / name, store / name)
+            writer.change_part(name, archived=str(store / name))
+            writer.change_part(name, here=False)
+
+
+def roll_and_retain(writer, store):
+    writer.end()
+    writer.make_part(writer.whole())
+    retain(writer, store)
+
+
+def seal_all(writer, store):
+    """What the daemon does at its end."""
+    writer.end()
+    writer.announce(store / "t.arrow", "x")
+    report = seal(writer.folder, store / "t.arrow", name="x")
+    writer.forget(path.name for path in report.files if path.parent == writer.folder)
+
+
+def seal_and_remove(writer, store):
+    seal_all(writer, store)
+    writer.remove()
+
+
+@pytest.mark.parametrize("does", [retain, roll_and_retain, seal_all, seal_and_remove])
+@pytest.mark.parametrize("when", ["index", "segments read", "parts listed", "opened"])
+def test_who_reads_a_run_whose_old_parts_go_meanwhile_gets_all_of_it_or_a_sentence(
+    spool, tmp_path, monkeypatch, does, when
+):
+    writer, source = spool
+    store, done = tmp_path / "store", []
+    store.mkdir()
+    monkeypatch.setattr(reader_module, "local_file", lambda url, say: Path(url))
+
+    def now():
+        if not done:
+            done.append(True)
+            does(writer, store)
+
+    def after(place, name, moment):
+        real = getattr(place, name)
+
+        def call(*arguments):
+            result = real(*arguments)
+            if when == moment:
+                now()
+            return result
+
+        monkeypatch.setattr(place, name, call)
+
+    after(sources_module, "read_index", "index")
+    after(sources_module.Source, "spool", "segments read")
+    after(sources_module, "part_paths", "parts listed")
+
+    try:
+        trace = open_trace(writer.folder)
+    except TraceError as error:
+        assert does in (seal_all, seal_and_remove) and "meanwhile" in str(error)
+        trace = open_trace(store / "t.arrow")
+    if when == "opened":
+        now()
+    assert done
+    monkeypatch.undo()
+    assert trace.complete, trace.losses()
+    for name in set(TABLES) - {"losses"}:
+        assert trace.table(name).num_rows == trace.rows(name) == source.produced[name], name
+
+
+def test_a_kill_in_the_midst_of_retention_leaves_each_part_once(spool, tmp_path, monkeypatch):
+    writer, source = spool
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.setattr(reader_module, "local_file", lambda url, say: Path(url))
+    # the index says that it is gone, and the file is still there
+    monkeypatch.setattr(parts_module.Index, "drop", lambda index, folder: shutil.copytree(folder, tmp_path / "killed"))
+    name = next(iter(writer.parts()))
+    shutil.copy(writer.folder / name, store / name)
+    with writer._sync_lock:
+        writer._index.parts[name].archived = str(store / name)
+    writer.change_part(name, here=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(reader_module, "local_file", lambda url, say: Path(url))
+    killed = tmp_path / "killed"
+    assert (killed / name).exists()
+    assert_whole(killed, source)
+    with SpoolWriter(killed) as again:
+        assert again.resume()[ENGINE_ID].seq == BATCHES and not (killed / name).exists()
+    assert_whole(killed, source)

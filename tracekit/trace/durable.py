@@ -96,6 +96,8 @@ class OpenFile:
         self._file = os.fdopen(open_regular(path), "rb", buffering=0)  # closes it with the last who reads
         self._fd = self._file.fileno()
         self.size = os.fstat(self._fd).st_size
+        place = f"/proc/self/fd/{self._fd}"
+        self.path = place if os.path.exists(place) else str(path)  # opens the same file, also after its name is gone
 
     def read(self, offset: int, length: int) -> bytes:
         """Return these bytes; fewer where the file ends.

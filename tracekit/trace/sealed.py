@@ -67,7 +67,7 @@ class SealedFile:
             if count != len(self._blocks):
                 raise ValueError("two numbers of batches")
             if count == 0:
-                _check_empty(path)
+                _check_empty(self._file.path)
         except DAMAGE:
             raise DamagedFooterError(self.name) from None
         self.seal = (reader.schema.metadata or {}).get(SEAL_KEY, b"").decode("utf-8", "replace")
@@ -101,7 +101,7 @@ class SealedFile:
         fields = fields_of(self.schema_version, tables)
         try:
             # not a memory map: a file that shrinks under one kills the process
-            source = pa.OSFile(str(self.path), "rb")
+            source = pa.OSFile(self._file.path, "rb")
             return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
         except DAMAGE:
             raise DamagedFooterError(self.name) from None
@@ -121,9 +121,9 @@ def _check_ends(path: Path, name: str) -> OpenFile:
     return file
 
 
-def _check_empty(path: Path) -> None:
+def _check_empty(path: str) -> None:
     """Make sure that no batch follows the schema, whatever the footer says."""
-    with pa.OSFile(str(path), "rb") as source:
+    with pa.OSFile(path, "rb") as source:
         source.seek(len(MAGIC) + 2)
         if sum(1 for _ in pa.ipc.open_stream(source)):
             raise pa.ArrowInvalid("the footer hides batches")

@@ -14,12 +14,13 @@ from tracekit.tables import SCHEMA_VERSION
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.durable import OpenFile
 from tracekit.trace.hold import is_live
-from tracekit.trace.index import INDEX_NAME, Index, Standing, read_index
+from tracekit.trace.index import INDEX_NAME, Index, Part, Standing, read_index
 from tracekit.trace.runs import Run, touched
 from tracekit.trace.sealed import MAGIC, SealedFile
 from tracekit.trace.segments import Damage, HotBatch, salvage, scan, segment_paths
 
 _ATTEMPTS = 5
+_GONE = "this spool was sealed or removed meanwhile: {}"
 
 
 class Stored(Protocol):
@@ -163,21 +164,54 @@ def sources_of(folder: Path, fetch: Callable[[str], Path]) -> list[Source]:
 
     Args:
         fetch: returns a copy of an object, for parts that lie in an archive alone.
+
+    Raises:
+        TraceError: the whole spool was sealed into another file meanwhile, or removed.
     """
-    spool = Source.spool(folder)
+    try:
+        spool = Source.spool(folder)
+    except FileNotFoundError:
+        raise TraceError(_GONE.format(folder)) from None
     sources = [spool]
-    index = spool.index
-    places = [(path, str(path)) for path in part_paths(folder)]
-    if index is not None:
-        gone = [part for part in index.parts.values() if not part.here and part.archived]
-        places += [(fetch(part.archived), part.archived) for part in gone]
-    for path, name in places:
+    parts = {} if spool.index is None else spool.index.parts
+    for name in sorted({*(path.name for path in part_paths(folder)), *parts}):
         try:
-            sources.append(Source.sealed(path, name))
+            sources.append(_part(folder, name, parts.get(name), fetch))
         except TraceError as error:
-            damage = Damage(path, 0, 0, False, f"cannot be read ({error})")
-            spool.damage.append(damage if index is None else damage.known())
+            damage = Damage(folder / name, 0, 0, False, f"cannot be read ({error})")
+            spool.damage.append(damage if spool.index is None else damage.known())
+    if spool.damage or not (spool.files or sources[1:]):
+        _check_there(folder)
     return sources
+
+
+def _part(folder: Path, name: str, part: Part | None, fetch: Callable[[str], Path]) -> Source:
+    """Open a part, of which an index may tell, where it lies by now: it may leave for the archive in any moment."""
+    if part is None or part.here:
+        try:
+            return Source.sealed(folder / name)
+        except UnreadableTraceError:
+            index = read_index(folder)
+            part = None if index is None else index.parts.get(name)
+            if part is None or part.here:
+                raise
+    return Source.sealed(fetch(part.archived), part.archived)
+
+
+def _check_there(folder: Path) -> None:
+    """Make sure that a spool of which something is missing was not sealed or removed while it was being read.
+
+    Raises:
+        TraceError: it was.
+    """
+    try:
+        index = read_index(folder)
+    except TraceCorruptError:
+        return
+    if index is not None and index.seals is not None and index.seals.files and not index.engines:
+        raise TraceError(f"this spool was sealed meanwhile, read {index.seals.out}: {folder}")
+    if index is None and not folder.exists():
+        raise TraceError(_GONE.format(folder))
 
 
 def is_file_format(path: Path) -> bool:
