@@ -93,6 +93,10 @@ def test_a_step_that_another_schedule_made_is_counted_as_lost(scheduler: Any) ->
     assert scheduler.update_from_output(output, SAMPLED) == {0: "outputs"}
     session = scheduler._tracekit_recording.session
     assert not session.events and isinstance(session.lost[0][0], Step)
+    recording = scheduler._tracekit_recording
+    assert recording.has("a") and not recording.has("gone unseen")
+    recording.over = True  # it looks no more
+    assert recording.has("gone unseen")
 
 
 def test_a_step_or_an_abort_that_leaves_no_request_hurries_the_session(scheduler: Any) -> None:

@@ -99,6 +99,17 @@ def test_an_engine_that_its_owner_lets_go_of_is_freed_and_its_recording_ends() -
     recording.close()
 
 
+def test_a_request_that_is_gone_unseen_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Made()
+    recording = opened(engine)
+    assert recording is not None and recording.session.last_look() == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "num_unseen", lambda _rows, has: 0 if has("a") else 1)
+        patch.setattr(Recording, "has", lambda _recording, request_id: request_id != "a")
+        assert recording.session.last_look() == "the end of 1 requests was not seen"
+    recording.close()
+
+
 def test_an_engine_is_recorded_once() -> None:
     owner = Made()
     recording = opened(owner)

@@ -176,9 +176,9 @@ def test_an_engine_that_ends_while_its_recorder_waits_loses_no_count(monkeypatch
     run(recording, 200)  # fewer than it may be ahead
     counted, close = [], stream.close
 
-    def count(timeout_secs: float) -> Any:
+    def count(timeout_secs: float, whole: bool = True) -> Any:
         counted.append(stream._window.produced["control"])
-        return close(timeout_secs)
+        return close(timeout_secs, whole)
 
     monkeypatch.setattr(stream, "close", count)
     begin = time.monotonic()

@@ -89,6 +89,36 @@ def test_accepted_against_sampled_tokens_of_a_speculative_step() -> None:
     assert step(rows, {"a": (1, 6)}, {"a": [14]})["tokens"]["position"].tolist() == [6]
 
 
+def test_behind_missing_steps_tokens_stand_where_the_scheduler_has_them() -> None:
+    rows = V1Rows(num_blocks=101, first_step=0)
+    for name in "abc":
+        rows.add(Admitted(1, request(name)))
+    step(rows, {"a": (4, 0), "b": (4, 0)}, {"a": [1], "b": [5]}, new=("a", "b"), engine_step=0)
+    # in steps 1 and 2 "a" samples two tokens, "b" one, and "c" its first
+    scheduled, drafts = {"a": (1, 6), "b": (4, 5), "c": (1, 4)}, {"b": [7, 8, 0]}
+    tokens = step(rows, scheduled, {"a": [4], "b": [7, 8, 9], "c": [2]}, drafts=drafts, engine_step=3)["tokens"]
+    assert tokens["position"].tolist() == [7, 6, 7, 8, 5]
+    tokens = step(rows, {"a": (1, 7), "b": (1, 8)}, {"a": [5], "b": [6]}, engine_step=4)["tokens"]
+    assert tokens["position"].tolist() == [8, 9]
+    # what the scheduler takes for computed may hold drafts that are rejected
+    rows._blocks.late_rejections = True
+    left = step(rows, {"a": (1, 9), "b": (1, 10)}, {"a": [5], "b": [6]}, engine_step=6)["tokens"]
+    assert left["position"].tolist() == []
+    assert rows.take_orphans() == {"scheduled": 2, "tokens": 2}
+
+
+def test_requests_whose_first_step_is_missing_begin_where_the_scheduler_has_them() -> None:
+    rows = V1Rows(num_blocks=101, first_step=0)
+    rows.add(Admitted(1, request("a")))
+    tokens = step(rows, {"a": (1, 4)}, {"a": [9]}, engine_step=1)["tokens"]
+    assert tokens["position"].tolist() == [5]
+
+
+def test_a_request_that_the_engine_has_no_more_ended_unseen() -> None:
+    rows = rows_with("a", "b")
+    assert rows.num_unseen(lambda name: True) == 0 and rows.num_unseen(lambda name: name == "a") == 1
+
+
 def test_a_token_sampled_for_an_aborted_request_is_discarded() -> None:
     rows = rows_with("a")
     rows.add(Finished(["a"], "abort", 3, 15))

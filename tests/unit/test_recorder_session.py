@@ -34,6 +34,8 @@ class Encoder:
         self.events.append(event)
 
     def count(self, event: tuple[Any, ...]) -> dict[str, int]:
+        if event[1] is None:
+            raise ValueError("no number")
         return {"tokens": event[1]}
 
     def num_tokens(self) -> int:
@@ -63,6 +65,7 @@ class Sink:
         self.reasons: set[str] = set()
         self.closed = 0
         self.whole = True
+        self.num_losses = 0
         self.batches: list[int] = []
 
     def put(self, tables: dict[str, Any], kept: Callable[[int], None] | None = None) -> None:
@@ -76,6 +79,7 @@ class Sink:
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         self.lost.update(rows)
+        self.num_losses += 1
         self.reasons.add(reason)
 
     def close(self, timeout_secs: float, whole: bool = True) -> None:
@@ -228,9 +232,12 @@ def test_an_event_that_cannot_be_encoded_is_counted_and_the_rest_goes_on(capsys:
     session = Session(Encoder(), sink)
     session.append(("e", 1))
     session.append(("bad", 5))
+    session.append(("bad", None))  # and nobody can say how many rows it stands for
     session.append(("e", 2))
+    session.last_look = lambda: "an end was not seen"
     session.close()
     assert [e[1] for e in sink.stored] == [1, 2] and sink.lost == {"tokens": 5}
+    assert sink.reasons == {"not encodable: ValueError", "an end was not seen"} and sink.num_losses == 3
     assert "could not be encoded" in capsys.readouterr().err
 
 

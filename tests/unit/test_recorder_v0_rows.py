@@ -65,6 +65,18 @@ def encode(*events: Event) -> tuple[dict[str, Any], V0Rows]:
     return rows.take(), rows
 
 
+def test_behind_missing_steps_nothing_is_told_of_who_may_have_been_in_them() -> None:
+    rows = V0Rows(num_blocks=100, block_size=16, first_step=0)
+    for event in (admitted("a"), step(0, part("a", 20, is_prompt=True)), admitted("b")):
+        rows.add(event)
+    rows.add(step(2, part("a", 1, is_prompt=False), part("b", 1, is_prompt=False)))
+    assert rows.take_orphans() == {"scheduled": 2, "tokens": 2}
+    rows.add(admitted("c"))
+    rows.add(step(3, part("c", 20, is_prompt=True)))
+    tokens = rows.take()["tokens"]
+    assert tokens["request"].tolist() == [0, 2] and tokens["position"].tolist() == [20, 20]
+
+
 def test_a_token_sampled_after_the_end_is_discarded() -> None:
     # with async output processing a finished request runs one more step
     tables, _ = encode(

@@ -125,6 +125,7 @@ class Session:
         self._pid = os.getpid()
         self._owner: weakref.ref[Any] | None = None
         self._on_gone: Callable[[], None] = lambda: None
+        self.last_look: Callable[[], str] = lambda: ""  # tells, behind the last event, what is missing
         self._thread = threading.Thread(target=self._run, name="tracekit-recorder", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -230,6 +231,12 @@ class Session:
                 say_once("an engine goes on after its recording has ended: this is not recorded")
         self._tell_lost()
 
+    def _count_of(self, event: Any) -> dict[str, int]:
+        try:
+            return self._encoder.count(event)
+        except Exception:
+            return {}  # nobody knows
+
     def _next(self) -> Any:
         """Return the oldest event; None where there is none, or another thread was faster."""
         try:
@@ -258,9 +265,12 @@ class Session:
                     self._on_gone()
                     self._closing = True
                 self._drain()
+                if closing and (reason := self.last_look()):
+                    self._sink.lose({}, reason)
             except Exception as error:
                 # this thread must live: without it the queue fills up and nothing more is recorded
                 say_once(f"events could not be drained: {type(error).__name__}: {error}")
+                self._sink.lose({}, f"not drained: {type(error).__name__}")
         if gone and self._closed.acquire(blocking=False):
             self._end(CLOSE_SECS)
             if self._marker is not None:
@@ -278,7 +288,7 @@ class Session:
                 self._encoder.add(event)
             except Exception as error:
                 say_once(f"an event could not be encoded: {type(error).__name__}: {error}")
-                self._sink.lose(self._encoder.count(event), f"not encodable: {type(error).__name__}")
+                self._sink.lose(self._count_of(event), f"not encodable: {type(error).__name__}")
             # let the engine have the interpreter between two steps
             time.sleep(0)
             if self._encoder.num_tokens() >= SEND_TOKENS:

@@ -120,6 +120,7 @@ class Stream:
             self._put(self._redacted(tables), kept)
         except Exception as error:
             say_once(f"a batch was malformed and is not recorded: {type(error).__name__}: {error}")
+            self.lose({}, f"malformed: {type(error).__name__}")
 
     def lose(self, rows: dict[str, int], reason: str) -> None:
         """Count rows by table that were lost before they came here; never blocks, never raises."""
@@ -227,8 +228,9 @@ class Stream:
         try:
             return self._redaction.redact(tables)
         except Exception as error:
+            say_once(f"a batch cannot be redacted and is not recorded: {type(error).__name__}: {error}")
             self.lose(count_rows(tables), f"not redactable: {type(error).__name__}")
-            raise
+            return {}
 
     def _put(self, tables: Tables, kept: Callable[[int], None] | None) -> None:
         rows = count_rows(tables)

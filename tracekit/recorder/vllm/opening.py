@@ -75,5 +75,10 @@ def open_recording(
     Commands(stream, session, recording.label)
     recording.hang_on(*owners)
     session.end_with(owners[0], recording.owner_gone)
+    session.last_look = lambda: _unseen(encoder.num_unseen(recording.has))
     session.append(TableRow("engines", engine_row(stream.engine_id, described, options)))
     return recording
+
+
+def _unseen(count: int) -> str:
+    return f"the end of {count} requests was not seen" if count else ""

@@ -46,8 +46,8 @@ class Change:
 class Recording:
     """What the recordings of all generations share: the session, the engine's step, and its weight version.
 
-    All but `label` and `owner_gone` is called on the engine's thread. Of the engine it holds nothing: one that its
-    owner lets go of is freed, with its weights and its KV cache, and the recording ends.
+    All but `label`, `has` and `owner_gone` is called on the engine's thread. Of the engine it holds nothing: one that
+    its owner lets go of is freed, with its weights and its KV cache, and the recording ends.
 
     Args:
         session: takes the rows.
@@ -123,6 +123,10 @@ class Recording:
                     delattr(owner, PLACE)
             self._steer(DETACH, {}, None)
             self.on_end(self.engine_step)
+
+    def has(self, _request_id: str) -> bool:
+        """Whether the engine has a request, as far as is known; on any thread."""
+        return True
 
     def num_under_way(self) -> int:
         """Return the steps that were dispatched and whose output has not come."""

@@ -118,6 +118,14 @@ class Rows(Columns, Generic[R]):
         """Return the requests that have not come to their end."""
         return len(self._live)
 
+    def num_unseen(self, has: Callable[[str], bool]) -> int:
+        """Return the requests whose end was not seen: the engine does not have them any more.
+
+        Args:
+            has: whether the engine has a request.
+        """
+        return sum(not has(request_id) for request_id in self._live)
+
     # What a generation must say.
 
     def _add_request(self, event: Admitted) -> None:

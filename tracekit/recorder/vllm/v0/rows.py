@@ -36,18 +36,24 @@ class V0Rows(Rows[V0Request]):
         block_size: tokens in one.
         logprobs: whose are recorded, one of `settings.LOGPROBS`.
         sample: share of requests that are recorded.
-        first_step: that is recorded.
+        first_step: that is recorded; None: it is not known.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, logprobs: str = "client", sample: float = 1.0, first_step: int = 0
+        self,
+        num_blocks: int,
+        block_size: int,
+        logprobs: str = "client",
+        sample: float = 1.0,
+        first_step: int | None = None,
     ) -> None:
         super().__init__(sample)
         self._logprobs = logprobs
         self._num_blocks = max(num_blocks, 1)
         self._block_size = block_size
         self._preempted: list[int] = []
-        self._blocks = V0Blocks(block_size, first_step)
+        self._blocks = V0Blocks(block_size, first_step or 0)
+        self._next_step = first_step
 
     def _count_step(self, event: Step) -> dict[str, int]:
         outputs = {s.request_id: output for s, output in zip(event.scheduled, event.outputs, strict=True)}
@@ -108,6 +114,11 @@ class V0Rows(Rows[V0Request]):
     def _add_step(self, event: Step) -> None:
         at, scheduled, outputs = event.at, event.scheduled, event.outputs
         assert at is not None  # V0 stamps every step that has an output
+        if self._next_step is not None and at.engine_step > self._next_step:
+            # V0 does not tell the positions of a step: what requests sample from here on is counted as lost
+            self._live.clear()
+            self._finished.clear()
+        self._next_step = -1  # until all of this is done
         self._blocks.follow(at.engine_step)
         scores = getattr(outputs, "scores", None) or [None] * len(scheduled)
         found = [(self._find(s.request_id, "scheduled", 1), s, o) for s, o in zip(scheduled, outputs, strict=True)]
@@ -132,6 +143,7 @@ class V0Rows(Rows[V0Request]):
         self._add_tokens(at, picked, [score for score, was in zip(scores, sampled, strict=True) if was])
         usage = 1 - at.num_free_blocks / self._num_blocks
         self._append_step(at, event.output_ns, len(scheduled), num_tokens, usage)
+        self._next_step = at.engine_step + 1
 
     def _add_scheduled(self, engine_step: int, picked: list[tuple[V0Request, Any]]) -> int:
         """Append a row for each request and each preempted one; return the tokens computed.

@@ -54,7 +54,7 @@ class V1Blocks:
 
     def __init__(self, groups: Sequence[KvGroup], late_rejections: bool = False) -> None:
         self.groups = groups
-        self._late_rejections = late_rejections
+        self.late_rejections = late_rejections
         self._stride = gcd(*(group.block_size for group in groups)) or 1
         self._provenance = Provenance()
         self._tables: dict[str, _Table] = {}
@@ -172,7 +172,7 @@ class V1Blocks:
         table.version = version
         end = start + num_tokens
         # of the drafts of the step before, which count as computed, some may be computed anew
-        first = start - table.num_drafts if self._late_rejections else start
+        first = start - table.num_drafts if self.late_rejections else start
         for group, own in zip(self.groups, table.blocks, strict=True):
             if group.tracked:
                 try:

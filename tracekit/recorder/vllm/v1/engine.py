@@ -49,7 +49,7 @@ class V1Engine(Held):
         if scheduler is None:
             return None
         self._watch(options, scheduler)
-        recording = open_for(scheduler, options)
+        recording = open_for(scheduler, options, first_step=None)
         if recording is not None:
             join_engine(recording, scheduler, self._last_step, recording.options.told())
             core, is_process = _core_above(scheduler)

@@ -38,6 +38,10 @@ class V1Recording(V1Weights):
         self._held: list[Finished] = []  # of those
         self._patience = PATIENCE
 
+    def has(self, request_id: str) -> bool:
+        """Whether the engine has a request."""
+        return self.over or request_id in self.requests  # one that is over saw no more ends
+
     def num_under_way(self) -> int:
         """Return the steps that were dispatched and whose output has not come."""
         return len(self.dispatched)
@@ -126,8 +130,14 @@ class V1Recording(V1Weights):
             self.session.lose(event, "the step was not seen when it was scheduled")
 
 
-def open_for(scheduler: Any, options: Options | None) -> V1Recording | None:
-    """Open the recording of the engine that a scheduler belongs to; None: it is not to be recorded, or is already."""
+def open_for(scheduler: Any, options: Options | None, first_step: int | None = 0) -> V1Recording | None:
+    """Open the recording of the engine that a scheduler belongs to; None: it is not to be recorded, or is already.
+
+    Args:
+        scheduler: vLLM's.
+        options: how; None: not at all.
+        first_step: its number; None: it is not known yet.
+    """
     if options is None:
         return None
     config = scheduler.vllm_config
@@ -139,7 +149,8 @@ def open_for(scheduler: Any, options: Options | None) -> V1Recording | None:
 
     def rows() -> V1Rows:
         blocks = V1Blocks(kv_groups(scheduler), late_rejections)
-        return V1Rows(scheduler.kv_cache_config.num_blocks, options.logprobs, mode, blocks, options.sample)
+        num_blocks = scheduler.kv_cache_config.num_blocks
+        return V1Rows(num_blocks, options.logprobs, mode, blocks, options.sample, first_step)
 
     resolved = {
         "scheduler_class": type(scheduler).__qualname__,

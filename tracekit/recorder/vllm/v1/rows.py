@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class V1Rows(Rows[V1Request]):
         logprobs_mode: what the engine reports.
         blocks: follows the engine's KV blocks; without it prefix hits are not recorded.
         sample: share of requests that are recorded.
+        first_step: that is recorded; None: it is not known.
     """
 
     def __init__(
@@ -43,8 +44,11 @@ class V1Rows(Rows[V1Request]):
         logprobs_mode: str = "raw_logprobs",
         blocks: V1Blocks | None = None,
         sample: float = 1.0,
+        first_step: int | None = None,
     ) -> None:
         super().__init__(sample)
+        self._next_step = first_step
+        self._adrift: set[str] = set()  # requests that may have sampled in steps that are missing
         self._all_asked = logprobs != "client"
         self._reported, self._other = "", ""  # columns for what the engine reports, and what we computed beside it
         if logprobs == "both":
@@ -107,9 +111,14 @@ class V1Rows(Rows[V1Request]):
     def _add_step(self, event: Step) -> None:
         at, scheduled, ids, row_of = event.at, event.scheduled, event.token_ids, event.row_of
         assert at is not None  # else the recording counts it as lost
+        if self._next_step is not None and at.engine_step > self._next_step:
+            self._adrift.update(self._live, self._finished)
+        self._next_step = -1  # until all of this is done
         made = [output for client in event.outputs.values() for output in client.outputs]
         rows = {r: row_of[r] for r in scheduled.num_scheduled_tokens if r in row_of} if ids else {}
         rows = {r: row for r, row in rows.items() if ids[row]}  # a chunk of a prompt samples nothing
+        if self._adrift:
+            self._realign(scheduled, rows)
         hits = self._blocks.step(at.engine_step, at.weight_version, scheduled)
         usage = 1 - at.num_free_blocks / self._num_usable_blocks
         num_requests, num_tokens = len(scheduled.num_scheduled_tokens), scheduled.total_num_scheduled_tokens
@@ -121,6 +130,23 @@ class V1Rows(Rows[V1Request]):
         for output in made:
             if output.finish_reason is not None:
                 self._finish(output.request_id, str(output.finish_reason), at.engine_step, event.output_ns)
+        self._next_step = at.engine_step + 1
+
+    def _realign(self, scheduled: Any, sampled: Iterable[str]) -> None:
+        """Let requests of which steps are missing go on at the position that the scheduler has them at."""
+        computed = _computed(scheduled)
+        for request_id in self._adrift.intersection(sampled):
+            self._adrift.discard(request_id)
+            request = self._known(request_id)
+            if request is None:
+                continue
+            if self._blocks.late_rejections and request.was_scheduled:
+                # the scheduler counts drafts that may be rejected: its next tokens are counted as lost
+                self._live.pop(request_id, None)
+                self._finished.pop(request_id, None)
+                continue
+            num_drafts = len(scheduled.scheduled_spec_decode_tokens.get(request_id, ()))
+            request.next_position = computed[request_id] + scheduled.num_scheduled_tokens[request_id] - num_drafts
 
     # The two below run for every sequence of every step and hold the interpreter while they do: columns are made by
     # comprehensions, not row by row.
@@ -217,8 +243,8 @@ class V1Rows(Rows[V1Request]):
 
     def _add_scheduled(self, engine_step: int, scheduled: Any, sampled: dict[str, int]) -> None:
         cached = scheduled.scheduled_cached_reqs
-        new = {r.req_id: r.num_computed_tokens for r in scheduled.scheduled_new_reqs}
-        computed = {**dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True)), **new}
+        new = {r.req_id for r in scheduled.scheduled_new_reqs}
+        computed = _computed(scheduled)
         found = [(self._find(r, "scheduled", 1), r, n) for r, n in scheduled.num_scheduled_tokens.items()]
         picked = [(q, r, n, computed[r]) for q, r, n in found if q is not None]
         preempted = [self._find(r, "scheduled", 1) for r in scheduled.preempted_req_ids or ()]
@@ -252,6 +278,13 @@ class V1Rows(Rows[V1Request]):
         if request is not None:
             request.block_hashes = ()
         return request
+
+
+def _computed(scheduled: Any) -> dict[str, int]:
+    """Tokens with KV before a step, of each request in it."""
+    cached = scheduled.scheduled_cached_reqs
+    new = {r.req_id: r.num_computed_tokens for r in scheduled.scheduled_new_reqs}
+    return {**dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True)), **new}
 
 
 def _asks(params: Any) -> bool:
