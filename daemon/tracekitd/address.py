@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from tracekit.errors import DaemonError, UsageError
@@ -34,34 +32,74 @@ def socket_path(listen: str) -> Path:
     return absolute
 
 
-@contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Own the socket's path while inside: its folder is private, its lock is ours, a stale socket is gone.
+class Claim:
+    """A socket's path that is ours while inside: its folder is private, its lock is ours, a stale socket is gone.
 
     The lock is what protects a live daemon: gRPC itself binds over a socket in use without a word. Where somebody
     deleted the lock of a live one, its socket still answers.
 
-    Raises:
-        DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is not a socket.
+    Args:
+        path: absolute.
     """
-    _private_folder(path.parent)
-    lock = Path(f"{path}.lock")
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise DaemonError(f"cannot take the lock of the socket ({error.strerror}): {lock}") from None
-    try:
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = Path(f"{path}.lock")
+        self._fd = -1
+
+    def __enter__(self) -> Claim:
+        """Take it.
+
+        Raises:
+            DaemonError: the folder is open to others or cannot be made, a live daemon has the path, or it is not a
+                socket.
+        """
+        self._fd = self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DaemonError(f"another tracekitd is listening there: unix:{path}") from None
-        if _answers(path):
-            raise DaemonError(f"another tracekitd is listening there, whose lock was deleted: unix:{path}")
-        _remove_socket(path)
-        yield
-        _remove_socket(path)
-    finally:
+            if self._is_ours():  # else the socket that is there is that of another daemon
+                _remove_socket(self._path)
+        finally:
+            os.close(self._fd)
+
+    def renew(self) -> None:
+        """Take it again, where somebody deleted the folder or what is in it.
+
+        Raises:
+            DaemonError: as for the first time; what is held stays.
+        """
+        if self._is_ours():
+            check_folder(self._path.parent)
+            return
+        fd, self._fd = self._fd, self._take()
         os.close(fd)
+
+    def _take(self) -> int:
+        _private_folder(self._path.parent)
+        try:
+            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise DaemonError(f"cannot take the lock of the socket ({error.strerror}): {self._lock}") from None
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DaemonError(f"another tracekitd is listening there: unix:{self._path}") from None
+            if _answers(self._path):
+                raise DaemonError(f"another tracekitd is listening there, whose lock was deleted: unix:{self._path}")
+            _remove_socket(self._path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._lock.lstat())
+        except OSError:
+            return False
 
 
 def _private_folder(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -75,33 +77,65 @@ class Listener:
     """
 
     def __init__(self, address: str, config: Config) -> None:
-        self.address = address
-        self._path = socket_of(address)
-        options = [*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections(len(config.listen)))]
-        if self._path is not None:
-            self.server = grpc.aio.server(options=options)
+        path = socket_of(address)
+        self.path = None if path is None else path.absolute()  # of a unix socket
+        self.address = address if self.path is None else f"unix:{self.path}"
+        self._options = [*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections(len(config.listen)))]
+        self._handlers: list[Any] = []
+        self._bound: os.stat_result | None = None  # the socket that we made
+        if self.path is not None:
+            self._servers = [grpc.aio.server(options=self._options)]
             return
         assert config.cert is not None and config.key is not None
         self._certificates = Certificates(config.cert, config.key, config.client_ca)
         guards = [] if config.token_file is None else [Tokens(config.token_file)]
-        self.server = grpc.aio.server(options=[*options, *TCP_OPTIONS], interceptors=guards)
+        self._servers = [grpc.aio.server(options=[*self._options, *TCP_OPTIONS], interceptors=guards)]
 
-    async def start(self) -> None:
+    async def start(self, handlers: list[Any]) -> None:
         """Listen; a socket is readable by its owner only.
+
+        Args:
+            handlers: gRPC's, of what is served.
 
         Raises:
             DaemonError: the address cannot be had.
         """
+        self._handlers = handlers
+        await self._start(self._servers[0])
+
+    def is_there(self) -> bool:
+        """Whether what lies at the path of our socket is our socket."""
+        assert self.path is not None and self._bound is not None
         try:
-            if self._path is not None:
-                path = self._path.absolute()
-                self.server.add_insecure_port(target_of(f"unix:{path}"))
-                await self.server.start()
-                os.chmod(path, 0o600)
-                self.address = f"unix:{path}"
+            return os.path.samestat(self.path.lstat(), self._bound)
+        except OSError:
+            return False
+
+    async def listen_again(self) -> None:
+        """Listen at the path of our socket, which is gone, beside what serves those that are connected.
+
+        Raises:
+            DaemonError: the address cannot be had.
+        """
+        server = grpc.aio.server(options=self._options)
+        await self._start(server)
+        self._servers.append(server)
+
+    async def stop(self, grace_secs: float) -> None:
+        """End all calls, after a grace."""
+        await asyncio.gather(*(server.stop(grace_secs) for server in self._servers))
+
+    async def _start(self, server: Any) -> None:
+        server.add_generic_rpc_handlers(self._handlers)
+        try:
+            if self.path is not None:
+                server.add_insecure_port(target_of(self.address))
+                await server.start()
+                os.chmod(self.path, 0o600)
+                self._bound = self.path.lstat()
             else:
-                port = self.server.add_secure_port(tcp_of(self.address), self._certificates.credentials())
-                await self.server.start()
+                port = server.add_secure_port(tcp_of(self.address), self._certificates.credentials())
+                await server.start()
                 self.address = f"{self.address.rpartition(':')[0]}:{port}"
         except (RuntimeError, OSError) as error:
             raise DaemonError(f"cannot listen on {self.address}: {self._reason() or error}") from None

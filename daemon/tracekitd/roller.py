@@ -35,12 +35,17 @@ class Roller:
 
     def __init__(self, spool: SpoolWriter, config: Config) -> None:
         self._spool, self._config = spool, config
+        self._born: dict[str, float] = {}  # parts that are here, on the monotonic clock
         self._ended = threading.Event()
         self._archive = None if config.archive is None else Address.of(config.archive)
         self._pause, self._next_try, self._next_part = 0.0, 0.0, 0.0
         self._refused = ""
         self._thread = threading.Thread(target=self._run, name="tracekitd-roller", daemon=True)
         self._thread.start()
+
+    def keep(self, config: Config) -> None:
+        """Keep parts for as long as, and as many as, these settings say."""
+        self._config = config
 
     def stop(self) -> None:
         """End; what is being sealed or stored is finished first."""
@@ -101,13 +106,18 @@ class Roller:
         """Remove what is in the archive and too old, or too much, for here."""
         here = {name: part for name, part in self._spool.parts().items() if part.here}
         size = sum(part.bytes for part in here.values())
+        self._born = {name: self._born[name] if name in self._born else _birth(part) for name, part in here.items()}
+        config = self._config
         for name, part in here.items():
-            if not (self._is_old(part) or 0 < self._config.keep_bytes < size):
+            is_old = 0 < config.keep_secs < time.monotonic() - self._born[name]
+            if not (is_old or 0 < config.keep_bytes < size):
                 return  # those behind it are younger
             if not part.archived:
                 raise OutputError(f"{name} is too old, or the spool too large, but it is not in the archive: it stays")
             self._spool.change_part(name, here=False)
             size -= part.bytes
 
-    def _is_old(self, part: Part) -> bool:
-        return 0 < self._config.keep_secs < (time.time_ns() - part.made_ns) / 1e9
+
+def _birth(part: Part) -> float:
+    """Return when a part was made, on the monotonic clock: the wall clock, which may jump, is asked just once."""
+    return time.monotonic() - max(0.0, (time.time_ns() - part.made_ns) / 1e9)

@@ -22,10 +22,11 @@ from tracekit.rpc.methods import CONTROL, RECORDER
 from tracekit.trace.output import check_output
 from tracekit.trace.spool import SpoolWriter
 from tracekitd import log, metrics
-from tracekitd.address import check_folder, claim
+from tracekitd.address import Claim, check_folder
 from tracekitd.calls import handlers
 from tracekitd.catalog import Catalog
 from tracekitd.config import Config
+from tracekitd.keeper import Keeper
 from tracekitd.listen import Listener, check_listen
 from tracekitd.log import say
 from tracekitd.roller import Roller
@@ -44,7 +45,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Daemon:
     """A server that is not started yet. Make it with `create_server`, on the event loop that runs it."""
 
-    def __init__(self, config: Config, spool: SpoolWriter) -> None:
+    def __init__(self, config: Config, spool: SpoolWriter, claim: Claim | None) -> None:
         self.config = config
         self.spool = spool
         self.addresses: list[str] = []  # that it listens on, once it does
@@ -62,9 +63,11 @@ class Daemon:
         self._recorder = RecorderService(self.catalog, self._writer, self._stats, self._writer_failed, self._watch)
         self._metrics: Any = None
         control = ControlService(self.catalog, self._recorder, self._watch, str(config.spool.absolute()))
-        servicers = {RECORDER: self._recorder, CONTROL: control}
-        for listener in self._listeners:
-            listener.server.add_generic_rpc_handlers(handlers(servicers, lambda: not self._recorder.closing))
+        self._servicers = {RECORDER: self._recorder, CONTROL: control}
+        self._keeper: Keeper | None = None
+        if claim is not None:
+            self._keeper = Keeper(claim, next(listener for listener in self._listeners if listener.path is not None))
+        self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen.
@@ -73,12 +76,18 @@ class Daemon:
             DaemonError: an address cannot be had.
         """
         for listener in self._listeners:
-            await listener.start()
+            await listener.start(handlers(self._servicers, self._is_well))
             self.addresses.append(listener.address)
+        if self._keeper is not None:
+            self._keeping = asyncio.create_task(self._keeper.run())
         if self.config.metrics is not None:
             collector = metrics.Collector(self._stats, self.catalog, self._writer, self._watch)
             self._metrics = metrics.serve(self.config.metrics, collector)
             say(f"metrics at http://{self.config.metrics.rpartition(':')[0]}:{self._metrics.server_port}/metrics")
+
+    def _is_well(self) -> bool:
+        """What health says."""
+        return not self._recorder.closing and (self._keeper is None or self._keeper.reachable)
 
     def shut_down(self) -> None:
         """Ask for the end; asked again, it comes without the grace."""
@@ -93,9 +102,10 @@ class Daemon:
             say(f"the settings stay as they are: {error}")
             return
         self._grace_secs = config.grace
+        self._roller.keep(config)
         log.as_json = config.log == "json"
         fixed = [f.name for f in fields(Config) if getattr(config, f.name) != getattr(self.config, f.name)]
-        fixed = [name for name in fixed if name not in ("grace", "log")]
+        fixed = [name for name in fixed if name not in ("grace", "log", "keep_secs", "keep_bytes")]
         say("the settings were read anew" + (f"; after a restart: {', '.join(fixed)}" if fixed else ""))
 
     def hear(self) -> None:
@@ -120,7 +130,9 @@ class Daemon:
             if self._hurry or self._loop.time() >= deadline:
                 break
             await asyncio.sleep(POLL_SECS)
-        await asyncio.gather(*(listener.server.stop(CANCEL_SECS) for listener in self._listeners))
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await asyncio.gather(*(listener.stop(CANCEL_SECS) for listener in self._listeners))
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.shutdown)
         await asyncio.to_thread(self._recorder.close)
@@ -139,14 +151,18 @@ class Daemon:
         self._loop.call_soon_threadsafe(self.stopping.set)
 
 
-def create_server(config: Config) -> Daemon:
+def create_server(config: Config, claim: Claim | None) -> Daemon:
     """Return a daemon over the spool of `config`; call it where an event loop runs.
+
+    Args:
+        config: what to do.
+        claim: to the path of its unix socket; None where it has none.
 
     Raises:
         OutputError: another daemon writes the spool, or it cannot be written.
         TraceError: what is in the spool folder cannot be read.
     """
-    return Daemon(config, spool_of(config))
+    return Daemon(config, spool_of(config), claim)
 
 
 def check(config: Config) -> None:
@@ -199,10 +215,10 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # also while it seals
     notes = config.spool / "none" if path is None else path  # who comes over TCP leaves none
-    with contextlib.nullcontext() if path is None else claim(path):
+    with contextlib.nullcontext() if path is None else Claim(path) as claim:
         if config.seal is not None and (code := _sealed_before(config.spool, config.seal)) is not None:
             return code
-        daemon = asyncio.run(_serve(config, reload))
+        daemon = asyncio.run(_serve(config, claim, reload))
         try:
             take_notes(daemon.spool, notes, daemon.catalog)
             code = EXIT_DATA_LOST if daemon.given_up else EXIT_OK
@@ -227,8 +243,8 @@ def _sealed_before(folder: Path, out: Path) -> int | None:
     return None
 
 
-async def _serve(config: Config, reload: Callable[[], Config] | None) -> Daemon:
-    daemon = create_server(config)
+async def _serve(config: Config, claim: Claim | None, reload: Callable[[], Config] | None) -> Daemon:
+    daemon = create_server(config, claim)
     gc.freeze()  # what is here by now stays: the collector need not look through it, batch after batch
     loop = asyncio.get_running_loop()
     if config.attached:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from tracekit.trace import parts as parts_module
 from tracekit.trace import reader as reader_module
 from tracekit.trace import sources as sources_module
 from tracekit.trace.batch import BatchMeta, to_record_batch
-from tracekit.trace.index import INDEX_NAME, read_index
+from tracekit.trace.index import INDEX_NAME, Part, read_index
 from tracekit.trace.reader import open_trace
 from tracekit.trace.seal import seal
 from tracekit.trace.segments import segment_paths
@@ -265,6 +266,33 @@ def test_a_segment_that_was_cut_costs_no_part_its_standing(spool):
     with SpoolWriter(writer.folder) as again:
         assert again.resume()[ENGINE_ID].seq == BATCHES - 1
         assert again.resume()[ENGINE_ID].produced["tokens"] == source.produced["tokens"] - 6
+
+
+def test_a_clock_that_jumps_removes_nothing_early_and_keeps_nothing_for_ever(spool, monkeypatch):
+    writer, _ = spool
+    for name in writer.parts():
+        writer.change_part(name, archived="s3://b/" + name)
+    now = SimpleNamespace(monotonic=1e5, wall=time.time())
+    clock = SimpleNamespace(monotonic=lambda: now.monotonic, time_ns=lambda: int(now.wall * 1e9))
+    monkeypatch.setattr(roller_module, "time", clock)
+    roller = Roller(writer, Config(("unix:/x",), writer.folder))
+    roller.stop()
+
+    def here(wall, monotonic=0.0, keep_secs=600.0):
+        now.wall, now.monotonic = now.wall + wall, now.monotonic + monotonic
+        roller.keep(Config(("unix:/x",), writer.folder, archive="s3://b", keep_secs=keep_secs))
+        roller._remove_old()
+        return sum(part.here for part in writer.parts().values())
+
+    assert here(0) == 3
+    assert here(86400) == 3  # a day ahead
+    assert here(-2 * 86400, monotonic=500) == 3  # a day back
+    # a part that was made by another daemon while the clock was ahead
+    writer._index.parts["part-000900-000901.arrow"] = Part(1, int((now.wall + 86400) * 1e9), "s3://b/x")
+    assert here(0) == 4
+    assert here(0, monotonic=101) == 1
+    assert here(0, monotonic=498) == 1
+    assert here(0, monotonic=2) == 0
 
 
 def retain(writer, store):

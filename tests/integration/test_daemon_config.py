@@ -8,9 +8,11 @@ import time
 
 import pytest
 
-from helpers.wire import DaemonProcess, engine_id, numbered_tokens
+from helpers.stores import ENVIRON, StoreServer
+from helpers.wire import DaemonProcess, engine_id, numbered_tokens, rows_of_trace
 from tracekit.errors import TracekitError, UsageError
 from tracekit.recorder.stream import Stream
+from tracekit.trace.index import read_index
 from tracekitd.__main__ import load
 from tracekitd.config import Config
 from tracekitd.server import check, run
@@ -107,3 +109,32 @@ def test_sighup_takes_the_file_anew_and_loses_nothing(short_path, before):
         assert process.stop() == 0
     finally:
         process.end()
+
+
+def test_sighup_changes_how_much_is_kept(short_path, tmp_path, monkeypatch):
+    for name, value in {**ENVIRON, "TRACEKIT_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    process = DaemonProcess(short_path, seal=False)
+    with StoreServer("rclone", tmp_path / "store") as store:
+        lines = f'archive = "{store.url("run")}"\nroll_bytes = 1\n'
+        process.argv += ["--config", write(short_path, lines)]
+        stream = Stream(process.address, engine_id())
+        try:
+            process.start()
+            for start in range(0, 50, 10):
+                stream.put(numbered_tokens(start, 10))
+                while stream.totals().undelivered:
+                    time.sleep(0.02)
+            while not (index := read_index(process.spool)).parts or not all(p.archived for p in index.parts.values()):
+                time.sleep(0.05)
+            assert all(part.here for part in index.parts.values())
+            write(short_path, lines + "keep_bytes = 1\n")
+            process.signal(signal.SIGHUP)
+            while any(part.here for part in read_index(process.spool).parts.values()):
+                time.sleep(0.05)
+            assert process.stderr().splitlines()[-1].endswith("the settings were read anew")
+            assert len(rows_of_trace(process.spool, "tokens")) == 50
+            assert not stream.close(60).undelivered and process.stop() == 0
+            assert len(rows_of_trace(process.spool, "tokens")) == 50
+        finally:
+            process.end()

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -201,6 +202,30 @@ def test_one_token_keeps_no_other_out(start, files, tmp_path):
         over.set()
         channel.close()
         beside.close()
+
+
+def test_health_says_so_where_the_socket_is_gone_for_good(start, files):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    daemon = start()
+    secrets = grpc.ssl_channel_credentials((files.folder / "ca.pem").read_bytes())
+    with grpc.secure_channel(daemon.tcp.removeprefix("grpcs://"), secrets) as channel:
+
+        def wait_for(status):
+            check = health_pb2_grpc.HealthStub(channel).Check
+            while check(health_pb2.HealthCheckRequest()).status != status:
+                time.sleep(0.05)
+
+        wait_for(health_pb2.HealthCheckResponse.SERVING)
+        shutil.rmtree(daemon.socket.parent)
+        daemon.socket.parent.touch()  # nothing can be made there
+        wait_for(health_pb2.HealthCheckResponse.NOT_SERVING)
+        time.sleep(1.5)
+        assert daemon.stderr().count("no engine can connect") == 1
+        daemon.socket.parent.unlink()
+        wait_for(health_pb2.HealthCheckResponse.SERVING)
+    with ControlClient(daemon.address) as client:
+        assert client.describe().version
 
 
 def test_a_stranger_who_sends_half_of_what_he_announces_costs_nothing(start, short_path, files):
