@@ -43,12 +43,14 @@ def test_without_a_daemon_everything_is_undelivered_and_noted(tmp_path, capfd):
 def test_what_is_lost_after_its_end_is_noted(tmp_path, capfd):
     stream = Stream(f"unix:{tmp_path}/d.sock", TOKEN)
     stream.close(30)
+    stream.lose({}, "nothing that is known")
+    assert list(tmp_path.iterdir()) == []
     for _ in range(3):
         stream.lose({"tokens": 2}, "too late")
     stream.put(numbered_tokens(0, 10))
     note = json.loads((tmp_path / f"d.sock.undelivered-{ENGINE}.json").read_text())
     assert note["rows"] == note["produced"] == {"tokens": 16}
-    assert (note["from_seq"], note["to_seq"]) == (1, 4)
+    assert (note["from_seq"], note["to_seq"]) == (1, 5)
     assert not capfd.readouterr().err
 
 

@@ -164,10 +164,11 @@ class Session:
 
     def _count(self, event: Any, reason: str) -> dict[str, int]:
         rows = self._encoder.count(event)
-        with self._lost_lock:
-            lost = self._lost.setdefault(reason, {})
-            for table, count in rows.items():
-                lost[table] = lost.get(table, 0) + count
+        if any(rows.values()):  # a loss without rows would be one of nobody knows how many
+            with self._lost_lock:
+                lost = self._lost.setdefault(reason, {})
+                for table, count in rows.items():
+                    lost[table] = lost.get(table, 0) + count
         return rows
 
     def wait(self) -> Stall | None:

@@ -373,6 +373,7 @@ class Stream:
                 window, rows = self._window, self._window.unknown_to_daemon()
                 left = note.Note(self.engine_id, window.acked_seq + 1, window.seq, reason, rows, dict(window.produced))
             try:
-                note.write(socket, left)
+                if rows:
+                    note.write(socket, left)
             except OSError as error:
                 say_once(f"the note about them cannot be written: {error}")
