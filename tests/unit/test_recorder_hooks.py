@@ -195,14 +195,17 @@ def test_what_a_signal_handler_of_the_job_raises_while_a_hook_runs_is_the_jobs(
     try:
         with pytest.raises(TimeIsUp):
             owner().call()
+        signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            owner().call()
         signal.signal(signal.SIGUSR1, lambda *_: None)
         assert owner().call() == ["call"]
         assert owner().call() == ["call"]
     finally:
         signal.signal(signal.SIGUSR1, before)
-    # both times something is missing in the trace
+    # each time something is missing in the trace
     missing = "the hook hook failed ({}): what it would have recorded is missing"
-    assert guard.failures() == [missing.format("TimeIsUp"), missing.format("ValueError")]
+    assert guard.failures() == [missing.format(kind) for kind in ("TimeIsUp", "KeyboardInterrupt", "ValueError")]
     assert capsys.readouterr().err.count("the hook hook failed") == 1
 
 

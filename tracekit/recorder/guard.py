@@ -40,8 +40,8 @@ def say_off(reason: str) -> None:
     say_once(f"{reason}; recording is off, the engine is untouched")
 
 
-def failed(hook: str, error: Exception) -> None:
-    """Say that a hook failed; under `TRACEKIT_STRICT=1` raise it instead."""
+def failed(hook: str, error: BaseException) -> None:
+    """Say that a hook failed, or let pass what is not ours; under `TRACEKIT_STRICT=1` raise it instead."""
     kind = type(error).__name__
     _failures[f"the hook {hook} failed ({kind}): what it would have recorded is missing"] = None
     let_pass(error)
@@ -56,8 +56,10 @@ def failures() -> list[str]:
     return list(_failures)
 
 
-def let_pass(error: Exception) -> None:
-    """Raise an error that a signal handler of the job's raised while a hook ran, such as a time-out."""
+def let_pass(error: BaseException) -> None:
+    """Raise what a signal handler raised while a hook ran, such as a time-out of the job's or Ctrl-C, and exits."""
+    if not isinstance(error, Exception):
+        raise error
     at, codes = error.__traceback__, set()
     while at is not None:
         codes.add(at.tb_frame.f_code)
@@ -83,7 +85,7 @@ def never_raise(hook: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             hook(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             failed(hook.__name__, error)
 
     return guarded

@@ -87,7 +87,7 @@ def after(owner: type, name: str, hook: Callable[..., None], purpose: object = N
             if installed.active:
                 try:
                     hook(self, result, *args, **kwargs)
-                except Exception as error:
+                except BaseException as error:
                     failed(hook.__name__, error)
             return result
 

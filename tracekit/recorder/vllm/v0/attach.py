@@ -172,7 +172,7 @@ def _execute_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     if recording is not None:
         try:
             recording.dispatch()
-        except Exception as error:
+        except BaseException as error:
             failed("execute_model", error)
     return original(self, *args, **kwargs)
 

@@ -155,7 +155,7 @@ def _schedule(original: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
         if recording is not None and hook.active and output.total_num_scheduled_tokens:
             try:
                 recording.on_schedule(self, output)
-            except Exception as error:
+            except BaseException as error:
                 failed("schedule", error)
         return output
 
@@ -169,13 +169,13 @@ def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..
         column = None
         try:  # also without a recording: a worker may still send it
             column = v1_column.take(model_runner_output)
-        except Exception as error:
+        except BaseException as error:
             failed("update_from_output", error)
         if recording is None:
             return original(self, scheduler_output, model_runner_output)
         try:
             recording.join(scheduler_output)
-        except Exception as error:
+        except BaseException as error:
             failed("update_from_output", error)
         ids = model_runner_output.sampled_token_ids
         if recording.copies_sampled and ids:
@@ -183,7 +183,7 @@ def _update_from_output(original: Callable[..., Any], hook: Hook) -> Callable[..
         outputs = original(self, scheduler_output, model_runner_output)
         try:
             recording.on_output(scheduler_output, outputs, ids, model_runner_output, column)
-        except Exception as error:
+        except BaseException as error:
             failed("update_from_output", error)
         return outputs
 
