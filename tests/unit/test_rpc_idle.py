@@ -50,6 +50,23 @@ def test_a_claim_that_cannot_be_taken_back_goes(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("call", [Marker.busy, lambda marker: marker.claim(0, 8), Marker.close])
+def test_a_file_of_the_jobs_under_our_descriptor_is_left_alone(tmp_path, call):
+    marker = Marker(tmp_path / "d.sock", ENGINE)
+    marker.claim(0, 7)
+    theirs = tmp_path / "theirs"
+    theirs.write_text("checkpoint")
+    fd = os.open(theirs, os.O_RDWR)
+    os.dup2(fd, marker._fd)  # as after a launcher has closed all descriptors
+    ours = marker._fd
+    call(marker)
+    assert theirs.read_text() == "checkpoint" and os.fstat(ours)
+    if call is not Marker.close:  # a claim that cannot be taken back goes
+        assert idle.read(tmp_path / "d.sock", ENGINE) is None
+    os.close(fd)
+    os.close(ours)
+
+
 @pytest.mark.parametrize("folder", [None, "absent"])
 def test_without_a_folder_nothing_is_claimed(tmp_path, folder):
     marker = Marker(folder and tmp_path / folder / "d.sock", ENGINE)

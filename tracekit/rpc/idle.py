@@ -37,6 +37,7 @@ class Marker:
     def __init__(self, socket: Path | None, engine_id: str) -> None:
         self._path = None if socket is None else _path(socket, engine_id)
         self._fd: int | None = None
+        self._file: os.stat_result | None = None
         self.num_busy = 0
 
     def busy(self) -> None:
@@ -44,7 +45,7 @@ class Marker:
         self.num_busy += 1
         if self._fd is not None:
             try:
-                os.pwrite(self._fd, _NUMBER.pack(self.num_busy), 0)
+                self._write(_NUMBER.pack(self.num_busy), 0)
             except OSError:
                 self._give_up()
 
@@ -60,14 +61,14 @@ class Marker:
                 return
             # who was busy before the file was there could not say so in it
             if self._fd is not None and self.num_busy == num_busy:
-                os.pwrite(self._fd, _CLAIM.pack(num_busy, seq), _NUMBER.size)
+                self._write(_CLAIM.pack(num_busy, seq), _NUMBER.size)
         except OSError:
             self._give_up()
 
     def close(self) -> None:
         """Let go of the file, whose claim stays; only where no other thread has the marker any more."""
         fd, self._path, self._fd = self._fd, None, None
-        if fd is not None:
+        if fd is not None and self._is_ours(fd):
             os.close(fd)
 
     def _open(self, num_busy: int) -> bool:
@@ -75,8 +76,26 @@ class Marker:
             return False
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.pwrite(fd, _FORM.pack(num_busy, _NO_CLAIM, 0, _boot_id()), 0)
-        self._fd = fd
+        self._fd, self._file = fd, os.fstat(fd)
         return True
+
+    def _write(self, data: bytes, offset: int) -> None:
+        """Write into the file.
+
+        Raises:
+            OSError: it cannot be written, or the descriptor is not its own any more.
+        """
+        fd = self._fd
+        if fd is None or not self._is_ours(fd):
+            raise OSError("the descriptor is another file's")
+        os.pwrite(fd, data, offset)
+
+    def _is_ours(self, fd: int) -> bool:
+        """Whether a descriptor is still our file's: a job that closes all of them may have one of its own there."""
+        try:
+            return self._file is not None and os.path.samestat(os.fstat(fd), self._file)
+        except OSError:
+            return False
 
     def _give_up(self) -> None:
         """No claim must stand that can no longer be taken back."""
