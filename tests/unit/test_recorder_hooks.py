@@ -95,6 +95,9 @@ def test_a_step_that_another_schedule_made_is_counted_as_lost(scheduler: Any) ->
     assert not session.events and isinstance(session.lost[0][0], Step)
     recording = scheduler._tracekit_recording
     assert recording.has("a") and not recording.has("gone unseen")
+    recording.hang_on(scheduler)
+    scheduler.requests = {"b": None}  # a class of somebody's has a dict of its own
+    assert recording.has("b") and not recording.has("a")
     recording.over = True  # it looks no more
     assert recording.has("gone unseen")
 

@@ -40,7 +40,8 @@ class V1Recording(V1Weights):
 
     def has(self, request_id: str) -> bool:
         """Whether the engine has a request."""
-        return self.over or request_id in self.requests  # one that is over saw no more ends
+        scheduler = next(iter(self.owners()), self)
+        return self.over or request_id in scheduler.requests  # one that is over saw no more ends
 
     def num_under_way(self) -> int:
         """Return the steps that were dispatched and whose output has not come."""
