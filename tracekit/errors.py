@@ -84,7 +84,14 @@ class ModelError(TracekitError):
 
 class NoModelFolderError(ModelError):
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(f"there is no model folder: {folder}")
+        name = str(folder)
+        if Path(folder).is_file():
+            hint = " (it is a file: give the folder it lies in)"
+        elif "://" in name or (name.count("/") == 1 and name[0] not in "/.~"):
+            hint = " (models of a hub are not fetched: download it, and give its folder)"
+        else:
+            hint = ""
+        super().__init__(f"there is no model folder{hint}: {folder}")
 
 
 class TraceError(TracekitError):

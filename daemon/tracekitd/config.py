@@ -13,6 +13,7 @@ import tomllib
 from tracekit.errors import UsageError
 
 MAX_NUMBER = 1e18  # seconds or bytes
+_NEEDED = {"listen": "unix:PATH, or grpcs://HOST:PORT", "spool": "a folder for what comes"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class Config:
                 raise UsageError(f"{where} has an unknown setting: {name}")
             if value is not None:
                 values[key] = _value(known[key], value, f"{where}: {name.replace('_', '-')}")
-        for name in ("listen", "spool"):
+        for name in _NEEDED:
             if not values.get(name):
-                raise UsageError(f"{where} names no {name}")
+                raise UsageError(f"{where} names no {name} ({_NEEDED[name]})")
         if values.get("log", "text") not in ("text", "json"):
             raise UsageError(f"{where}: log is text or json, not {values['log']}")
         if (values.get("keep_secs") or values.get("keep_bytes")) and not values.get("archive"):
@@ -78,7 +79,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except RecursionError:

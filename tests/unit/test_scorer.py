@@ -248,7 +248,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, folders: dict[
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="lacks 1 weights"):
+    with pytest.raises(ModelError, match="lacks 1 weight, the first model"):
         Scorer.load(folder)
 
 

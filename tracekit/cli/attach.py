@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from tracekit.cli.numbers import Finite
 from tracekit.errors import EXIT_FAILED, EXIT_OK, UsageError
 
+_NOBODY = " (a job starts with what `tracekit attach --print-env` prints, and its engine must be up)"
 _HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms", "redact")  # of a start
 
 
@@ -25,7 +27,7 @@ _HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms", "redact")  # 
 @click.option("--status", "action", flag_value="look", help="Say what they do; this is what happens with no option.")
 @click.option("--follow", is_flag=True, help="Then show the engines of the daemon at ADDR, until Ctrl-C or its end.")
 @click.option("--print-env", is_flag=True, help="Print what lets a job be attached to, with nothing installed.")
-@click.option("--sample", type=click.FloatRange(0, 1, min_open=True), metavar="SHARE",
+@click.option("--sample", type=Finite(0, 1, min_open=True), metavar="SHARE",
               help="Record this share of the requests, whole; an n>1 group stays together  [default: 1]")  # fmt: skip
 @click.option("--logprobs", metavar="WHOSE", help="As in `tracekit record`: client, engine or both  [default: client]")
 @click.option("--probe", type=click.Path(path_type=Path), metavar="DIR",
@@ -39,7 +41,7 @@ _HOW = ("sample", "logprobs", "probe", "lossless", "max_stall_ms", "redact")  # 
               help="Only the engine of this process; may be repeated  [default: all]")  # fmt: skip
 @click.option("--folder", type=click.Path(path_type=Path), metavar="DIR",
               help="Where they take orders  [default: TRACEKIT_ATTACH, or in the cache]")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECS",
+@click.option("--timeout", type=Finite(min=0.1), default=10.0, show_default=True, metavar="SECS",
               help="How long they may take.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def command(address: str | None, action: str | None, follow: bool, print_env: bool, as_json: bool, **given: Any) -> int:
@@ -89,7 +91,7 @@ def command(address: str | None, action: str | None, follow: bool, print_env: bo
         if text:
             click.echo(f"tracekit: error: pid {state.get('pid')}: {text}", err=True)
     if not states:
-        click.echo(f"tracekit: error: no engine takes orders there: {folder}", err=True)
+        click.echo(f"tracekit: error: no engine takes orders there{_NOBODY}: {folder}", err=True)
     if not states or any(text for _, text in troubles):
         return EXIT_FAILED
     if follow:

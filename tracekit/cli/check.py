@@ -37,14 +37,14 @@ def command(replay: Path, rules: tuple[str, ...], junit: Path | None, sarif: Pat
     from tracekit.diagnose.result import Result
     from tracekit.replay.output import read_result
     from tracekit.report import check as report
-    from tracekit.trace.output import check_output, new_file
+    from tracekit.trace.output import check_outputs, new_file
 
+    check_outputs(junit, sarif)
     predicates = [parse_predicate(text) for text in rules or (DEFAULT,)]
     result = read_result(replay).to_dict()
     checked = [check(result, predicate, get_type_hints(Result)) for predicate in predicates]
     for path, render in ((junit, report.to_junit), (sarif, report.to_sarif)):
         if path is not None:
-            check_output(path)
             with new_file(path) as out:
                 out.write(render(str(replay), checked).encode())
     lost = bool(result["data"]["lost"])

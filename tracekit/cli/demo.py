@@ -12,7 +12,13 @@ import click
 
 
 @click.command("demo")
-@click.option("--max-tokens", default=64, show_default=True, help="Tokens to sample for each of the 16 prompts.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Tokens to sample for each of the 16 prompts.",
+)
 @click.option("--model", default="demo", show_default=True, help="demo (SmolLM2-135M-Instruct) or gemma3-270m.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep the traces and replays here.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write both as one page, side by side.")

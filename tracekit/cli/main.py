@@ -10,7 +10,7 @@ import sys
 import click
 
 from tracekit import __version__
-from tracekit.errors import EXIT_FAILED, TracekitError
+from tracekit.errors import EXIT_FAILED, TraceCorruptError, TracekitError, TraceTruncatedError
 from tracekit.plain import PlainStream, plain
 
 # what people do -> name -> one line for the list; the module is tracekit.cli.<name>
@@ -44,6 +44,7 @@ GROUPS = {
         "engine": "Install and list engine environments.",
     },
 }
+_RECOVER = " (`tracekit recover` saves what is good of it)"
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 
 
@@ -88,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         code = cli.main(args=argv, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TracekitError as error:
-        click.echo(plain(f"tracekit: error: {error}"), err=True)
+        hint = _RECOVER if isinstance(error, (TraceCorruptError, TraceTruncatedError)) else ""
+        click.echo(plain(f"tracekit: error: {error}{hint}"), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

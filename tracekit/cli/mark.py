@@ -7,6 +7,7 @@ import json
 
 import click
 
+from tracekit.cli.numbers import Finite
 from tracekit.errors import EXIT_FAILED, EXIT_OK, NotMarkedError
 
 
@@ -16,7 +17,7 @@ from tracekit.errors import EXIT_FAILED, EXIT_OK, NotMarkedError
 @click.option("--checkpoint", metavar="PATH", help="Where they are stored; `tracekit replay` looks there.")
 @click.option("--only", "engines", type=click.IntRange(min=0), multiple=True, metavar="N",
               help="Only this engine of the trace; may be repeated  [default: all that have not ended]")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECS",
+@click.option("--timeout", type=Finite(min=0.1), default=10.0, show_default=True, metavar="SECS",
               help="How long engines may take to confirm.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def command(

@@ -21,11 +21,9 @@ def check_targets(output: Path | None, daemon: str | None, completions: Path | N
     """
     from tracekit.jobs.sidecar import spool_of
     from tracekit.rpc.client import ControlClient
-    from tracekit.trace.output import check_output
+    from tracekit.trace.output import check_outputs
 
-    for path in (output, completions):
-        if path is not None:
-            check_output(path)
+    check_outputs(output, completions)
     if output is not None and (spool := spool_of(output)).exists():
         raise OutputError(f"a recording was cut off, `tracekit info` shows what it left: move it away: {spool}")
     if daemon is not None:

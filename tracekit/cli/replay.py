@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tracekit.cli.numbers import Finite
+
 
 @click.command(name="replay")
 @click.argument("trace", type=click.Path())
@@ -22,7 +24,7 @@ import click
               help="The trainer's body precision; the head is always float32.")  # fmt: skip
 @click.option("--device", help="A torch device  [default: CUDA where there is one, else the CPU]")
 @click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens scored together  [default: by device]")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+@click.option("--budget", type=Finite(min=0, min_open=True), metavar="SECONDS",
               help="Score as many rollouts as this time allows, spread evenly.")  # fmt: skip
 @click.option(
     "--workers", metavar="N|ray://HOST:PORT", help="Score on N processes of this machine, or on a Ray cluster."
@@ -69,16 +71,19 @@ def command(
     from tracekit.cache import cache_dir
     from tracekit.cli import sources
     from tracekit.cli.models import model_folder
+    from tracekit.errors import UsageError
     from tracekit.objects.address import is_url
     from tracekit.replay.output import write_replay
     from tracekit.replay.runner import replay
     from tracekit.report.json import to_json
     from tracekit.report.text import to_text
-    from tracekit.trace.output import check_output
+    from tracekit.trace.output import check_outputs
 
     folders = _parse_weights(weights)
-    for path in filter(None, (output, html)):
-        check_output(path)
+    names = _parse_names(trainer_map)
+    if names and not trainer:
+        raise UsageError("--trainer-map goes with --trainer")
+    check_outputs(output, html)
     found = replay(
         sources.opened(trace),
         model_folder(model) if model and not is_url(model) else model,
@@ -96,18 +101,20 @@ def command(
         probes=probes,
         show_progress=True,
         trainer=trainer,
-        trainer_map=_parse_names(trainer_map),
+        trainer_map=names,
         trainer_config=trainer_config,
         clip=_parse_clip(clip),
     )
-    if output:
-        write_replay(found, output)
-    if html:
-        from tracekit.cli.pages import shown, write_page
-        from tracekit.report.page.render import to_html
+    try:
+        if output:
+            write_replay(found, output)
+        if html:
+            from tracekit.cli.pages import shown, write_page
+            from tracekit.report.page.render import to_html
 
-        write_page(Path(html), to_html(shown(found)))
-    click.echo(to_json(found.result) if as_json else to_text(found.result))
+            write_page(Path(html), to_html(shown(found)))
+    finally:  # a disk that is full takes no verdict of hours away
+        click.echo(to_json(found.result) if as_json else to_text(found.result))
     return found.result.exit_code
 
 
@@ -132,12 +139,16 @@ def _parse_clip(value: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 7
+
+
 def _parse_weights(values: tuple[str, ...]) -> dict[int | tuple[int, int], str]:
     folders: dict[int | tuple[int, int], str] = {}
     for value in values:
         name, separator, path = value.partition("=")
         engine, colon, version = name.rpartition(":")
-        if not separator or not version.isdecimal() or not path or (colon and not engine.isdecimal()):
+        if not separator or not _is_number(version) or not path or (colon and not _is_number(engine)):
             raise click.BadParameter(
                 f"expected V=PATH or ENGINE:V=PATH, as in 1=./checkpoint-1, got {value}", param_hint="--weights"
             )

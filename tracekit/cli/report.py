@@ -32,12 +32,11 @@ def command(replay: Path, output: Path | None, perfetto: Path | None, tokenizer:
     from tracekit.replay.texts import texts_of
     from tracekit.report.page.render import to_html
     from tracekit.report.perfetto import to_perfetto
-    from tracekit.trace.output import check_output
+    from tracekit.trace.output import check_outputs
 
     if not (output or perfetto):
         raise UsageError("say what to write: -o FILE for the page, --perfetto FILE for the timeline")
-    for path in filter(None, (output, perfetto)):
-        check_output(path)
+    check_outputs(output, perfetto)
     try:
         found = read_replay(replay)
     except OSError as error:

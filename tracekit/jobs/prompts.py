@@ -32,7 +32,7 @@ def is_number(value: Any) -> bool:
 
 def is_ids(value: Any) -> bool:
     """Say whether it is a list of token ids, which may be empty."""
-    return isinstance(value, list) and all(is_int(item) and item >= 0 for item in value)
+    return isinstance(value, list) and all(is_int(item) and 0 <= item < 1 << 32 for item in value)
 
 
 def is_texts(value: Any) -> bool:
@@ -81,7 +81,7 @@ def parse_prompts(path: Path) -> list[dict[str, Any]]:
         UsageError: the file cannot be read or is empty, or a line is wrong; the message names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"the prompts file cannot be read ({error.strerror}): {path}") from None
     except UnicodeDecodeError:

@@ -76,7 +76,7 @@ def client_view(number: int, output: Any) -> list[dict[str, Any]]:
 
 def read_view(path: Path) -> list[dict[str, Any]]:
     """Return the rows that a finished job wrote to its `output`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
 
 
 def write_view(path: Path, rows: list[dict[str, Any]]) -> None:

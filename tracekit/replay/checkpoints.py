@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -60,6 +61,10 @@ def header(path: Path) -> tuple[int, dict[str, Any]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             tensors = json.loads(file.read(length))
-    except (ValueError, OSError, MemoryError, OverflowError):
+            size = os.fstat(file.fileno()).st_size
+        tensors.pop("__metadata__", None)
+        if any(8 + length + tensor["data_offsets"][1] > size for tensor in tensors.values()):
+            return 0, {}  # it was cut off
+    except (ValueError, OSError, MemoryError, OverflowError, LookupError, TypeError, AttributeError):
         return 0, {}  # loading it will say what is wrong
-    return 8 + length, {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
+    return 8 + length, tensors

@@ -20,6 +20,7 @@ from tracekit.errors import NotATraceError, SchemaTooNewError, UnreadableTraceEr
 from tracekit.replay.timeline import from_metadata, to_metadata
 from tracekit.trace.durable import open_regular
 from tracekit.trace.output import new_file
+from tracekit.trace.schema import VERSION_KEY
 
 _RESULT = b"tracekit.result"
 
@@ -138,11 +139,12 @@ def read_replay(path: str | os.PathLike[str]) -> Replay:
         with pa.OSFile(os.fspath(path)) as file:
             table = pa.ipc.open_file(file).read_all()
     except pa.ArrowInvalid as error:
-        raise NotATraceError(f"this is not an Arrow file that replay wrote: {path}") from error
+        raise NotATraceError(f"this is not an Arrow file that replay wrote, nor its JSON: {path}") from error
     metadata = table.schema.metadata or {}
     stored = metadata.get(_RESULT)
     if stored is None:
-        raise NotATraceError(f"this Arrow file holds no result of a replay: {path}")
+        hint = " (it is a trace: `tracekit replay TRACE -o FILE` makes one)" if VERSION_KEY in metadata else ""
+        raise NotATraceError(f"this Arrow file holds no result of a replay{hint}: {path}")
     return Replay(_result(stored, path), table.replace_schema_metadata(None), from_metadata(metadata))
 
 

@@ -86,7 +86,10 @@ class SplitModel:
         except Exception as error:  # an architecture's own code, fed with something it does not expect
             raise ModelError(f"{self.architecture} cannot be run as a body and a head: {error}") from error
         if not in_fp32.isfinite().all():
-            raise ModelError(f"{self.architecture} gives logits that are not finite in {hidden.dtype}")
+            raise ModelError(
+                f"{self.architecture} gives logits that are not finite in {hidden.dtype}: "
+                "look for NaN in the weights, or take another --dtype"
+            )
         if ours.shape != in_fp32.shape or not _close(ours, in_fp32, 1e-4):
             raise ModelError(f"{self.architecture} scored as a body and a head does not give its own logits")
         of_its_dtype = 1e-4 if hidden.dtype == torch.float32 else 0.1

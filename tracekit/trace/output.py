@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tracekit.errors import OutputError, OutputExistsError
+from tracekit.errors import OutputError, OutputExistsError, UsageError
 from tracekit.trace.durable import sync_folder
 
 _DRAFT = ".tmp"
@@ -35,6 +35,19 @@ def check_output(path: str | os.PathLike[str]) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(f"cannot write into {path.absolute().parent}: {error.strerror}") from None
+
+
+def check_outputs(*paths: str | os.PathLike[str] | None) -> None:
+    """Do as `check_output` for each of several; None is no path.
+
+    Raises:
+        UsageError: two of them are the same.
+    """
+    given = [Path(path) for path in paths if path is not None]
+    for number, path in enumerate(given):
+        if path.absolute() in [other.absolute() for other in given[:number]]:
+            raise UsageError(f"two outputs cannot be one file: {path}")
+        check_output(path)
 
 
 @contextmanager

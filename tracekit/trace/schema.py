@@ -93,7 +93,9 @@ def check_schema(schema: pa.Schema, where: str) -> int:
     try:
         version = int((schema.metadata or {})[VERSION_KEY])
     except (KeyError, ValueError):
-        raise NotATraceError(f"this is Arrow, but not a trace of tracekit: {where}") from None
+        made = b"tracekit.result" in (schema.metadata or {})
+        hint = " (it is a replay, which `tracekit report` and `tracekit check` take)" if made else ""
+        raise NotATraceError(f"this is Arrow, but not a trace of tracekit{hint}: {where}") from None
     if version > SCHEMA_VERSION:
         raise SchemaTooNewError(
             f"this trace has schema {version} and this tracekit reads up to {SCHEMA_VERSION}, get a newer one: {where}"

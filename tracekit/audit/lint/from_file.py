@@ -57,9 +57,11 @@ def read_arguments(path: Path) -> dict[str, Any]:
         UsageError: there is no such file, or it is neither, or does not hold an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the engine arguments cannot be read: {path}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"the engine arguments cannot be read ({error.strerror}): {path}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the engine arguments are not UTF-8 text: {path}") from error
     if path.suffix not in (".json", ".toml"):
         raise UsageError(f"engine arguments come as .json or .toml: {path}")
     if path.suffix == ".json":
@@ -146,7 +148,7 @@ def _objects(value: Any) -> Any:
 def _numbers(sampling: dict[str, Any]) -> dict[str, Any]:
     for name in _NUMERIC:
         value = sampling.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):
             raise UsageError(f"the sampling parameter {name} is a number, not {value!r}")
     return sampling
 

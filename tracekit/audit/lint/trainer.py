@@ -38,7 +38,7 @@ def read_trainer(folder: Path) -> Trainer:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UsageError(f"this file of the trainer's model folder is not JSON: {path}") from error
     if not isinstance(found, dict):
