@@ -1,5 +1,6 @@
 """Days, not minutes: segments become parts while others are written, parts go to an archive, and only then go here."""
 
+import errno
 import os
 import shutil
 import time
@@ -17,8 +18,9 @@ from tracekit.trace import parts as parts_module
 from tracekit.trace import reader as reader_module
 from tracekit.trace import sources as sources_module
 from tracekit.trace.batch import BatchMeta, to_record_batch
-from tracekit.trace.index import INDEX_NAME, Part, read_index
+from tracekit.trace.index import INDEX_NAME, Index, Part, read_index
 from tracekit.trace.reader import open_trace
+from tracekit.trace.reserve import RESERVE_BYTES, RESERVE_NAME
 from tracekit.trace.seal import seal
 from tracekit.trace.segments import segment_paths
 from tracekit.trace.sources import part_paths
@@ -387,3 +389,24 @@ def test_a_kill_in_the_midst_of_retention_leaves_each_part_once(spool, tmp_path,
     with SpoolWriter(killed) as again:
         assert again.resume()[ENGINE_ID].seq == BATCHES and not (killed / name).exists()
     assert_whole(killed, source)
+
+
+def test_a_full_disk_lets_go_of_what_is_in_the_archive(spool, tmp_path, monkeypatch):
+    """The index, which must say so first, had no space to be written in: the disk stayed full for ever."""
+    writer, source = spool
+    store, write = tmp_path / "store", Index.write
+    store.mkdir()
+    reserve = writer.folder / RESERVE_NAME
+
+    def full(index, folder):
+        if reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(index, folder)
+
+    monkeypatch.setattr(Index, "write", full)
+    retain(writer, store)
+    assert not part_paths(writer.folder) and reserve.stat().st_size == RESERVE_BYTES
+    monkeypatch.setattr(reader_module, "local_file", lambda url, say: Path(url))
+    assert_whole(writer.folder, source)
+    writer.close()
+    assert not reserve.exists()

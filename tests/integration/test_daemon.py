@@ -380,7 +380,7 @@ def test_a_full_disk_holds_acks_back_and_loses_nothing(daemon):
         while not any(engine.durable_seq for engine in client.list_engines()):
             client.flush()
         # as a full disk would, the limit refuses every further write; Python ignores its signal
-        pid, size = daemon.process.pid, sum(path.stat().st_size for path in daemon.spool.iterdir())
+        pid, size = daemon.process.pid, sum(path.stat().st_size for path in daemon.spool.glob("hot-*"))
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         for start in range(10, 5010, 50):
             stream.put(numbered_tokens(start, 50))

@@ -29,28 +29,28 @@ def lacking() -> str:
 
 def _has_threads() -> bool:
     """Whether as many can be started as grpc may need: limits are of user, process and container, only trying tells."""
-    gate, num_before = threading.Lock(), _num_threads()
+    gate = threading.Lock()
+    begun: list[int] = []
     try:
         with gate:
             for _ in range(SPARE):
-                _thread.start_new_thread(_pass, (gate,))
+                _thread.start_new_thread(_pass, (gate, begun))
     except RuntimeError:
         return False
     deadline = time.monotonic() + PATIENCE_SECS
-    while _num_threads() > num_before + SPARE // 4:  # ours would be in grpc's way
+    while len(begun) < SPARE or _num_left(begun) > SPARE // 4:  # they would be in grpc's way
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
 
 
-def _pass(gate: threading.Lock) -> None:
+def _pass(gate: threading.Lock, begun: list[int]) -> None:
+    begun.append(threading.get_native_id())
     with gate:
         pass
 
 
-def _num_threads() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return 0
+def _num_left(begun: list[int]) -> int:
+    """Return how many of these threads are there; others that the process starts meanwhile are not ours to wait for."""
+    return sum(os.path.exists(f"/proc/self/task/{number}") for number in begun)

@@ -109,3 +109,11 @@ class HotSegment:
     def close(self) -> None:
         """Close the file; nothing is written."""
         os.close(self.fd)
+
+
+class Work:
+    """What a sync covers of a segment, which grows meanwhile."""
+
+    def __init__(self, segment: HotSegment) -> None:
+        self.segment = segment
+        self.count, self.size, self.ended = len(segment.unsynced), segment.size, segment.ended

@@ -17,11 +17,12 @@ from tracekit.errors import OutputError
 from tracekit.trace.batch import BatchMeta
 from tracekit.trace.durable import cut, sync_folder
 from tracekit.trace.hold import Hold
-from tracekit.trace.hot import HotSegment
+from tracekit.trace.hot import HotSegment, Work
 from tracekit.trace.index import INDEX_NAME, Part, Seals, Standing, is_told
 from tracekit.trace.parts import make_part
 from tracekit.trace.proof import to_metadata
 from tracekit.trace.recovery import look, standings
+from tracekit.trace.reserve import Reserve
 from tracekit.trace.segments import segment_name
 from tracekit.trace.sources import part_paths
 
@@ -75,6 +76,7 @@ class SpoolWriter:
         self._segment_bytes, self._segment_secs, self._say = segment_bytes, segment_secs, say
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
+        self._reserve = Reserve(self.folder, self._lock)
         self._segments: list[HotSegment] = []  # not yet synced, and the one being written at the end
         self._orphans: list[bytes] = []  # messages of abandoned segments, still to be written again
         self._standings: dict[str, Standing] = {}  # as appended, without a gap
@@ -164,6 +166,7 @@ class SpoolWriter:
         try:
             self.end()
         finally:
+            self._reserve.remove()
             self._let_go()
 
     def end(self) -> None:
@@ -275,11 +278,12 @@ class SpoolWriter:
     def remove(self) -> None:
         """Remove the folder, where nothing is left in it, and let go of it."""
         self._closed = True
+        self._reserve.remove()
         self._hold.remove(INDEX_NAME)
 
     def _rewrite(self) -> None:
         try:
-            self._index.write(self.folder)
+            self._reserve.write(self._index)
             self._index.drop(self.folder)
         except OSError as error:
             raise OutputError(f"cannot write the spool folder {self.folder}: {error.strerror}") from None
@@ -360,7 +364,7 @@ class SpoolWriter:
     def _sync_once(self) -> None:
         with self._lock:
             self._write_orphans()
-            work = [_Work(segment) for segment in self._segments]
+            work = [Work(segment) for segment in self._segments]
             standings = dict(self._standings)
             index_is_old, self._index_is_old = self._index_is_old, False
         try:
@@ -400,19 +404,11 @@ class SpoolWriter:
                 segment.path.unlink(missing_ok=True)  # nothing but copies of what we have
         segment.close()
 
-    def _write_index(self, work: list[_Work], standings: dict[str, Standing]) -> None:
+    def _write_index(self, work: list[Work], standings: dict[str, Standing]) -> None:
         index = self._index
         index.engines = standings
         index.whole |= {item.segment.path.name: item.size for item in work if item.ended}
         index.growing = {item.segment.path.name: item.size for item in work if not item.ended}
-        index.write(self.folder)
+        self._reserve.write(index)
         self._since_index = 0
         index.drop(self.folder)
-
-
-class _Work:
-    """What a sync covers of a segment, which grows meanwhile."""
-
-    def __init__(self, segment: HotSegment) -> None:
-        self.segment = segment
-        self.count, self.size, self.ended = len(segment.unsynced), segment.size, segment.ended
