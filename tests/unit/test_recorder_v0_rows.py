@@ -77,6 +77,12 @@ def test_behind_missing_steps_nothing_is_told_of_who_may_have_been_in_them() -> 
     assert tokens["request"].tolist() == [0, 2] and tokens["position"].tolist() == [20, 20]
 
 
+def test_tokens_that_a_request_ends_with_and_nobody_saw_are_counted() -> None:
+    # somebody's append_output took the place of ours
+    _, rows = encode(admitted("a"), step(0, part("a", 20, is_prompt=True)), Finished(["a"], "length", 5, 99, 6))
+    assert rows.take_orphans() == {"tokens": 5}
+
+
 def test_a_token_sampled_after_the_end_is_discarded() -> None:
     # with async output processing a finished request runs one more step
     tables, _ = encode(

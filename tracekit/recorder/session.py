@@ -336,7 +336,7 @@ class Session:
         self._last_send = time.monotonic()
         orphans = self._encoder.take_orphans()
         if orphans:
-            self._sink.lose(orphans, "admission of the request was lost")
+            self._sink.lose(orphans, "the admission of the request, or a step of it, was not seen")
         if shed := self._encoder.take_shed():
             self._sink.lose(shed, SHED)
         pending = self._encoder.pending()

@@ -303,7 +303,8 @@ class Rows(Columns, Generic[R]):
         """Count rows of a request that was shed, or that is not known."""
         missed = self._orphans if request is None else self._shed
         for table, count in rows.items():
-            missed[table] = missed.get(table, 0) + count
+            if count:
+                missed[table] = missed.get(table, 0) + count
 
     def _add_hits(self, engine_step: int, hits: list[Hit]) -> None:
         counts = Counter(hit.request_id for hit in hits)

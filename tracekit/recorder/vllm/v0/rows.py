@@ -269,6 +269,8 @@ class V0Rows(Rows[V0Request]):
         if request is not None and reason != "abort":
             # with async output processing the engine learns of the end one step later
             engine_step = request.step
+        if request is not None and num_output_tokens is not None and not request.shed:
+            self._miss(None, {"tokens": max(num_output_tokens - (request.next_position - request.num_prompt), 0)})
         super()._finish(request_id, reason, engine_step, time_ns, num_output_tokens)
 
 
