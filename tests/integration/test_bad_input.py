@@ -3,6 +3,8 @@
 import codecs
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,22 @@ def test_text_that_begins_with_a_byte_order_mark_is_text(tmp_path, said):
     for name, text in (("engine.toml", 'dtype = "float32"\r\n'), ("engine.json", '{"dtype": "float32"}')):
         (tmp_path / name).write_bytes(codecs.BOM_UTF8 + text.encode())
         assert said("lint", "--engine-config", tmp_path / name) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "sentence"),
+    [
+        (">&-", 0, ""),
+        (
+            ">/dev/full",
+            1,
+            "tracekit: error: what was found cannot be written to standard output: No space left on device\n",
+        ),
+        ("| true; exit ${PIPESTATUS[0]}", 141, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_ends_without_a_traceback(trace, redirection, code, sentence):
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m tracekit info {trace} {redirection}"], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -10,8 +11,8 @@ import sys
 import click
 
 from tracekit import __version__
-from tracekit.errors import EXIT_FAILED, TraceCorruptError, TracekitError, TraceTruncatedError
-from tracekit.plain import PlainStream, plain
+from tracekit.errors import EXIT_FAILED, OutputError, TraceCorruptError, TracekitError, TraceTruncatedError
+from tracekit.plain import PlainStream, ReaderGone, plain
 
 # what people do -> name -> one line for the list; the module is tracekit.cli.<name>
 GROUPS = {
@@ -87,10 +88,13 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout = PlainStream(sys.stdout)
     try:
         code = cli.main(args=argv, standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except TracekitError as error:
         hint = _RECOVER if isinstance(error, (TraceCorruptError, TraceTruncatedError)) else ""
         click.echo(plain(f"tracekit: error: {error}{hint}"), err=True)
+        if isinstance(error, OutputError):
+            _silence()
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -98,10 +102,15 @@ def main(argv: list[str] | None = None) -> None:
     except click.Abort:
         click.echo("tracekit: interrupted", err=True)
         sys.exit(EXIT_FAILED)
-    except BrokenPipeError:
-        # the reader of our pipe went away (`| head`): silence the flush at exit as well
+    except ReaderGone:
+        _silence()
+        sys.exit(128 + signal.SIGPIPE)  # as other programs end; 0 would be a verdict
+
+
+def _silence() -> None:
+    """Let the flush at exit, of what standard output did not take, end nowhere."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _end(number: int, _frame: object) -> None:
