@@ -21,6 +21,11 @@ def plain(text: str) -> str:
     return text.translate(_SHOWN)
 
 
+def one_line(text: str) -> str:
+    """Return the same without line ends, which are shown too: nobody may add a line to a log or a list."""
+    return plain(text).replace("\n", "\\n").replace("\r", "\\r")
+
+
 class ReaderGone(Exception):
     """Whoever read our output went away, as `head` does; no OSError, which click takes for its own."""
 

@@ -7,14 +7,14 @@ import json
 import sys
 import time
 
-from tracekit.plain import plain
+from tracekit.plain import one_line
 
 as_json = False
 
 
 def say(text: str) -> None:
     """Say one line; where the log cannot be written, on a full disk say, nothing else must fail for it."""
-    line = plain(f"tracekitd: {text}")
+    line = one_line(f"tracekitd: {text}")
     if as_json:
         line = json.dumps({"time": round(time.time(), 3), "program": "tracekitd", "message": text})
     with contextlib.suppress(OSError, ValueError):

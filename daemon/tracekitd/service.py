@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -72,7 +73,8 @@ class RecorderService:
         self._pool = ThreadPoolExecutor(1, "tracekitd-intake")
         self._gatherer = Gatherer(writer, self._pool, stats, self._durable, failed, watch)
         self._budget = Budget(MAX_QUEUED_BYTES)
-        self._in_pieces = asyncio.Lock()  # one such batch at a time, whose pieces are in no budget
+        # by party one such batch at a time, whose pieces are in no budget
+        self._in_pieces: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._greeting: dict[asyncio.Future[bytes], str] = {}  # hellos that are waited for, the oldest first, and whose
         self.closing = False  # engines that are known may finish, new ones are turned away
 
@@ -211,7 +213,7 @@ class RecorderService:
     async def _whole(self, engine: Engine, framed: Framed, requests: AsyncIterator[bytes]) -> bytes:
         """Return the payload of a batch in pieces, of which `framed` is the first."""
         seq = framed.batch.seq
-        async with self._in_pieces:
+        async with self._in_pieces[engine.party]:
             try:
                 async with asyncio.timeout(PIECES_SECS):
                     pieces = Pieces()

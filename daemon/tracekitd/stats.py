@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from tracekit.plain import one_line
 from tracekitd.intake import Received
 
 MAX_REASONS = 50  # of losses, told apart: a reason is what a recorder says
@@ -34,7 +35,8 @@ class Stats:
         self.rows.update(received.meta.rows)
         for loss in received.losses:
             known = {reason for _, reason in self.lost}
-            reason = loss.reason if loss.reason in known or len(known) < MAX_REASONS else OTHER
+            reason = one_line(loss.reason)
+            reason = reason if reason in known or len(known) < MAX_REASONS else OTHER
             self.lost.update({(table, reason): count for table, count in loss.rows.items()})
 
     def begun(self) -> None:

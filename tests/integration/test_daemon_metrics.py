@@ -29,11 +29,13 @@ def test_numbers_add_up(short_path):
         process.start()
         lossy = batch(identity, 3, numbered_tokens(10, 10), {"tokens": 24})
         lossy.batch.losses.add(from_seq=2, to_seq=2, reason="the window is full", rows={"tokens": 4})
+        lossy.batch.losses.add(from_seq=2, to_seq=2, reason="\x1b[2J\nx", rows={"steps": 1})
         first = batch(identity, 1, numbered_tokens(0, 10))
         record(process.address, [hello(identity), first, first, lossy, b"nonsense"])
         lines = dict(line.rsplit(" ", 1) for line in scrape(process).splitlines() if not line.startswith("#"))
         assert float(lines['tracekitd_rows_total{table="tokens"}']) == 20
         assert float(lines['tracekitd_lost_rows_total{reason="the window is full",table="tokens"}']) == 4
+        assert float(lines['tracekitd_lost_rows_total{reason="\\\\u001b[2J\\\\nx",table="steps"}']) == 1
         assert float(lines['tracekitd_refused_streams_total{status="INVALID_ARGUMENT"}']) == 1
         assert float(lines["tracekitd_batches_total"]) == 2 and float(lines["tracekitd_duplicates_total"]) == 1
         assert float(lines["tracekitd_syncs_total"]) >= 1 and float(lines["tracekitd_sync_seconds_total"]) > 0

@@ -15,9 +15,10 @@ import pytest
 import trustme
 
 from helpers.tls import TOKEN, Files, TcpDaemon
-from helpers.wire import batch, engine_id, hello, numbered_tokens, rows_of_trace
+from helpers.wire import Sent, batch, engine_id, hello, numbered_tokens, record, rows_of_trace
 from tracekit.errors import UsageError
 from tracekit.recorder.stream import Stream
+from tracekit.rpc import messages
 from tracekit.rpc.client import ControlClient
 from tracekit.rpc.credentials import MAX_FILE_BYTES, Access, read_file, read_tokens
 from tracekit.rpc.methods import RECORDER, SERVICES
@@ -148,6 +149,33 @@ def test_one_token_keeps_no_other_out(start, files, tmp_path):
         over.set()
         channel.close()
         beside.close()
+
+
+def test_who_sends_half_of_a_long_row_holds_up_no_other(start, files):
+    daemon, over, slow, honest = start(), threading.Event(), engine_id(), engine_id()
+    secrets = grpc.ssl_channel_credentials((files.folder / "ca.pem").read_bytes())
+    whole = batch(honest, 1, TOKENS)
+    parts = [Sent(messages.Batch.FromString(whole.batch.SerializeToString())) for _ in range(2)]
+    for number, part in enumerate(parts):
+        part.batch.piece, part.batch.pieces = number, 2
+        part.payload = whole.payload[number * 100 :] if number else whole.payload[:100]
+
+    def half():
+        yield hello(slow).to_bytes()
+        made = batch(slow, 1, TOKENS)
+        made.batch.piece, made.batch.pieces = 0, 2
+        yield made.to_bytes()
+        over.wait()
+
+    with grpc.secure_channel(daemon.tcp.removeprefix("grpcs://"), secrets) as channel:
+        call = channel.stream_stream("/tracekit.v1.Recorder/Record")(
+            half(), metadata=(("authorization", f"Bearer {TOKEN}"),)
+        )
+        next(call)
+        time.sleep(0.5)
+        acks, status, _ = record(daemon.address, [hello(honest), *parts])
+        assert (acks[-1], status, call.is_active()) == (1, grpc.StatusCode.OK, True)
+        over.set()
 
 
 def test_health_says_so_where_the_socket_is_gone_for_good(start, files):

@@ -4,12 +4,21 @@ import subprocess
 import sys
 
 from helpers.factories import make_engine, make_tables, write_trace
-from tracekit.plain import plain
+from tracekit.plain import one_line, plain
+from tracekit.trace.ledger import Loss
+from tracekitd.log import say
 
 
 def test_what_steers_is_shown():
     assert plain("a\x1b[2Jb\x07\x9b\x7f\u202e\ud800") == "a\\u001b[2Jb\\u0007\\u009b\\u007f\\u202e\\ud800"
     assert plain("Grüße\t漢字\r\n") == "Grüße\t漢字\r\n"
+
+
+def test_a_line_stays_one(capfd):
+    assert one_line("a\r\nb\x1b") == "a\\r\\nb\\u001b"
+    assert "\n" not in str(Loss(0, 1, 1, "full\nverdict: clean", {"tokens": 1}))
+    say("lost\ntracekitd: all is well")
+    assert capfd.readouterr().err == "tracekitd: lost\\ntracekitd: all is well\n"
 
 
 def test_no_command_sends_it_on(tmp_path):

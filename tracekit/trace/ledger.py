@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tracekit.errors import TraceCorruptError
+from tracekit.plain import one_line
 from tracekit.tables import SHED, TABLES
 from tracekit.trace.runs import is_count, is_counts, joined, touched
 from tracekit.trace.schema import row_schema
@@ -77,7 +78,7 @@ class Loss:
         elif self.from_seq:
             where += f", batches {self.from_seq} " + (f"to {self.to_seq}" if self.to_seq else "and later")
         rows = ", ".join(f"{name} {count:,}" for name, count in sorted(self.rows.items()))
-        return f"{where}: {rows or 'rows unknown'} ({self.reason})"
+        return f"{where}: {rows or 'rows unknown'} ({one_line(self.reason)})"
 
 
 Numbers = tuple[int, int]  # the first and the last of a run
