@@ -4,6 +4,7 @@ import pytest
 
 from tracekit.errors import UsageError
 from tracekit.jobs.prompts import parse_prompts
+from tracekit.jobs.rollout import reason_of
 
 
 def test_each_kind_of_prompt_keeps_its_sampling_fields(tmp_path):
@@ -67,3 +68,10 @@ def test_a_file_without_text_prompts_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         parse_prompts(tmp_path / "none.jsonl")
+
+
+def test_what_vllm_refuses_is_one_line_with_the_reason():
+    counted = "1 validation error for ModelConfig\n  Value error, Invalid repository ID: './m'.\nPlease verify\n"
+    assert reason_of(ValueError(counted)).endswith("ModelConfig: Value error, Invalid repository ID: './m'.")
+    assert reason_of(OSError("\nfirst\nsecond")) == "first"
+    assert reason_of(RuntimeError()) == "no reason given"

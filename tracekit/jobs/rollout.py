@@ -104,6 +104,12 @@ def run(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for number, output in enumerate(outputs) for row in client_view(number, output)]
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line: pydantic's first line only counts what the next one names."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join(lines[: 2 if " validation error" in "".join(lines[:1]) else 1]) or "no reason given"
+
+
 def main() -> int:
     """Run the job of argv[1]; what vLLM refuses is said in one line, with the traceback under TRACEKIT_DEBUG."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -112,8 +118,7 @@ def main() -> int:
     except Exception as error:
         if os.environ.get("TRACEKIT_DEBUG"):
             raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        print(f"tracekit rollout: error: {type(error).__name__}: {reason}", file=sys.stderr)
+        print(f"tracekit rollout: error: {type(error).__name__}: {reason_of(error)}", file=sys.stderr)
         return 1
     write_view(Path(job["output"]), rows)
     return 0
