@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.engine
 REQUESTS, TOKENS = 14 * 8, 64
 
 
-def stands_still(path: Path, secs: float = 8) -> None:
-    """Wait until a file has said the same for so long."""
-    said, since = "", time.monotonic()
+def stands_still(look: Callable[[], object], secs: float = 8) -> None:
+    """Wait until a look has shown the same for so long."""
+    said, since = look(), time.monotonic()
     while time.monotonic() - since < secs:
-        if (now := path.read_text()) != said:
+        if (now := look()) != said:
             said, since = now, time.monotonic()
         time.sleep(0.1)
 
@@ -55,12 +56,12 @@ def test_a_stopped_daemon_sheds_requests_or_stalls_the_engine(
         (folders["drop"] / "go").touch()
         reached("drop", "late")
         daemon.signal(signal.SIGCONT)
-        time.sleep(3)  # what is kept is delivered
+        stands_still(lambda: open_trace(daemon.spool).rows("tokens"), 3)  # what is kept is delivered
         (folders["drop"] / "on").touch()
         reached("lossless", "half")
         daemon.signal(signal.SIGSTOP)
         (folders["lossless"] / "go").touch()
-        stands_still(folders["lossless"] / "wave")
+        stands_still((folders["lossless"] / "wave").read_text)
         assert not (folders["lossless"] / "tokens.json").exists()  # it waits
         daemon.signal(signal.SIGCONT)
         assert process.wait(300) == 0, log.read_text()[-4000:]

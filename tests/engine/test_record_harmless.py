@@ -107,7 +107,8 @@ def test_killed_for_good_the_loss_is_counted_to_the_row(
     command += job("two_halves.py", tiny_model, folder)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (folder / "half").exists() or process.poll() is not None, "the first half")
-    time.sleep(1)  # the first half is sent and confirmed
+    wait_for(lambda: open_trace(spool).rows("tokens") == NUM_TOKENS // 2, "the first half in the spool", 60)
+    time.sleep(1)  # and confirmed
     daemon.kill()
     daemon.wait()
     (folder / "go").touch()

@@ -72,7 +72,7 @@ def test_rows_come_over_tls_with_a_token_and_from_nobody_else(start, files, capf
     assert "does not know our token" in daemon.ask(token_file=files / "wrong")
     assert "CERTIFICATE_VERIFY_FAILED" in daemon.ask(ca_file=files / "other.pem")  # who asks is told why
     with grpc.insecure_channel(daemon.tcp.removeprefix("grpcs://")) as channel:  # without TLS at all
-        call = SERVICES[RECORDER]["Record"].on(channel)(iter([hello(engine_id()).to_bytes()]), timeout=5)
+        call = SERVICES[RECORDER]["Record"].on(channel)(iter([hello(engine_id()).to_bytes()]), timeout=30)
         assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert daemon.stop() == 0
     assert len(rows_of_trace(daemon.out, "tokens")) == 10 and open_trace(daemon.out).complete

@@ -216,9 +216,9 @@ def test_impatience_after_the_job_is_answered_first_and_obeyed_then(record):
     wait_for(lambda: job not in recording.processes(), "the job's end", 60)
     time.sleep(0.5)
     recording.process.send_signal(signal.SIGINT)
-    wait_for(lambda: "sealing the trace" in recording.said()[-1], "an answer", 5)
+    wait_for(lambda: "sealing the trace" in recording.said()[-1], "an answer", 30)
     recording.process.send_signal(signal.SIGINT)
-    assert recording.process.wait(5) == EXIT_FAILED
+    assert recording.process.wait(30) == EXIT_FAILED
     assert recording.said()[-1].endswith(f"what was recorded is kept in {recording.out}.spool")
     assert open_trace(f"{recording.out}.spool").table("tokens").num_rows == 10
 

@@ -12,7 +12,7 @@ import time
 # of descriptors and of threads; grpc has five and nine on a machine of two cores, more threads on a larger one, and the
 # engine may need some meanwhile
 SPARE = 32
-PATIENCE_SECS = 1.0
+PATIENCE_SECS = 10.0  # a busy machine takes that long to run so many threads
 
 
 def lacking() -> str:
