@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tracekit
 from helpers import replays
 from helpers.factories import make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
-from tracekit.errors import OutputError
+from tracekit.errors import OutputError, UsageError
 from tracekit.jobs.prompts import parse_prompts
 from tracekit.replay.checkpoints import header
 
@@ -150,12 +151,18 @@ def test_a_trace_is_not_taken_for_a_replay_nor_a_replay_for_a_trace(trace, tmp_p
         ("mark", "unix:/d.sock", "--label", "x", "--timeout", "nan"),
         ("replay", "t.arrow", "--trainer-map", "old_logprob=logps"),
         ("demo", "--max-tokens", "0"),
+        ("record", "-o", "x", "--"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error_before_anything_is_done(trace, said, monkeypatch, args):
     monkeypatch.chdir(trace.parent)
     assert said(*args)[0] == 2
     assert not (trace.parent / "x").exists()
+
+
+def test_an_engine_that_there_is_not_is_told_before_anything_is_read():
+    with pytest.raises(UsageError, match="v9"):
+        tracekit.replay("nowhere.arrow", engine="v9")
 
 
 def test_more_rows_than_there_are_is_all_of_them(trace, said):

@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from tracekit.trace.reader import Trace
 
 
-@click.command("record")
+class _OwnCommand(click.Command):
+    """Tells `record --` from `record`: whose command is an empty variable does not want the demo instead."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Raises:
+            UsageError: no command follows `--`.
+        """
+        if args[-1:] == ["--"]:
+            raise UsageError("no command follows --")
+        return super().parse_args(ctx, args)
+
+
+@click.command("record", cls=_OwnCommand)
 @click.option("--engine", metavar="v0|v1|latest", help="The engine environment to run in, built on first use.")
 @click.option("--python", type=click.Path(path_type=Path), help="Run in your own environment instead.")
 @click.option("--model", metavar="DIR|NAME",

@@ -140,6 +140,7 @@ def replay(
         check_workers(str(workers))
     if probes is not None:
         check_probes(probes)
+    env = environment(engine, python) if engine or python else None  # before hours of scoring
     dump = None if trainer is None else read_dump(trainer, trainer_map)
     trace = open_trace(trace) if isinstance(trace, str | os.PathLike) else trace
     trace = trace if only is None else trace.only(only)
@@ -171,9 +172,8 @@ def replay(
     vocab_size = scorer.vocab_size
     del scorer  # what the plan loads next must not lie in memory beside it
     reran = None
-    if engine or python:
+    if env is not None:
         scorers.release()
-        env = environment(engine, python)
         reran = run_again(trace, rollouts, env, folders, group, show_progress=show_progress)
     modules = None
     if probes is not None:
