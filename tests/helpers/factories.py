@@ -40,6 +40,11 @@ def make_engine(**changes):
     return {name: [value] for name, value in (row | changes).items()}
 
 
+def missing(count, dtype):
+    """A column of nulls; under the mask is the same each time, not what was in memory."""
+    return np.ma.masked_array(np.zeros(count, dtype), mask=True)
+
+
 def make_tables(
     num_requests=3,
     tokens=8,
@@ -95,8 +100,8 @@ def make_tables(
             "position": (prompt_tokens + index).astype("u4"),
             "token_id": rng.integers(3, 1000, count).astype("u4"),
             "rollout_logprob": logprob,
-            "raw_logprob": np.ma.masked_all(count, "f4"),
-            "processed_logprob": np.ma.masked_all(count, "f4"),
+            "raw_logprob": missing(count, "f4"),
+            "processed_logprob": missing(count, "f4"),
             "rank": np.ma.masked_array(rng.integers(1, 5, count).astype("u4"), mask=not logprobs),
             "engine_step": step,
             "weight_version": np.full(count, weight_version, "u4"),
@@ -147,7 +152,7 @@ def make_weights(*first_steps, **changes):
         "label": [None] * count,
         "checkpoint": [None] * count,
         "lora": [None] * count,
-        "num_changed": np.ma.masked_all(count, "u4"),
+        "num_changed": missing(count, "u4"),
     }
     assert set(changes) <= set(columns)
     return columns | changes
@@ -168,7 +173,7 @@ def make_cache(*hits, block_size=2):
         "block": block,
         "block_id": block + 1,
         "num_tokens": tokens,
-        "hash": np.ma.masked_all(len(rows), "u8"),
+        "hash": missing(len(rows), "u8"),
         "min_weight_version": np.ma.masked_array(oldest, mask=False),
         "max_weight_version": np.ma.masked_array(newest, mask=False),
     }
