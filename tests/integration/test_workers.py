@@ -1,5 +1,6 @@
 """`tracekit replay --workers`: Ray actors give what this process gives, to the bit, and may be killed."""
 
+import contextlib
 import json
 import logging
 import os
@@ -185,8 +186,12 @@ def test_workers_and_their_ray_end_with_the_replay(recorded, tmp_path, number):
     (ran,) = tmp_path.glob("ran-*")
     pids = [ran.name.removeprefix("ran-"), *children(program.pid)]
     assert len(pids) > 2
-    program.send_signal(number)
-    program.wait(60)
+    for _ in range(3):  # Python drops an interrupt that comes in a destructor or a callback of Ray's: pressed again
+        program.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(30)
+            break
+    assert program.returncode is not None
     until(lambda: not [pid for pid in pids if is_running(pid)])
 
 
