@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from helpers.engine import wait_for
 from helpers.stores import ENVIRON, StoreServer
 from helpers.tls import Files, TcpDaemon
 from helpers.wire import engine_id, numbered_tokens, rows_of_trace
@@ -25,13 +26,6 @@ def small_disk(tmp_path):
         pytest.skip("nothing can be mounted here")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
-
-
-def wait_until(true, secs=60.0):
-    deadline = time.monotonic() + secs
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_acks_wait_for_space_which_the_archive_makes_when_it_is_back(short_path, small_disk, tmp_path, monkeypatch):
@@ -82,7 +76,7 @@ def test_acks_wait_for_space_which_the_archive_makes_when_it_is_back(short_path,
             time.sleep(1)
             assert durable() == confirmed < ENGINES * num_put // ROWS
             store.start()
-            wait_until(lambda: durable() == ENGINES * num_put // ROWS)  # though the ballast is there
+            wait_for(lambda: durable() == ENGINES * num_put // ROWS, "space", 60)  # though the ballast is there
             for stream in streams:
                 totals = stream.close(60)
                 assert not totals.undelivered and not totals.lost

@@ -4,23 +4,15 @@ import os
 import shutil
 import signal
 import stat
-import time
-from collections.abc import Callable
 
 import pytest
 
+from helpers.engine import wait_for
 from helpers.wire import DaemonProcess, engine_id, numbered_tokens, rows_of_trace
 from tracekit.recorder.stream import Stream
 from tracekit.rpc.client import wait_ready
 
 CLOSE_SECS = 60.0
-
-
-def wait_until(true: Callable[[], bool], secs: float = 60.0) -> None:
-    deadline = time.monotonic() + secs
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("what", ["folder", "socket", "folder above"])
@@ -33,7 +25,7 @@ def test_a_socket_that_was_deleted_is_there_again_and_who_was_connected_stays(sh
         process.start()
         early, late = Stream(process.address, engine_id()), Stream(process.address, engine_id())
         early.put(numbered_tokens(0, 10))
-        wait_until(lambda: not early.totals().undelivered)
+        wait_for(lambda: not early.totals().undelivered, "who was connected", 60)
         inode = process.socket.stat().st_ino
         if what == "socket":
             process.socket.unlink()
@@ -41,7 +33,7 @@ def test_a_socket_that_was_deleted_is_there_again_and_who_was_connected_stays(sh
             shutil.rmtree(process.socket.parent if what == "folder" else process.socket.parent.parent)
         early.put(numbered_tokens(10, 10))
         late.put(numbered_tokens(0, 10))
-        wait_until(lambda: not late.totals().undelivered)
+        wait_for(lambda: not late.totals().undelivered, "who came later", 60)
         assert process.socket.stat().st_ino != inode
         assert [stat.S_IMODE(os.stat(path).st_mode) for path in (process.socket, process.socket.parent)] == [
             0o600,
@@ -68,7 +60,7 @@ def test_a_place_that_another_daemon_took_is_left_to_it(short_path):
         shutil.rmtree(short_path / "run")
         second.start()
         first.signal(signal.SIGCONT)
-        wait_until(lambda: "no engine can connect" in first.stderr())
+        wait_for(lambda: "no engine can connect" in first.stderr(), "a word", 60)
         assert first.stderr().count("another tracekitd is listening there") == 1
         assert first.stop() == 0
         wait_ready(second.address, 60)  # gRPC removes what lies at its path when it ends, whosever it is

@@ -87,6 +87,13 @@ class Sink:
         self.whole = whole
 
 
+def stuck() -> tuple[Encoder, Sink, Session]:
+    """A session whose encoder waits until its `hold` is set."""
+    encoder, sink = Encoder(), Sink()
+    encoder.hold.clear()
+    return encoder, sink, Session(encoder, sink)
+
+
 def test_everything_appended_is_stored_in_order_once_closed(capsys: pytest.CaptureFixture[str]) -> None:
     sink = Sink()
     session = Session(Encoder(), sink)
@@ -143,9 +150,7 @@ def test_what_a_failed_hook_left_out_is_a_loss_of_its_engines(monkeypatch: pytes
 
 def test_what_the_time_does_not_suffice_for_is_counted_or_no_goodbye_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE_SECS", 0.1)
-    encoder, sink = Encoder(), Sink()
-    encoder.hold.clear()
-    session = Session(encoder, sink)
+    encoder, sink, session = stuck()
     for _ in range(10):
         session.append(("e", 3))
     session.close(0.2)
@@ -214,9 +219,7 @@ def test_at_exit_whoever_closes_it_already_is_let_finish(monkeypatch: pytest.Mon
 
 def test_a_full_queue_drops_the_newest_and_counts_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_EVENTS", 10)
-    encoder, sink = Encoder(), Sink()
-    encoder.hold.clear()
-    session = Session(encoder, sink)
+    encoder, sink, session = stuck()
     for _ in range(100):
         begin = time.monotonic()
         session.append(("e", 3))
