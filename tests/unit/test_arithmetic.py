@@ -9,6 +9,7 @@ from torch import nn
 from helpers.tiny_models import write_model
 from tracekit.scoring import arithmetic
 from tracekit.scoring.arithmetic import NATIVE, THROUGH_FLOAT32, settle_arithmetic
+from tracekit.scoring.attention import CURRENT, NAME, NAME_THROUGH_FLOAT32, Pack, Placed, Rule, packed_attention
 from tracekit.scoring.scorer import Scorer
 
 
@@ -60,3 +61,38 @@ def test_a_scorer_says_and_takes_its_arithmetic(tmp_path: Path) -> None:
         assert Scorer.load(folder, device="cpu", arithmetic=chosen).arithmetic == chosen
     assert Scorer.load(folder, device="cpu").arithmetic in (NATIVE, THROUGH_FLOAT32)
     assert Scorer.load(folder, device="cpu", dtype="float32", arithmetic=NATIVE).arithmetic == "float32"
+
+
+def test_attention_goes_the_way_of_the_linears(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "llama", "llama")
+    for chosen, name in ((NATIVE, NAME), (THROUGH_FLOAT32, NAME_THROUGH_FLOAT32)):
+        scorer = Scorer.load(folder, device="cpu", arithmetic=chosen)
+        assert scorer.packing == "packed"
+        assert scorer.model.body.config._attn_implementation == name
+
+
+def attend_packed(*, through_float32: bool, dtype: torch.dtype) -> tuple[torch.Tensor, Pack]:
+    """A prefix and two pieces over it; the prefix's keys and values are kept."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 90, 16, generator=generator).bfloat16().to(dtype) for heads in (4, 2, 2))
+    prefix = slice(0, 40)
+    pieces = [Placed(slice(40, 60), 40, (prefix,)), Placed(slice(60, 90), 40, (prefix,))]
+    pack = Pack([Placed(prefix, 0, ()), *pieces], {0: prefix})
+    token = CURRENT.set(pack)
+    try:
+        rule = Rule(lambda *_: None, is_causal=True)
+        with torch.inference_mode():
+            return packed_attention(nn.Identity(), query, key, value, rule, through_float32=through_float32)[0], pack
+    finally:
+        CURRENT.reset(token)
+
+
+def test_attention_through_float32_is_exact_up_to_one_rounding_and_keeps_kv_as_it_is() -> None:
+    exact = attend_packed(through_float32=False, dtype=torch.float64)[0].bfloat16()
+    ours, pack = attend_packed(through_float32=True, dtype=torch.bfloat16)
+    native, _ = attend_packed(through_float32=False, dtype=torch.bfloat16)
+    assert ours.dtype == torch.bfloat16
+    assert (ours == exact).double().mean() >= 0.999
+    assert (native == exact).double().mean() < 0.999, "torch's kernel rounds in between: this test tells the two apart"
+    (keys, values), *_ = pack.kept[0]
+    assert keys.dtype == values.dtype == torch.bfloat16

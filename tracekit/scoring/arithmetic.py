@@ -2,7 +2,8 @@
 
 Bfloat16 ones on a CPU: torch's own, or float32 products of the same numbers, whichever this machine does faster. A
 product of two bfloat16 numbers is exact in float32, so the two differ by no more than the order of their sums, which is
-gone in nearly all results once they are rounded to bfloat16. A CPU without bfloat16 units emulates them slowly.
+gone in nearly all results once they are rounded to bfloat16. A CPU without bfloat16 units emulates them slowly. The
+attention of packed sequences goes the same way.
 
 Float32 ones: as ever, or each sum in two halves, which shows what the order of float32 sums does to the results.
 """
@@ -58,6 +59,11 @@ def settle_arithmetic(body: nn.Module, arithmetic: str | None = None) -> str:
         for name, linear in linears.items():
             body.set_submodule(name, _ThroughFloat32(linear, keep=keep))
     return chosen
+
+
+def is_through_float32(body: nn.Module) -> bool:
+    """Whether a body's bfloat16 linears, and so its attention too, are computed in float32."""
+    return any(isinstance(module, _ThroughFloat32) for module in body.modules())
 
 
 def bfloat16_arithmetic(body: nn.Module) -> str | None:

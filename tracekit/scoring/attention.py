@@ -1,6 +1,6 @@
 """Attention over a packed row: each piece sees what it goes on from, and itself, and nothing else of the row.
 
-Registered under a name of its own with transformers' AttentionInterface. Its mask function makes no mask: it hands
+Registered under names of its own with transformers' AttentionInterface. Its mask function makes no mask: it hands
 the architecture's rule (causal, sliding, chunked) through to the attention, which asks it for the true positions of
 a piece. See https://huggingface.co/docs/transformers/attention_interface.
 """
@@ -19,6 +19,7 @@ from tracekit.scoring.kv import KV
 from tracekit.scoring.piecewise import attend, attend_by_hand
 
 NAME = "tracekit_packed"
+NAME_THROUGH_FLOAT32 = f"{NAME}_through_float32"
 CURRENT: ContextVar[Pack] = ContextVar("pack")
 
 
@@ -95,9 +96,14 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    through_float32: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend piece by piece: [1, H, L, D] queries, [1, H_kv, L, D] keys and values to [1, L, H, D]."""
+    """Attend piece by piece: [1, H, L, D] queries, [1, H_kv, L, D] keys and values to [1, L, H, D].
+
+    `through_float32` computes in float32 and rounds what comes out. It rounds less than torch's bfloat16 kernel, which
+    on a CPU takes 1.3 to 1.8 times as long.
+    """
     if not isinstance(attention_mask, Rule) or position_bias is not None:
         raise ValueError("attention that does not come with a rule of which keys a query sees")
     pack = CURRENT.get()
@@ -105,6 +111,8 @@ def packed_attention(
     for number, rows in pack.keep.items():
         pack.kept.setdefault(number, []).append((key[0, :, rows].clone(), value[0, :, rows].clone()))
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+    if through_float32:
+        query, key, value = query.float(), key.float(), value.float()
     for piece in pack.placed:
         first, mask = pack.mask(attention_mask, piece, query.device)
         keys, values = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from tracekit.scoring.attention import CURRENT, NAME, Pack, Placed, packed_attention, packed_rule
+from tracekit.scoring.arithmetic import is_through_float32
+from tracekit.scoring.attention import (
+    CURRENT,
+    NAME,
+    NAME_THROUGH_FLOAT32,
+    Pack,
+    Placed,
+    packed_attention,
+    packed_rule,
+)
 from tracekit.scoring.batching import plan_packs
 from tracekit.scoring.forest import grow
 from tracekit.scoring.head import SplitModel
@@ -26,10 +36,11 @@ def switch_to_packed(body: Any) -> None:
     """
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, packed_rule)
-    body.set_attn_implementation(NAME)
-    if body.config._attn_implementation != NAME:
+    name = NAME_THROUGH_FLOAT32 if is_through_float32(body) else NAME
+    AttentionInterface.register(name, partial(packed_attention, through_float32=name == NAME_THROUGH_FLOAT32))
+    AttentionMaskInterface.register(name, packed_rule)
+    body.set_attn_implementation(name)
+    if body.config._attn_implementation != name:
         raise ValueError("its attention cannot be chosen")
 
 
