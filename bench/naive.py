@@ -1,7 +1,7 @@
 """What anyone would pick instead: a padded forward and a log-softmax; and other heads, with their error."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +12,24 @@ from tracekit.scoring.types import Sequence
 
 ROWS = 512
 
+Batches = Iterator[list[int]]
+Plan = Callable[[list[int]], Batches]
+
 
 def load(folder: str, dtype: str, device: str) -> torch.nn.Module:
     return load_model(Path(folder), dtype=dtype, device=pick_device(device))
 
 
-def scorer(model: torch.nn.Module, max_batch_tokens: int) -> Callable[[list[Sequence]], list[np.ndarray]]:
-    """Every position of every sequence through the head; a batch is padded to its longest, like with like."""
+def scorer(model: torch.nn.Module, plan: Plan) -> Callable[[list[Sequence]], list[np.ndarray]]:
+    """Every position of every sequence through the head; a batch is padded to its longest."""
     device = next(model.parameters()).device
 
     @torch.inference_mode()
     def score(sequences: list[Sequence]) -> list[np.ndarray]:
         lengths = [len(s.prompt_token_ids) + len(s.token_ids) for s in sequences]
         results: list[np.ndarray] = [np.empty(0)] * len(sequences)
-        left = sorted(range(len(sequences)), key=lambda i: -lengths[i])
-        while left:
-            rows = max(max_batch_tokens // lengths[left[0]], 1)
-            batch, left = left[:rows], left[rows:]
-            ids = torch.zeros(len(batch), lengths[batch[0]], dtype=torch.long)
+        for batch in plan(lengths):
+            ids = torch.zeros(len(batch), max(lengths[i] for i in batch), dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(batch):
                 tokens = np.concatenate([sequences[i].prompt_token_ids, sequences[i].token_ids]).astype(np.int64)
@@ -43,6 +43,21 @@ def scorer(model: torch.nn.Module, max_batch_tokens: int) -> Callable[[list[Sequ
         return results
 
     return score
+
+
+def like_with_like(max_batch_tokens: int, lengths: list[int]) -> Batches:
+    """Batches of sequences of all groups, sorted by length, so that next to nothing is padded."""
+    left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while left:
+        rows = max(max_batch_tokens // lengths[left[0]], 1)
+        yield left[:rows]
+        left = left[rows:]
+
+
+def group_by_group(size: int, lengths: list[int]) -> Batches:
+    """Batches as the rollouts of a prompt come, which is how a trainer's micro batches have them."""
+    for first in range(0, len(lengths), size):
+        yield list(range(first, min(first + size, len(lengths))))
 
 
 @torch.inference_mode()

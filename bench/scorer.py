@@ -1,7 +1,9 @@
 """Time, memory and error of the scorer against what anyone would pick instead, in one process and in turn.
 
 The naive side is transformers' own forward of a padded batch, then `logits.float().log_softmax()`; it runs in bfloat16
-and in float32, and a ratio is against the faster of the two. Groups of 8 rollouts share a prompt, as in GRPO.
+and in float32, and a ratio is against the faster of the two. Groups of 8 rollouts share a prompt, as in GRPO. The naive
+side takes a group as it comes, as a trainer's micro batch does, and once more like with like, where next to nothing is
+padded. Beside each ratio stands what products alone allow (`bounds.py`).
 
     python bench/scorer.py [--model FOLDER | --model demo | --shape qwen2-7b] [--device cuda] [--json]
 
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import memory
@@ -25,6 +28,7 @@ import naive
 import numpy as np
 import shapes
 import torch
+from bounds import bounds
 from lengths import rollouts
 
 from tracekit.cli.models import model_folder
@@ -62,9 +66,14 @@ def time_rounds(args: argparse.Namespace) -> dict:
         "unshared": lambda: ours(scorer, args.max_batch_tokens, share=False)(plain),
         "shared, top-p": lambda: shared(sampled),
     }
+    plans = {
+        "group by group": partial(naive.group_by_group, args.group),
+        "like with like": partial(naive.like_with_like, args.max_batch_tokens),
+    }
     for dtype in args.naive:
-        side = naive.scorer(naive.load(args.model, dtype, args.device), args.max_batch_tokens)
-        runs[f"naive {dtype}"] = lambda side=side: side(plain)
+        model = naive.load(args.model, dtype, args.device)
+        for name, plan in plans.items():
+            runs[f"naive {dtype}, {name}"] = partial(naive.scorer(model, plan), plain)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(args.rounds + 1):
         for name in runs if number % 2 else reversed(runs):
@@ -76,16 +85,20 @@ def time_rounds(args: argparse.Namespace) -> dict:
                 seconds[name].append(time.perf_counter() - begin)
             assert all(np.isfinite(row).all() for row in result)
     num = sum(len(sequence.token_ids) for sequence in plain)
-    fastest = min((name for name in runs if name.startswith("naive")), key=lambda n: statistics.median(seconds[n]))
+    against = {}
+    for name, plan in plans.items():
+        fastest = min((f"naive {dtype}, {name}" for dtype in args.naive), key=lambda n: statistics.median(seconds[n]))
+        against[f"faster naive, {name}"] = fastest
+        for way, bound in zip(("shared", "unshared"), bounds(model, plain, plan), strict=True):
+            against |= ratios(f"speed, {way} over naive, {name}", seconds[fastest], seconds[way])
+            against[f"speed that products alone allow, {way}, {name}"] = round(bound, 2)
     return {
         "packing": scorer.packing,
         "arithmetic": scorer.arithmetic,
         "token multiplier": round(multiplier(plain), 2),
         "tokens": num,
         **{f"tokens a second, {name}": round(num / statistics.median(seconds[name])) for name in runs},
-        "faster naive": fastest,
-        **ratios("speed, shared over naive", seconds[fastest], seconds["shared"]),
-        **ratios("speed, unshared over naive", seconds[fastest], seconds["unshared"]),
+        **against,
         **ratios("time, with top-p over without", seconds["shared, top-p"], seconds["shared"]),
     }
 
@@ -113,7 +126,8 @@ def peak(kind: str, times: int, args: argparse.Namespace, out: "multiprocessing.
         score, vocab_size = ours(scorer, args.max_batch_tokens), scorer.vocab_size
     else:
         model = naive.load(args.model, "bfloat16", args.device)
-        score, vocab_size = naive.scorer(model, args.max_batch_tokens), model.get_output_embeddings().weight.shape[0]
+        plan = partial(naive.like_with_like, args.max_batch_tokens)
+        score, vocab_size = naive.scorer(model, plan), model.get_output_embeddings().weight.shape[0]
     sequences = sequences_for(args, vocab_size, times)
     ids = np.arange(2, dtype=np.uint32)
     score([Sequence(0, 0, ids, ids, Params())])
@@ -166,7 +180,7 @@ def main() -> None:
         print(json.dumps(result))
     else:
         for name, value in result.items():
-            print(f"{name:45} {value}")
+            print(f"{name:60} {value}")
 
 
 if __name__ == "__main__":
