@@ -67,7 +67,7 @@ def time_rounds(args: argparse.Namespace) -> dict:
         "shared, top-p": lambda: shared(sampled),
     }
     plans = {
-        "group by group": partial(naive.group_by_group, args.group),
+        "group by group": partial(naive.group_by_group, args.micro_batch),
         "like with like": partial(naive.like_with_like, args.max_batch_tokens),
     }
     for dtype in args.naive:
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--naive", nargs="+", default=["bfloat16", "float32"], help="dtypes of the naive side")
     parser.add_argument("--groups", type=int, help="default: 2 on a CPU, 8 on a GPU")
     parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, help="rollouts of the naive side's batches; default: a group")
     parser.add_argument("--max-batch-tokens", type=int, help="default: 2048 on a CPU, 16384 on a GPU, as in replay")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip", nargs="*", default=[], choices=["time", "memory", "error"])
@@ -167,6 +168,7 @@ def main() -> None:
     args.device = str(pick_device(args.device))
     on_gpu = args.device.startswith("cuda")
     args.groups = args.groups or (8 if on_gpu else 2)
+    args.micro_batch = args.micro_batch or args.group
     args.max_batch_tokens = args.max_batch_tokens or (16384 if on_gpu else 2048)
     args.model = str(shapes.make(args.shape) if args.shape else model_folder(args.model))
     result = {"model": Path(args.model).name, "device": args.device, "threads": torch.get_num_threads()}

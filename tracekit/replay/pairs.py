@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,20 +105,27 @@ def _by_prompt(trace: Trace, lens: str) -> dict[bytes, list[_Request]]:
 
 def _match(prompt: bytes, one: list[_Request], other: list[_Request]) -> Iterator[Pair]:
     """The longest common beginnings first; equal ones in the order of their ids, then of their numbers."""
-    ranked = sorted(
-        ((num_common(a.token_ids, b.token_ids), a, b) for a in one for b in other),
-        key=lambda found: (-found[0], *((r.token_ids.tolist(), r.key) for r in found[1:])),
+    by_ids = sorted([(r.token_ids.tolist(), r.key, side, r) for side in (0, 1) for r in (one, other)[side]])
+    rows = [(side, request) for _, _, side, request in by_ids]
+    common = [num_common(a.token_ids, b.token_ids) for (_, a), (_, b) in pairwise(rows)]
+    # Sorted by ids, those with a common beginning are neighbours: stretches are joined, the longest beginning first.
+    waiting = {i: deque([row]) for i, row in enumerate(rows)}  # by a stretch's first row: all of one side
+    first, last = list(range(len(rows))), list(range(len(rows)))  # of a stretch, by its last and by its first row
+    for i in sorted(range(len(common)), key=lambda i: -common[i]):
+        left, right = waiting[first[i]], waiting.pop(i + 1)
+        while left and right and left[0][0] != right[0][0]:
+            (_, a), (_, b) = sorted((left.popleft(), right.popleft()), key=itemgetter(0))
+            yield _pair(prompt, common[i], a, b)
+        left.extend(right)
+        first[last[i + 1]], last[first[i]] = first[i], last[i + 1]
+
+
+def _pair(prompt: bytes, num: int, a: _Request, b: _Request) -> Pair:
+    return Pair(
+        keys=(a.key, b.key),
+        num_prompt_tokens=len(prompt) // 4,
+        token_ids=a.token_ids[:num],
+        values=(a.logprob[:num], b.logprob[:num]),
+        engine_step=a.engine_step[:num],
+        lengths=(len(a.token_ids), len(b.token_ids)),
     )
-    taken: set[tuple[int, Key]] = set()
-    for num, a, b in ranked:
-        if (0, a.key) in taken or (1, b.key) in taken:
-            continue
-        taken |= {(0, a.key), (1, b.key)}
-        yield Pair(
-            keys=(a.key, b.key),
-            num_prompt_tokens=len(prompt) // 4,
-            token_ids=a.token_ids[:num],
-            values=(a.logprob[:num], b.logprob[:num]),
-            engine_step=a.engine_step[:num],
-            lengths=(len(a.token_ids), len(b.token_ids)),
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracekit.audit.findings import Array
-from tracekit.audit.lint.stale import real_changes
+from tracekit.audit.lint.stale import num_changes
 from tracekit.audit.rows import EngineRows
 from tracekit.tables import PREEMPTED
 
@@ -29,14 +29,8 @@ def crossings(rows: EngineRows) -> Array:
     """Return the request of every two neighbouring tokens between which weights that the request uses changed."""
     tokens = rows.accepted
     request, version = tokens["request"], tokens["weight_version"]
-    loras = rows.requests.column("lora").to_pylist()
     row = rows.row_of(request)
-    same = request[1:] == request[:-1]
-    found = np.zeros(same.size, dtype=bool)
-    for lora in {loras[at] if at >= 0 else None for at in np.unique(row).tolist()}:
-        changed = real_changes(rows, lora)
-        mine = np.array([at >= 0 and loras[at] == lora for at in range(-1, len(loras))], dtype=bool)[row + 1]
-        number = np.searchsorted(changed, version, side="right")
-        found |= same & mine[1:] & (number[1:] != number[:-1])
+    number = num_changes(rows, row, version)
+    found = (request[1:] == request[:-1]) & (row[1:] >= 0) & (number[1:] != number[:-1])
     crossing: Array = request[1:][found]
     return crossing

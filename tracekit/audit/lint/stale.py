@@ -32,14 +32,8 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     at, oldest = rows.step_of(cache["engine_step"]), cache["min_weight_version"]
     known = (oldest >= 0) & (at >= 0)
     now = pick(steps["weight_version"], at, 0)
-    loras = rows.requests.column("lora").to_pylist()
     row = rows.row_of(cache["request"])
-    stale = np.zeros(known.size, dtype=bool)
-    for lora in {loras[i] if i >= 0 else None for i in np.unique(row).tolist()}:
-        mine = known & np.array([i >= 0 and loras[i] == lora for i in row.tolist()], dtype=bool)
-        changed = real_changes(rows, lora)
-        between = np.searchsorted(changed, now, side="right") - np.searchsorted(changed, oldest, side="right")
-        stale |= mine & (between > 0)
+    stale = known & (row >= 0) & (num_changes(rows, row, now) > num_changes(rows, row, oldest))
     key = sequence_key(cache)
     hits, first, of, num_stale = np.unique(key[stale], return_index=True, return_inverse=True, return_counts=True)
     least = np.full(hits.size, np.iinfo(np.int64).max)
@@ -59,8 +53,23 @@ def stale_hits(rows: EngineRows) -> list[StaleHit]:
     ]
 
 
-def real_changes(rows: EngineRows, lora: str | None) -> Array:
-    """Return the versions, ascending, whose weights a request with this adapter does not share with the one before."""
-    weights = rows.changes
-    mine = np.array([of in (None, lora) for of in rows.adapters], dtype=bool)
-    return np.unique(weights["weight_version"][mine & (weights["num_changed"] != 0)])
+def num_changes(rows: EngineRows, row: Array, version: Array) -> Array:
+    """[N] numbers that grow with each change of what a request uses: the model, and its adapter's own weights.
+
+    Two of them are to be compared for the same request only.
+
+    Args:
+        rows: of one engine.
+        row: [N] int64, of `rows.requests`; -1 for a request that is not there.
+        version: [N] int64, the weight version that the request saw.
+    """
+    real, changed = rows.changes["num_changed"] != 0, rows.changes["weight_version"]
+    index = {name: number for number, name in enumerate(dict.fromkeys([None, *rows.adapters]))}
+    of = np.array([index[name] for name in rows.adapters], dtype=np.int64)
+    own = np.array([index.get(name, 0) for name in rows.requests.column("lora").to_pylist()] + [0], dtype=np.int64)
+    # the versions of each adapter lie in a range of their own, so that one search serves all
+    width = 2 + max(int(changed.max(initial=0)), int(version.max(initial=0)))
+    of_adapters = np.sort((of * width + changed)[real & (of > 0)])
+    own_until = np.searchsorted(of_adapters, own[row] * width + version, side="right")
+    found: Array = np.searchsorted(np.sort(changed[real & (of == 0)]), version, side="right") + own_until
+    return found
