@@ -161,6 +161,20 @@ def test_what_the_time_does_not_suffice_for_is_counted_or_no_goodbye_is_said(mon
     assert sink.reasons == {module.UNFINISHED}
 
 
+def test_what_cannot_even_be_counted_is_a_loss_and_keeps_no_session_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_SECS", 0.1)
+    encoder, sink, session = stuck()
+    for number in (1, None, 3):
+        session.append(("e", number))
+    until(lambda: len(session._events) == 2)  # it is at the first
+    session.lose(("e", None), "not seen")
+    session.close(0.2)
+    encoder.hold.set()
+    assert sink.closed == 1 and sink.lost == {"tokens": 3}
+    more = ", and its rows could not be counted"
+    assert sink.reasons == {module.UNFINISHED, module.UNFINISHED + more, "not seen" + more}
+
+
 def test_with_its_owner_a_session_ends_and_leaves_no_descriptor(tmp_path: Path) -> None:
     class Owner:
         pass

@@ -163,12 +163,15 @@ class Session:
             self._sweep(LATE)
 
     def _count(self, event: Any, reason: str) -> dict[str, int]:
-        rows = self._encoder.count(event)
-        if any(rows.values()):  # a loss without rows would be one of nobody knows how many
-            with self._lost_lock:
-                lost = self._lost.setdefault(reason, {})
-                for table, count in rows.items():
-                    lost[table] = lost.get(table, 0) + count
+        rows = self._count_of(event)
+        if rows is None:
+            rows, reason = {}, f"{reason}, and its rows could not be counted"
+        elif not any(rows.values()):
+            return rows  # a loss without rows would be one of nobody knows how many
+        with self._lost_lock:
+            lost = self._lost.setdefault(reason, {})
+            for table, count in rows.items():
+                lost[table] = lost.get(table, 0) + count
         return rows
 
     def wait(self) -> Stall | None:
@@ -232,11 +235,12 @@ class Session:
                 say_once("an engine goes on after its recording has ended: this is not recorded")
         self._tell_lost()
 
-    def _count_of(self, event: Any) -> dict[str, int]:
+    def _count_of(self, event: Any) -> dict[str, int] | None:
+        """Return the rows by table that an event stands for; None where nobody knows."""
         try:
             return self._encoder.count(event)
         except Exception:
-            return {}  # nobody knows
+            return None
 
     def _next(self) -> Any:
         """Return the oldest event; None where there is none, or another thread was faster."""
@@ -289,7 +293,7 @@ class Session:
                 self._encoder.add(event)
             except Exception as error:
                 say_once(f"an event could not be encoded: {type(error).__name__}: {error}")
-                self._sink.lose(self._count_of(event), f"not encodable: {type(error).__name__}")
+                self._sink.lose(self._count_of(event) or {}, f"not encodable: {type(error).__name__}")
             # let the engine have the interpreter between two steps
             time.sleep(0)
             if self._encoder.num_tokens() >= SEND_TOKENS:
