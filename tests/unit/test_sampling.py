@@ -254,6 +254,8 @@ def test_noise_gain_is_the_length_of_the_gradient(params: Params) -> None:
         Params(temperature=0.7),
         Params(top_p=0.9),
         Params(temperature=1.3, top_p=0.95),
+        Params(temperature=4.0),
+        Params(temperature=3.0, top_p=0.9, logit_bias=((5, 100.0),)),
         Params(top_k=300, top_p=0.8),
         Params(top_k=3),
         Params(min_p=1e-4),
@@ -261,7 +263,7 @@ def test_noise_gain_is_the_length_of_the_gradient(params: Params) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("spread", [1.0, 5.0])
+@pytest.mark.parametrize("spread", [1.0, 5.0, 12.0])
 def test_scores_are_those_of_a_float64_softmax(params: Params, spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(12, 17_003, generator=generator) * spread

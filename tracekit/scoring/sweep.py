@@ -56,6 +56,7 @@ class Sweep:
         if logits.device.type == "cpu":
             num_rows = min(num_rows, _BLOCK_BYTES * torch.get_num_threads() // (4 * logits.shape[1]))
         self._num_rows = max(num_rows, 1)
+        self._rows = logits
         self._gaps, self._weights, self._scratch = (logits.new_empty(self._num_rows, logits.shape[1]) for _ in range(3))
 
     def blocks(self) -> Iterator[slice]:
@@ -65,7 +66,7 @@ class Sweep:
 
     def plain(self, block: slice) -> Sums:
         """Sums of a block at temperature 1."""
-        rows = self.logits[block]
+        rows = self._rows = self.logits[block]
         best, best_token = _largest(rows)
         gaps = torch.sub(rows, best.unsqueeze(1), out=self._gaps[: len(rows)]).clamp_(min=_SMALLEST)
         return _sums(best, best_token, torch.exp(gaps, out=self._weights[: len(rows)]))
@@ -79,7 +80,10 @@ class Sweep:
     def tempered(self, plain: Sums, temperature: Tensor) -> Sums:
         """Sums of the block whose plain sums were asked for last, at a temperature for each row, [r] float32."""
         num_rows = len(plain.best)
-        gaps = torch.div(self._gaps[:num_rows], temperature.unsqueeze(1), out=self._scratch[:num_rows])
+        gaps, divisor = self._gaps[:num_rows], temperature.unsqueeze(1)
+        if bool((temperature > 1).any()):  # what plain sums may cut off weighs something here
+            gaps = torch.sub(self._rows, plain.best.unsqueeze(1), out=self._scratch[:num_rows])
+        gaps = torch.div(gaps, divisor, out=self._scratch[:num_rows])
         return _sums(plain.best, plain.best_token, gaps.clamp_(min=_SMALLEST).exp_())
 
 
