@@ -4,6 +4,7 @@ The engine is transformers' own forward with its own cache, under one model and 
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.factories import make_cache, make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
-from tracekit.errors import ReplayRefused
+from tracekit.errors import ModelError, ReplayRefused
 from tracekit.replay.runner import replay
 from tracekit.report.text import to_text
 from tracekit.tables import PREEMPTED, PREFILL, RESUMED
@@ -130,6 +131,16 @@ def test_a_block_in_which_two_versions_meet_is_refused_by_name(tmp_path: Path, e
     assert [(s.why, s.count) for s in found.data.skipped_requests] == [("mixed kv", 1)]
     assert found.data.num_rollouts == NUM_REQUESTS - 1 and found.verdict.layer == "none"
     assert json.dumps(found.to_dict())
+
+
+def test_weights_of_another_architecture_are_refused_before_anything_is_scored(tmp_path: Path, engine: Any) -> None:
+    folders, ids, values = engine
+    write_trace(tmp_path / "t.arrow", [tables_of(ids, values["kept"], "kept")])
+    other = shutil.copytree(folders[1], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match="weight version 1 has num_hidden_layers 3 and that for 0 2"):
+        replay(tmp_path / "t.arrow", folders[0], weights={1: other}, expect="raw", dtype="float32")
 
 
 def test_where_no_block_is_known_nothing_can_be_scored(tmp_path: Path, engine: Any) -> None:

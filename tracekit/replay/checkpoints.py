@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_NO_UPDATE_CHANGES = ("model_type", "num_hidden_layers", "num_key_value_heads", "head_dim")
 _SAMPLE = 1 << 16
 _SAMPLES = 64
 
@@ -29,6 +30,19 @@ def stored_dtype(folder: Path) -> str | None:
         return None
     (name, _), *_ = counted.most_common(1)
     return TORCH_NAMES.get(name)
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """Return what config.json says of the kind of model and the shape of its KV; nothing of what it does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config = config.get("text_config") or config
+        found = {name: config[name] for name in _NO_UPDATE_CHANGES if config.get(name) is not None}
+    except (ValueError, OSError, RecursionError, AttributeError):
+        return {}  # loading it will say what is wrong
+    if "model_type" in found:  # of a multimodal model's text part alone
+        found["model_type"] = str(found["model_type"]).removesuffix("_text")
+    return found
 
 
 def content_digest(folder: Path) -> str:

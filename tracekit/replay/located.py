@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracekit.diagnose.facts import Facts, Update
 from tracekit.diagnose.result import Weights
+from tracekit.errors import ModelError
 from tracekit.objects.address import is_url
 from tracekit.objects.fetch import local_folder, quiet
-from tracekit.replay.checkpoints import stored_dtype
+from tracekit.replay.checkpoints import architecture, stored_dtype
 from tracekit.replay.claims import find_claims
 from tracekit.replay.facts import of_checkpoints, read_facts
 from tracekit.replay.fingerprints import arrived
@@ -73,6 +75,7 @@ def locate(
 
     Raises:
         ReplayRefused, UsageError: as `choose_weights`.
+        ModelError: the folders of an engine's versions are not of one architecture.
         StoreError, CacheError: what lies behind a URL cannot be had.
     """
     rollouts, named = numbered(rollouts, given)
@@ -81,6 +84,7 @@ def locate(
     attached = {int(row["weight_version"]) for row in rollouts.weight_changes if row["method"] == "attach"}
     taken = choose_weights(rollouts.versions, same, named, claims, rollouts.models, attached)
     folders = {weights.version: local_folder(weights.folder, talk if show_progress else quiet) for weights in taken}
+    _check_alike(rollouts, folders)
     known = _known(rollouts, folders)
     taken = [replace(w, stored=stored_dtype(folders[w.version]), received=rollouts.dtype) for w in taken]
     facts = replace(
@@ -90,6 +94,21 @@ def locate(
     )
     oldest = {version: min(v for v, path in folders.items() if path == folders[version]) for version in folders}
     return Located(rollouts, taken, folders, oldest, known, facts)
+
+
+def _check_alike(rollouts: Rollouts, folders: Mapping[int, Path]) -> None:
+    """Refuse weights that cannot have come by an update: the KV of those before would not fit them."""
+    for _, ran in groupby(sorted(rollouts.ran), key=itemgetter(0)):
+        (_, first), *others = ran
+        before = architecture(folders[first])
+        for _, number in others:
+            own = architecture(folders[number])
+            for what in before.keys() & own.keys():
+                if own[what] != before[what]:
+                    raise ModelError(
+                        f"an update changes no architecture, but the folder for weight version {name_of(number)} has "
+                        f"{what} {own[what]} and that for {name_of(first)} {before[what]}: {folders[number]}"
+                    )
 
 
 def _updates(taken: Sequence[Weights], folders: Mapping[int, Path]) -> list[Update]:
