@@ -1,15 +1,20 @@
 """Units of work: what the whole verdict runs, that nothing is lost on the way, and what an interrupted run leaves."""
 
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.synthetic import Made, make_run
+from tracekit.diagnose.data import ACCUSED
+from tracekit.diagnose.verdict import judge
+from tracekit.replay.history import Computed
 from tracekit.replay.keeping import Kept
-from tracekit.replay.ladder import Scene, parameters_in_use, plan_passes
-from tracekit.replay.planning import num_shared, plan_units
+from tracekit.replay.ladder import Scene, parameters_in_use, plan_further, plan_passes
+from tracekit.replay.planning import num_shared, plan_further_units, plan_units
 from tracekit.replay.progress import Progress
 from tracekit.replay.rollouts import Rollout
 from tracekit.replay.running import join, locally, run_units, totals
@@ -95,6 +100,28 @@ def test_the_whole_verdict_runs_at_most_two_and_a_half_passes(tmp_path):
     for name in ("noise.shape", "noise.precision", "sampling.no_truncation"):
         own = joined[name].raw_logprob
         assert np.isfinite(own).sum() >= 512 and np.array_equal(own[np.isfinite(own)], whole[np.isfinite(own)])
+
+
+@pytest.mark.parametrize(("num", "length", "passes"), [(200, 1000, 1.3), (48, 512, 2.7)])
+def test_where_weights_change_within_rollouts_it_runs_what_the_docs_say(num, length, passes):
+    at, prompt = length // 2, 40
+    history = (Computed(0, 0, 0, prompt + at - 1), Computed(at, 1, prompt + at - 1, prompt + length - 1))
+    version = (np.arange(length) >= at).astype(int)
+    everyone = [
+        replace(r, weight_version=version, history=history)
+        for r in rollouts(num_groups=num, members=1, num_prompt=prompt, length=length)
+    ]
+    scene = Scene({"temperature", "truncation"}, mixed=True, before=((1, 0),), after=((0, 1),))
+    plan = plan_passes(Model("bfloat16", "bfloat16"), 2048, scene)
+    one_pass = num * (prompt + length - 1)
+    assert sum(unit.cost for unit in plan_units(everyone, plan, int)) == pytest.approx(passes * one_pass, rel=0.03)
+    hit = replace(judge(make_run(Made(num_rollouts=num, shift=0.8, shift_rollouts=3))).verdict, layer="inference path")
+    asked = plan_further(plan[0], scene, hit)
+    for how in asked:
+        its = plan_further_units(everyone, plan[0], [replace(how, only=None)], int)
+        least = 32 * 1.5 / num if how.at_least > 1 else 0
+        assert 0 < sum(unit.cost for unit in its) <= max(0.45 if how.name == ACCUSED else 0.15, least) * one_pass
+    assert len(asked) == 3
 
 
 def test_equal_prompts_are_in_one_unit_and_units_of_a_model_come_together():

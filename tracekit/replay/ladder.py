@@ -3,9 +3,10 @@
 To add a rung, add a row to `LADDER`; where it stands for another reading of the recorded values, add its row to
 `tracekit.diagnose.readings`, too.
 
-All passes together cost at most 2.5 times the trainer's: passes with the same model, shape and KV share its forward,
-and each of the others has a share, in positions that run through the body, that adds up to less than 1.5. A run of a
-few hundred tokens costs more, because noise that is measured on less is worth nothing.
+The ladder costs at most 2.5 times the trainer's pass: passes with the same model, shape and KV share its forward, and
+each of the others has a share, in positions that run through the body, that adds up to less than 1.5. A run of a few
+hundred tokens costs more, because noise that is measured on less is worth nothing, and so does one of few rollouts with
+KV of several weights. What only a divergence asks for, `FURTHER`, comes on top, with a share each.
 """
 
 from __future__ import annotations
