@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,8 +14,12 @@ import pytest
 from helpers.factories import make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
+from tracekit.errors import ReplayRefused
 from tracekit.replay import running
+from tracekit.replay.checkpoints import refuse_changed, weights_digest
 from tracekit.replay.output import read_replay
+from tracekit.replay.runner import replay
+from tracekit.replay.scorers import Model, ScorerLike, torch_loader
 from tracekit.scoring.params import Params
 from tracekit.scoring.scorer import Scorer
 from tracekit.scoring.spans import whole
@@ -107,6 +112,24 @@ def test_a_budget_scores_a_part_says_so_and_twice_the_same(run: Any) -> None:
     sample = json.loads(one[1])["data"]["sample"]
     assert sample == {"budget_secs": 1e-06, "num_rollouts": 12, "num_tokens": 192}
     assert json.loads(told(run("--budget", "3600", "--json"))[1])["data"]["num_rollouts"] == 12
+
+
+def test_weights_that_change_while_they_are_scored_give_no_verdict(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    """A trainer that overwrites its checkpoint: the noise floor would be that between two models, and all within it."""
+    model, load = shutil.copytree(recorded[1], tmp_path / "model"), torch_loader("cpu")
+
+    def overwritten(folder: Path, how: Model) -> ScorerLike:
+        scorer = load(folder, how)
+        write_model(model, "llama", seed=7)
+        return scorer
+
+    with pytest.raises(ReplayRefused, match=r"changed while they were scored.*: .*/model"):
+        replay(recorded[0], model, expect="raw", load=overwritten)
+    before = {model: weights_digest(model)}
+    os.utime(model / "model.safetensors", (0, 0))  # the same once more
+    refuse_changed(before)
+    shutil.rmtree(model)  # all that was loaded is of what was there
+    refuse_changed(before)
 
 
 def test_what_casting_the_stored_weights_does_is_measured_on_a_sample(run: Any, recorded: tuple[Path, Path]) -> None:

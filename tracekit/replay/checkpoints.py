@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from tracekit.errors import ReplayRefused
 
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _NO_UPDATE_CHANGES = ("model_type", "num_hidden_layers", "num_key_value_heads", "head_dim")
@@ -57,6 +59,34 @@ def content_digest(folder: Path) -> str:
         for part in _samples(path, stat.st_size):
             hashed.update(part)
     return hashed.hexdigest()
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Return what stands for a folder's weights, whenever they were written, 32 hex digits; None where it has none."""
+    hashed, paths = blake2b(digest_size=16), sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    for path in paths:
+        size = path.stat().st_size
+        hashed.update(f"{path.name}\0{size}\0".encode())
+        for part in _samples(path, size):
+            hashed.update(part)
+    return hashed.hexdigest() if paths else None
+
+
+def refuse_changed(before: Mapping[Path, str | None]) -> None:
+    """Make sure that folders hold the weights that they held, or none: loads of others were not of the same model.
+
+    Args:
+        before: `weights_digest` of each folder, from before it was loaded.
+
+    Raises:
+        ReplayRefused: one does not.
+    """
+    for folder, digest in before.items():
+        if weights_digest(folder) not in (digest, None):
+            raise ReplayRefused(
+                f"the weights changed while they were scored, so the passes are not of the same ones (replay a copy): "
+                f"{folder}"
+            )
 
 
 def _samples(path: Path, size: int) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from tracekit.errors import UsageError
 from tracekit.replay.annotated import annotated_view
 from tracekit.replay.borrowed import borrowed_prompts, starts_of
 from tracekit.replay.budget import position_secs, within
+from tracekit.replay.checkpoints import refuse_changed, weights_digest
 from tracekit.replay.keeping import Kept
 from tracekit.replay.ladder import Pass, Scene, parameters_in_use, plan_further, plan_passes, rounded
 from tracekit.replay.leaks import leak_scores
@@ -117,7 +118,8 @@ def replay(
         The result (verdict, codes, numbers) and the table of all scored tokens.
 
     Raises:
-        ReplayRefused: a verdict would be a guess; see `read_rollouts`, `choose_weights`, `identity_test`, `run_again`.
+        ReplayRefused: a verdict would be a guess; see `read_rollouts`, `choose_weights`, `identity_test`, `run_again`,
+            `refuse_changed`.
         UsageError: `expect` or `dtype` is unknown, weights are given for a version that the trace does not have, or no
             model is given and the trace names none that is here.
         ModelError: a folder cannot be loaded or has another vocabulary.
@@ -149,6 +151,7 @@ def replay(
     given: Folders = {**({0: model} if model is not None else {}), **(weights or {})}
     here = locate(trace, rollouts, given, trainer_config, show_progress=show_progress)
     folders, group = here.folders, here.group
+    loaded_from = {folder: weights_digest(folder) for folder in folders.values()}
     rollouts = leave_out_unknown(here.rollouts, group)
     here = replace(here, rollouts=rollouts)
     load = load or torch_loader(device)
@@ -234,6 +237,7 @@ def replay(
         run = replace(run, scores={**run.scores, **scores})
         judged = judge(run, expect=expect, facts=facts, clip=clip)
         units += more
+    refuse_changed(loaded_from)
     kept.drop(units)
     scoring = _scoring(about, plan, units, here.weights, time.monotonic() - started)
     scoring = replace(scoring, worker_peak_bytes=max(of_workers, default=None))
