@@ -220,6 +220,15 @@ def test_tokens_beyond_the_vocabulary_are_another_models(folders: dict[str, Path
         score(scorer, [biased], max_batch_tokens=64)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_positions_beyond_a_learned_table_are_another_models(folders: dict[str, Path], name: str) -> None:
+    scorer = Scorer.load(folders[name], dtype="float32", device="cpu")
+    ids = np.full(257, 5, np.uint32)
+    scorer.score([whole(Sequence(0, 0, ids[:1], ids[1:], Params()))], max_batch_tokens=512)
+    with pytest.raises(ModelError, match="request 7 runs 257 positions but the model has 256"):
+        scorer.score([whole(Sequence(0, 7, ids[:2], ids[1:], Params()))], max_batch_tokens=512)
+
+
 def test_an_empty_prompt_is_refused(folders: dict[str, Path]) -> None:
     empty = Sequence(0, 4, np.array([], np.uint32), np.array([7], np.uint32), Params())
     with pytest.raises(ReplayRefused, match="request 4 has an empty prompt"):

@@ -40,6 +40,8 @@ class SplitModel:
             raise ModelError(f"{self.architecture} has no separate body and output embedding to score with")
         self.vocab_size = int(embedding.weight.shape[0])
         self.device: torch.device = embedding.weight.device
+        self.num_positions = _learned_positions(self.body)
+        """That the model has learned an embedding of; None where it goes by angles or distances."""
         self.dtype = str(model.dtype).removeprefix("torch.")
         with torch.inference_mode():
             self._head: Float32Head | RoundedHead = Float32Head(embedding)
@@ -98,6 +100,13 @@ class SplitModel:
         same = hidden[:, : _PROBE_LENGTH // 2].float()
         if not _close(same[1], same[0], of_its_dtype):
             raise ModelError(f"{self.architecture} is not causal: a token's score would depend on later ones")
+
+
+def _learned_positions(body: nn.Module) -> int | None:
+    """As many as the config says, where there is such a table: GPT-2's `wpe`, OPT's `embed_positions`."""
+    tables = (name.rpartition(".")[2] for name, module in body.named_modules() if isinstance(module, nn.Embedding))
+    has_one = any(name == "wpe" or "position" in name for name in tables)
+    return getattr(body.config, "max_position_embeddings", None) if has_one else None
 
 
 def _probe_ids(vocab_size: int) -> Tensor:

@@ -122,7 +122,7 @@ class Scorer:
             Scores in the order of the spans, as numpy arrays of float64 and int64.
 
         Raises:
-            ModelError: a token is beyond the model's vocabulary.
+            ModelError: a token is beyond the model's vocabulary, or a position beyond those that it has.
             ModelError: a span needs KV, and the architecture cannot be packed.
             ReplayRefused: a prompt is empty.
             ValueError: max_batch_tokens is below 1.
@@ -144,6 +144,12 @@ class Scorer:
         sequence = span.sequence
         if not len(sequence.prompt_token_ids):
             raise ReplayRefused(f"request {sequence.request} has an empty prompt, so its first token has no context")
+        limit = self.model.num_positions
+        if limit is not None and span.stop > limit:
+            raise ModelError(
+                f"request {sequence.request} runs {span.stop} positions but the model has {limit}: "
+                "this is another model"
+            )
         named = np.asarray([token for params in span.readings for token in params.named_ids], np.int64)
         for ids in (sequence.prompt_token_ids, sequence.token_ids, named):
             if len(ids) and int(ids.max()) >= self.vocab_size:
