@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.factories import make_engine, make_tables, write_trace
 from helpers.tiny_models import VOCAB, write_model
 from tracekit.cli.main import main
-from tracekit.errors import ReplayRefused
+from tracekit.errors import ModelError, ReplayRefused
 from tracekit.replay import running
 from tracekit.replay.checkpoints import refuse_changed, weights_digest
 from tracekit.replay.output import read_replay
@@ -130,6 +132,17 @@ def test_weights_that_change_while_they_are_scored_give_no_verdict(recorded: tup
     refuse_changed(before)
     shutil.rmtree(model)  # all that was loaded is of what was there
     refuse_changed(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_without_their_scales_are_not_taken_for_weights(
+    recorded: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = Path(shutil.copytree(recorded[1], tmp_path / "model"))
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: t.to(dtype) for name, t in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"stored as (I8|F8_E4M3), and config\.json has no quantization_config"):
+        replay(open_trace(recorded[0]), model, expect="raw", device="cpu")
 
 
 def test_what_casting_the_stored_weights_does_is_measured_on_a_sample(run: Any, recorded: tuple[Path, Path]) -> None:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from tracekit.errors import ReplayRefused
+from tracekit.errors import ModelError, ReplayRefused
 
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _NO_UPDATE_CHANGES = ("model_type", "num_hidden_layers", "num_key_value_heads", "head_dim")
@@ -22,6 +22,10 @@ def stored_dtype(folder: Path) -> str | None:
     """Return the dtype that most weights of a folder are stored in; None where no safetensors file tells.
 
     The header of such a file is JSON behind eight bytes of length (huggingface/safetensors, "Format").
+
+    Raises:
+        ModelError: most are integers or eight-bit floats, and config.json does not say how they are scaled:
+            transformers would take them for the weights themselves.
     """
     counted: Counter[str] = Counter()
     for path in sorted(folder.glob("*.safetensors")):
@@ -31,20 +35,32 @@ def stored_dtype(folder: Path) -> str | None:
     if not counted:
         return None
     (name, _), *_ = counted.most_common(1)
+    if name not in TORCH_NAMES and "quantization_config" not in _config(folder):
+        raise ModelError(
+            f"most weights are stored as {name}, and config.json has no quantization_config that tells their scales: "
+            f"{folder}"
+        )
     return TORCH_NAMES.get(name)
 
 
 def architecture(folder: Path) -> dict[str, Any]:
     """Return what config.json says of the kind of model and the shape of its KV; nothing of what it does not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        config = config.get("text_config") or config
-        found = {name: config[name] for name in _NO_UPDATE_CHANGES if config.get(name) is not None}
-    except (ValueError, OSError, RecursionError, AttributeError):
-        return {}  # loading it will say what is wrong
+    config = _config(folder)
+    if isinstance(text := config.get("text_config"), dict):
+        config = text
+    found = {name: config[name] for name in _NO_UPDATE_CHANGES if config.get(name) is not None}
     if "model_type" in found:  # of a multimodal model's text part alone
         found["model_type"] = str(found["model_type"]).removesuffix("_text")
     return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return config.json; nothing where it cannot be read, of which loading it will say what is wrong."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def content_digest(folder: Path) -> str:

@@ -75,7 +75,7 @@ def locate(
 
     Raises:
         ReplayRefused, UsageError: as `choose_weights`.
-        ModelError: the folders of an engine's versions are not of one architecture.
+        ModelError: the folders of an engine's versions are not of one architecture, or as `stored_dtype`.
         StoreError, CacheError: what lies behind a URL cannot be had.
     """
     rollouts, named = numbered(rollouts, given)
