@@ -5,6 +5,7 @@ and the pairs of positions that attention multiplies. Norms, casts and log-softm
 the other stays below the bound, and who spends less may pass it.
 """
 
+from lengths import repeated_prompts
 from naive import Plan
 from torch import nn
 
@@ -19,21 +20,17 @@ def bounds(model: nn.Module, sequences: list[Sequence], plan: Plan) -> tuple[flo
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     a_pair = 2 * width * config.num_hidden_layers  # queries by keys, and weights by values
 
-    def products(lengths: list[int], rows: int, without: list[int] | None = None) -> int:
+    def products(lengths: list[int], rows: int, without: list[int]) -> int:
         tokens, pairs = sum(lengths), sum(map(_causal, lengths))
-        for prefix in without or ():
+        for prefix in without:
             tokens, pairs = tokens - prefix, pairs - _causal(prefix)
         return tokens * linears + rows * head + pairs * a_pair
 
     lengths = [len(s.prompt_token_ids) + len(s.token_ids) for s in sequences]
     scored = sum(len(s.token_ids) for s in sequences)
-    prompts = {s.prompt_token_ids.tobytes(): len(s.prompt_token_ids) for s in sequences}
-    again = [len(s.prompt_token_ids) for s in sequences]
-    for prompt in prompts.values():
-        again.remove(prompt)  # each runs once
     padded = [max(lengths[i] for i in batch) for batch in plan(lengths) for _ in batch]
-    theirs = products(padded, sum(padded))
-    return theirs / products(lengths, scored, again), theirs / products(lengths, scored)
+    theirs = products(padded, sum(padded), [])
+    return theirs / products(lengths, scored, repeated_prompts(sequences)), theirs / products(lengths, scored, [])
 
 
 def _causal(num: int) -> int:

@@ -39,3 +39,15 @@ def rollouts(folder: Path, vocab_size: int, *, groups: int, size: int, params: P
             made.append(Sequence(0, group * size + number, prompt, ids[offset : offset + num], params))
             offset += num
     return made
+
+
+def repeated_prompts(sequences: list[Sequence]) -> list[int]:
+    """Lengths of the prompts that run again, for each rollout but the first of a prompt, where none is shared."""
+    seen: set[bytes] = set()
+    again = []
+    for sequence in sequences:
+        prompt = sequence.prompt_token_ids.tobytes()
+        if prompt in seen:
+            again.append(len(sequence.prompt_token_ids))
+        seen.add(prompt)
+    return again

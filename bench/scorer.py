@@ -29,7 +29,7 @@ import numpy as np
 import shapes
 import torch
 from bounds import bounds
-from lengths import rollouts
+from lengths import repeated_prompts, rollouts
 
 from tracekit.cli.models import model_folder
 from tracekit.scoring.loading import pick_device
@@ -111,8 +111,7 @@ def ratios(name: str, over: list[float], under: list[float]) -> dict:
 def multiplier(sequences: list[Sequence]) -> float:
     """Tokens that run without sharing, for each that runs with shared prompts."""
     alone = sum(len(s.prompt_token_ids) + len(s.token_ids) for s in sequences)
-    prompts = {s.prompt_token_ids.tobytes(): len(s.prompt_token_ids) for s in sequences}
-    return alone / (sum(prompts.values()) + sum(len(s.token_ids) for s in sequences))
+    return alone / (alone - sum(repeated_prompts(sequences)))
 
 
 def sequences_for(args: argparse.Namespace, vocab_size: int, times: int = 1) -> list[Sequence]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -68,24 +68,24 @@ def content_digest(folder: Path) -> str:
 
     Weights that were written in place have another time; a copy of the folder is taken for another one.
     """
-    hashed = blake2b(digest_size=16)
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        stat = path.stat()
-        hashed.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-        for part in _samples(path, stat.st_size):
-            hashed.update(part)
-    return hashed.hexdigest()
+    return _digest((path for path in folder.iterdir() if path.is_file()), written=True)
 
 
 def weights_digest(folder: Path) -> str | None:
     """Return what stands for a folder's weights, whenever they were written, 32 hex digits; None where it has none."""
-    hashed, paths = blake2b(digest_size=16), sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    for path in paths:
-        size = path.stat().st_size
-        hashed.update(f"{path.name}\0{size}\0".encode())
-        for part in _samples(path, size):
+    paths = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return _digest(paths, written=False) if paths else None
+
+
+def _digest(paths: Iterable[Path], *, written: bool) -> str:
+    hashed = blake2b(digest_size=16)
+    for path in sorted(paths):
+        stat = path.stat()
+        when = f"{stat.st_mtime_ns}\0" if written else ""
+        hashed.update(f"{path.name}\0{stat.st_size}\0{when}".encode())
+        for part in _samples(path, stat.st_size):
             hashed.update(part)
-    return hashed.hexdigest() if paths else None
+    return hashed.hexdigest()
 
 
 def refuse_changed(before: Mapping[Path, str | None]) -> None:

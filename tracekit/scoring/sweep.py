@@ -56,7 +56,6 @@ class Sweep:
         if logits.device.type == "cpu":
             num_rows = min(num_rows, _BLOCK_BYTES * torch.get_num_threads() // (4 * logits.shape[1]))
         self._num_rows = max(num_rows, 1)
-        self._rows = logits
         self._gaps, self._weights, self._scratch = (logits.new_empty(self._num_rows, logits.shape[1]) for _ in range(3))
 
     def blocks(self) -> Iterator[slice]:
@@ -66,24 +65,23 @@ class Sweep:
 
     def plain(self, block: slice) -> Sums:
         """Sums of a block at temperature 1."""
-        rows = self._rows = self.logits[block]
+        rows = self.logits[block]
         best, best_token = _largest(rows)
-        gaps = torch.sub(rows, best.unsqueeze(1), out=self._gaps[: len(rows)]).clamp_(min=_SMALLEST)
-        return _sums(best, best_token, torch.exp(gaps, out=self._weights[: len(rows)]))
+        gaps = torch.sub(rows, best.unsqueeze(1), out=self._gaps[: len(rows)])
+        weights = torch.clamp(gaps, min=_SMALLEST, out=self._weights[: len(rows)]).exp_()
+        return _sums(best, best_token, weights)
 
     def entropy(self, plain: Sums) -> Tensor:
         """[r] float64 entropy in nats of the block whose plain sums were asked for last."""
         num_rows = len(plain.best)
-        slope = torch.mul(plain.weights, self._gaps[:num_rows], out=self._scratch[:num_rows]).sum(dim=-1)
+        gaps = torch.clamp(self._gaps[:num_rows], min=_SMALLEST, out=self._scratch[:num_rows])
+        slope = gaps.mul_(plain.weights).sum(dim=-1)
         return plain.log_total - slope.double() / (1 + plain.rest)
 
     def tempered(self, plain: Sums, temperature: Tensor) -> Sums:
         """Sums of the block whose plain sums were asked for last, at a temperature for each row, [r] float32."""
         num_rows = len(plain.best)
-        gaps, divisor = self._gaps[:num_rows], temperature.unsqueeze(1)
-        if bool((temperature > 1).any()):  # what plain sums may cut off weighs something here
-            gaps = torch.sub(self._rows, plain.best.unsqueeze(1), out=self._scratch[:num_rows])
-        gaps = torch.div(gaps, divisor, out=self._scratch[:num_rows])
+        gaps = torch.div(self._gaps[:num_rows], temperature.unsqueeze(1), out=self._scratch[:num_rows])
         return _sums(plain.best, plain.best_token, gaps.clamp_(min=_SMALLEST).exp_())
 
 
