@@ -100,3 +100,9 @@ CLIENTS = [
     ("client-value", lambda v: {"finish_reason": 1}),
     ("client-index", lambda v: {"index": 1}),
 ]
+
+
+def make_shed(tables, index):
+    """The row of a request that was shed."""
+    names = ("request", "time_ns", "request_id", "external_id", "index")
+    return {**{name: tables["requests"][name][index : index + 1] for name in names}, "reason": ["full"]}

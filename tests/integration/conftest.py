@@ -1,8 +1,10 @@
-"""Daemons for the tests of this folder."""
+"""Daemons, and recordings to be replayed, for the tests of this folder."""
 
 import pytest
 
+from helpers.replayed import Recorded, record
 from helpers.wire import DaemonProcess
+from tracekit.cli.main import main
 
 
 @pytest.fixture
@@ -13,3 +15,21 @@ def daemon(short_path):
         yield process.start()
     finally:
         process.end()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Recorded:
+    return record(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def tracekit(capsys):
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as done:
+            main(["replay", *map(str, args)])
+        out, err = capsys.readouterr()
+        return done.value.code, out, err
+
+    return run

@@ -1,72 +1,20 @@
 """``tracekit doctor`` on sound traces, and on traces that break each rule once: the rule and the place are named."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from helpers.doctored import CLIENTS, append, asking, at, drop, found, put, report_of, view_of
-from helpers.factories import (
-    ENGINE_ID,
-    count_rows,
-    make_cache,
-    make_tables,
-    make_topk,
-    make_weights,
-    write_spool,
-    write_trace,
-)
-from tracekit.audit.doctor.counters import conserved
+from helpers.doctored import CLIENTS, append, asking, at, drop, found, make_shed, put, report_of, view_of
+from helpers.factories import make_cache, make_tables, make_topk, write_spool, write_trace
 from tracekit.audit.doctor.examine import ALL, CHECKS, examine
 from tracekit.audit.findings import SEVERITIES
 from tracekit.cli.doctor import command
-from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, SHED, TABLES
-from tracekit.trace.batch import BatchMeta, batch_of_structs, rows_of, to_record_batch
-from tracekit.trace.ledger import Loss, loss_table
+from tracekit.tables import ACCEPTED, DISCARDED, NEW, PARTIAL, PREEMPTED, PREFILL, RESUMED, TABLES
 from tracekit.trace.reader import open_trace
-from tracekit.trace.segments import segment_paths
-from tracekit.trace.spool import SpoolWriter
 
 FORBIDDEN_CACHE = {"vllm": {"cache_config": {"enable_prefix_caching": False}}}
-
-
-def make_shed(tables, index):
-    """The row of a request that was shed."""
-    names = ("request", "time_ns", "request_id", "external_id", "index")
-    return {**{name: tables["requests"][name][index : index + 1] for name in names}, "reason": ["full"]}
-
-
-def shed(tables, number):
-    """Leave a request out as a recorder does that sheds it; return its rows by table."""
-    gone, tables["shed"] = {}, make_shed(tables, number)
-    for name in ("requests", "tokens", "scheduled", "finishes"):
-        keep = np.flatnonzero(tables[name]["request"] != number)
-        gone[name] = len(tables[name]["request"]) - len(keep)
-        tables[name] = {
-            column: [values[i] for i in keep] if isinstance(values, list) else values[keep]
-            for column, values in tables[name].items()
-        }
-    return gone
-
-
-@pytest.mark.parametrize("harmed", [False, True])
-def test_requests_that_were_shed_excuse_nothing_of_the_others(tmp_path, harmed):
-    tables = asking()
-    gone = shed(tables, 1)
-    if harmed:
-        put(tables, "finishes", 0, num_output_tokens=7)
-    produced = Counter(count_rows(tables)) + Counter(gone)
-    with SpoolWriter(tmp_path / "spool") as writer:
-        first = to_record_batch(tables, 0)
-        losses = loss_table([Loss(0, 1, 1, SHED, gone)]).to_struct_array().combine_chunks()
-        batch = batch_of_structs({name: rows_of(first, name) for name in first.schema.names} | {"losses": losses})
-        writer.append(batch, BatchMeta(0, ENGINE_ID, 2, dict(produced), gone, True))
-        writer.sync()
-    report = examine(open_trace(tmp_path / "spool"))
-    assert ("finish-count" in {one.check.id for one in report.violations}) == bool(report.violations) == harmed
-    assert report.exit_code == (1 if harmed else 3) and "shed" in str(report.losses[0])
 
 
 def test_a_sound_trace_is_sound(tmp_path):
@@ -99,6 +47,7 @@ def both(*changes):
 
 
 NAN_ENGINE = json.dumps({"hf_config": {"vocab_size": 1000}})
+
 
 # the rule, the place it must name, what is done to the trace
 CORRUPTIONS = [
@@ -197,85 +146,6 @@ def test_a_model_of_several_inputs_has_its_vocabulary_in_its_text_part(tmp_path)
     tables = asking(config=json.dumps({"hf_config": {"text_config": {"vocab_size": 1000}}}))
     token(7, token_id=1000)(tables)
     assert ("token-outside-vocabulary", 0, 2) in found(report_of(tmp_path, tables))
-
-
-def test_versions_begin_in_their_order(tmp_path):
-    tables = asking()
-    tables["weights"] = make_weights(4, 2)
-    assert ("version-order", None, 2) in found(report_of(tmp_path, tables))
-
-
-def labelled(tables, version, label="step-120"):
-    append(tables, "weights", weight_version=version, engine_step=5, method="mark", arguments="{}", label=label)
-
-
-def test_a_label_is_no_change(tmp_path):
-    tables = asking()
-    for version in (0, 1, 1, 2):
-        labelled(tables, version)
-    assert report_of(tmp_path, tables).exit_code == 0
-    labelled(tables, 3)
-    (tmp_path / "other").mkdir()
-    assert found(report_of(tmp_path / "other", tables)) == {("label-of-no-version", None, 5)}
-
-
-def fingerprinted(**changes):
-    """Three versions of two tensors of two workers: one moves, then none does, then one cannot be read."""
-    tables = asking()
-    tables["weights"] = make_weights(4, 8, 9, num_changed=np.ma.masked_array([1, 0, 0], mask=[0, 0, 1], dtype="u4"))
-    hashes = np.ma.array([[1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 9, 4], [1, 2, 9, 4]], dtype="u8").ravel()
-    hashes[-1] = np.ma.masked
-    tables["fingerprints"] = {
-        "weight_version": np.arange(16, dtype="u4") // 4,
-        "rank": np.arange(16, dtype="u4") // 2 % 2,
-        "tensor": ["norm", "embed"] * 8,
-        "dtype": ["bfloat16"] * 16,
-        "shape": [[8], [4, 2]] * 8,
-        "hash": hashes,
-    }
-    for column, (row, value) in changes.items():
-        tables["fingerprints"][column][row] = value
-    return tables
-
-
-def test_num_changed_is_what_the_fingerprints_say(tmp_path):
-    assert report_of(tmp_path, fingerprinted()).violations == []
-    wrong = {
-        "hash": ((4, 7), {4, 8}),  # another tensor moves in version 1, and back in version 2
-        "tensor": ((8, "gone"), {8, 9}),
-        "dtype": ((8, "float32"), {8, 9}),
-        "shape": ((8, [9]), {8, 9}),
-        "rank": ((4, 7), {4, 8}),
-    }
-    for column, (change, steps) in wrong.items():
-        (tmp_path / column).mkdir()
-        report = report_of(tmp_path / column, fingerprinted(**{column: change}))
-        assert found(report) == {("num-changed", None, step) for step in steps}, column
-
-
-def test_an_adapters_version_has_no_fingerprints_and_the_next_compares_to_the_one_before(tmp_path):
-    tables = fingerprinted()
-    tables["weights"]["lora"][1] = "adapter"
-    assert {check for check, *_ in found(report_of(tmp_path, tables))} == {"num-changed", "fingerprint-of-no-version"}
-    put(tables, "weights", 1, num_changed=np.ma.masked)
-    kept = np.r_[0:8, 12:16]
-    tables["fingerprints"] = {
-        name: [values[i] for i in kept] if isinstance(values, list) else values[kept]
-        for name, values in tables["fingerprints"].items()
-    }
-    (tmp_path / "without").mkdir()
-    assert report_of(tmp_path / "without", tables).violations == []
-
-
-def test_fingerprints_are_of_announced_versions_once_each_and_of_what_was_loaded(tmp_path):
-    twice = fingerprinted()
-    append(twice, "fingerprints", weight_version=1, tensor="norm", dtype="bfloat16", shape=[8], hash=1)
-    assert ("fingerprint-twice", None, None) in found(report_of(tmp_path, twice))
-    (tmp_path / "later").mkdir()
-    later = fingerprinted()
-    later["fingerprints"]["weight_version"] += 1
-    kinds = {check for check, *_ in found(report_of(tmp_path / "later", later))}
-    assert {"fingerprint-of-no-version", "fingerprint-baseline"} <= kinds
 
 
 # what nothing else in a trace tells: a changed value is not found
@@ -463,62 +333,6 @@ def test_a_discarded_token_is_no_hole(tmp_path):
     token(12, flags=DISCARDED)(tables)
     put(tables, "finishes", 0, num_output_tokens=7, reason="abort")
     assert report_of(tmp_path, tables).violations == []
-
-
-def test_lost_rows_excuse_what_they_explain_and_nothing_else(tmp_path):
-    batches = [make_tables(3, 8, first_request=3 * n, first_step=8 * n, engine=n == 0) for n in range(3)]
-    report = examine(open_trace(write_spool(tmp_path / "spool", batches, skip={2})))
-    assert report.violations == [] and report.exit_code == 3
-    assert {"step-hole"} <= {f.check.id for f in report.excused}
-    batches[2]["tokens"]["rollout_logprob"][0] = 1.0
-    report = examine(open_trace(write_spool(tmp_path / "other", batches, skip={2})))
-    assert {f.check.id for f in report.violations} == {"logprob-positive"} and report.exit_code == 1
-
-
-def test_lost_rows_of_one_table_excuse_the_checks_that_need_it_beside_others(tmp_path):
-    tables = asking()
-    drop(tables, "tokens", at(tables, "tokens", request=1, position=12))
-    loss = {"engine_id": ENGINE_ID, "from_seq": 2, "to_seq": 2, "reason": "no daemon", "rows": {"tokens": 1}}
-    report = report_of(tmp_path, tables, last=False, extra_losses=[loss])
-    assert {f.check.id for f in report.excused} == {"finish-count", "row-without-token"}
-    assert report.violations == [] and report.exit_code == 3
-
-
-def test_damaged_bytes_of_an_unknown_engine_may_have_held_rows_of_any(tmp_path):
-    tables = asking()
-    drop(tables, "steps", 3)
-    (segment,) = segment_paths(write_spool(tmp_path / "spool", [tables]))
-    with open(segment, "ab") as file:
-        file.write(b"what a crash left")
-    report = examine(open_trace(tmp_path / "spool"))
-    assert [(loss.engine, loss.rows) for loss in report.losses] == [(None, {})]
-    assert report.violations == [] and "step-hole" in {f.check.id for f in report.excused}
-
-
-def test_counters_are_conserved(tmp_path):
-    write_trace(tmp_path / "t.arrow", [asking()])
-    trace = open_trace(tmp_path / "t.arrow")
-    (tally,) = trace.tallies.values()
-    assert conserved(tally, trace.all_losses()) == []
-    (wrong,) = conserved(tally, [Loss(0, 1, 1, "buffer full", {"tokens": 5})])
-    assert wrong.examples[0].text == "tokens: produced 16, stored 16, lost 5"
-
-
-def test_more_rows_than_were_produced_are_a_violation(tmp_path):
-    with SpoolWriter(tmp_path / "spool") as writer:
-        produced = {**count_rows(asking()), "tokens": 15}
-        writer.append(to_record_batch(asking(), 0), BatchMeta(0, ENGINE_ID, 1, produced, {}, last=True))
-    assert found(examine(open_trace(tmp_path / "spool"))) == {("rows-conserved", None, None)}
-
-
-def test_rows_that_a_running_engine_counts_and_did_not_send_are_lost_and_no_violation(tmp_path):
-    with SpoolWriter(tmp_path / "spool") as writer:
-        produced = {**count_rows(asking()), "topk": 7}
-        writer.append(to_record_batch(asking(), 0), BatchMeta(0, ENGINE_ID, 1, produced))
-        writer.sync()
-        report = examine(open_trace(tmp_path / "spool"))
-    assert [str(loss) for loss in report.losses] == ["engine 0: topk 7 (counted as produced, in no batch)"]
-    assert report.violations == [] and report.exit_code == 3
 
 
 def test_lost_rows_of_unknown_tables_excuse_every_check_that_needs_a_table(tmp_path):
